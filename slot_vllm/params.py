@@ -1,0 +1,171 @@
+"""What an engine and a request may set: parsing, precedence, validation.
+
+Precedence: request > ``additional_config["slot"]`` > environment > defaults (the paper's).
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+REQUEST_PREFIX = "slot_"
+
+# The published scripts' names are read after our own.
+ENVIRONMENT = {
+    "SLOT_STEPS": "steps",
+    "SLOT_LR": "lr",
+    "CHOT_STEPS": "steps",
+    "CHOT_LR": "lr",
+}
+
+
+class SlotError(ValueError):
+    """A SLOT setting that is unknown, of the wrong type or out of range."""
+
+
+def describe(error: ValidationError, prefix: str = "", value_of: Any = None) -> str:
+    """One line for the first problem of a pydantic error: key, value, what is allowed."""
+    problem = error.errors(include_url=False)[0]
+    key = prefix + ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: unknown key; allowed: {value_of}" if value_of else f"{key}: unknown key"
+    if problem["type"] == "missing":
+        return f"{key}: missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{key}={problem['input']!r}: {message[:1].lower()}{message[1:]}"
+
+
+def _number(value: Any) -> Any:
+    # JSON `true` is not a number, and neither is a string that looks like one.
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("a number is required")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("a finite number is required")
+    return value
+
+
+def _integer(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError("an integer is required")
+    return value
+
+
+def _pair(value: Any) -> Any:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError("a list of two numbers in [0, 1) is required")
+    return tuple(value)
+
+
+Integer = Annotated[int, BeforeValidator(_integer)]
+Number = Annotated[float, BeforeValidator(_number)]
+Steps = Annotated[Integer, Field(ge=0)]
+LearningRate = Annotated[Number, Field(ge=0, le=100)]
+Beta = Annotated[Number, Field(ge=0, lt=1)]
+Betas = Annotated[tuple[Beta, Beta], BeforeValidator(_pair)]
+Epsilon = Annotated[Number, Field(gt=0, le=1)]
+WeightDecay = Annotated[Number, Field(ge=0, le=1)]
+Rounding = Literal["exact", "model"]
+
+
+class SlotParams(BaseModel):
+    """The settings of one request. Defaults are the paper's.
+
+    ``rounding``: ``exact`` applies W delta in float32; ``model`` reproduces the published
+    h + delta in the model's dtype, which loses small deltas in bf16.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=False)
+
+    steps: Steps = 5
+    lr: LearningRate = 0.1
+    betas: Betas = (0.9, 0.999)
+    eps: Epsilon = 1e-5
+    weight_decay: WeightDecay = 1e-8
+    rounding: Rounding = "exact"
+
+
+REQUEST_KEYS = tuple(REQUEST_PREFIX + name for name in SlotParams.model_fields)
+
+
+class SlotConfig(SlotParams):
+    """The settings of one engine: the defaults of its requests, and its limits.
+
+    max_steps: the most steps that a request may ask for.
+    workspace_mb: memory of the optimizer, MiB, allocated when the model is loaded.
+    pending_mb: hidden states of prompts that are not complete yet, MiB on the device; what
+        exceeds it waits in host memory.
+    report_loss: compute the prompt loss after the last step too (one more pass per prompt) and
+        keep the losses of finished requests readable with the deltas.
+    keep_deltas: how many finished requests' deltas (and losses) stay readable.
+    """
+
+    max_steps: Annotated[Integer, Field(ge=0, le=1000)] = 100
+    workspace_mb: Annotated[Integer, Field(ge=1)] = 512
+    pending_mb: Annotated[Integer, Field(ge=0)] = 256
+    report_loss: Annotated[bool, Field(strict=True)] = False
+    keep_deltas: Annotated[Integer, Field(ge=0)] = 0
+
+    def model_post_init(self, _context: Any) -> None:
+        if self.steps > self.max_steps:
+            raise SlotError(
+                f"steps={self.steps}: more than max_steps={self.max_steps}; "
+                f"allowed: an integer from 0 to {self.max_steps}"
+            )
+
+    @classmethod
+    def load(
+        cls, settings: Mapping[str, Any] | None, environment: Mapping[str, str]
+    ) -> "SlotConfig":
+        """The engine's settings, ``additional_config["slot"]`` over the environment.
+
+        Raises SlotError, naming the key, the value and what is allowed.
+        """
+        if settings is not None and not isinstance(settings, Mapping):
+            raise SlotError(f'additional_config["slot"]={settings!r}: a mapping is required')
+        values = dict(_from_environment(environment))
+        values.update(settings or {})
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise SlotError(describe(error, "slot.", ", ".join(cls.model_fields))) from None
+        except TypeError as error:  # a key that is not a string
+            raise SlotError(f"slot: {error}") from None
+
+    def resolve(self, extra_args: Mapping[str, Any] | None) -> SlotParams:
+        """One request's settings: its ``slot_*`` keys over the engine's defaults.
+
+        Keys that do not start with ``slot_`` are not ours and are ignored. Raises SlotError.
+        """
+        values = {name: getattr(self, name) for name in SlotParams.model_fields}
+        for key, value in named(extra_args).items():
+            values[key.removeprefix(REQUEST_PREFIX)] = value
+        try:
+            params = SlotParams(**values)
+        except ValidationError as error:
+            raise SlotError(describe(error, REQUEST_PREFIX, ", ".join(REQUEST_KEYS))) from None
+        if params.steps > self.max_steps:
+            raise SlotError(
+                f"slot_steps={params.steps}: more than this engine's max_steps; "
+                f"allowed: an integer from 0 to {self.max_steps}"
+            )
+        return params
+
+
+def named(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The SLOT settings that a request names itself: its keys that start with ``slot_``."""
+    return {k: v for k, v in (extra_args or {}).items() if k.startswith(REQUEST_PREFIX)}
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, int | float]:
+    values: dict[str, int | float] = {}
+    for variable, name in ENVIRONMENT.items():
+        text = environment.get(variable)
+        if not text or name in values:
+            continue
+        try:
+            values[name] = int(text) if name == "steps" else float(text)
+        except ValueError:
+            kind = "an integer" if name == "steps" else "a number"
+            raise SlotError(f"{variable}={text!r}: {kind} is required") from None
+    return values
