@@ -126,11 +126,9 @@ class SlotConfig(SlotParams):
         values = dict(_from_environment(environment))
         values.update(settings or {})
         try:
-            return cls(**values)
+            return cls.model_validate(values)
         except ValidationError as error:
             raise SlotError(describe(error, "slot.", ", ".join(cls.model_fields))) from None
-        except TypeError as error:  # a key that is not a string
-            raise SlotError(f"slot: {error}") from None
 
     def resolve(self, extra_args: Mapping[str, Any] | None) -> SlotParams:
         """One request's settings: its ``slot_*`` keys over the engine's defaults.

@@ -1,0 +1,1 @@
+"""The inner loops of the optimization. Each file holds one operation."""

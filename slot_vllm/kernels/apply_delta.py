@@ -1,0 +1,16 @@
+"""Add each request's W delta to its rows of logits."""
+
+from torch import Tensor
+
+
+def add_bias_rows(logits: Tensor, table: Tensor, rows: Tensor) -> None:
+    """logits[i] += table[rows[i]] in place; row 0 of the table is zero and means "no delta".
+
+    logits: (r, V) float32. table: (1 + capacity, V) float32. rows: (r,) int64.
+    """
+    if logits.device.type == "cpu":
+        for i, row in enumerate(rows.tolist()):
+            if row:
+                logits[i].add_(table[row])
+    else:
+        logits.add_(table[rows])

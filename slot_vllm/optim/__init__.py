@@ -1,0 +1,1 @@
+"""The algorithm: hidden states and targets in, deltas and losses out. Imports no vLLM."""

@@ -1,0 +1,172 @@
+"""The closed form against float64 autograd."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slot_vllm.optim.head import Head
+from slot_vllm.optim.optimize import Prompt, optimize, smallest_workspace
+from slot_vllm.optim.oracle import oracle, published
+from slot_vllm.optim.workspace import Workspace
+from slot_vllm.params import SlotParams
+
+MIB = 1 << 20
+
+
+def make_head(
+    vocabulary: int = 307,
+    hidden: int = 64,
+    soft_cap: float | None = None,
+    scale: float = 1.0,
+    bias: bool = False,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Head:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(vocabulary, hidden, generator=generator) * 0.3
+    offset = torch.randn(vocabulary, generator=generator) if bias else None
+    return Head(weight.to(dtype), None if offset is None else offset.to(dtype), soft_cap, scale)
+
+
+def make_prompt(head: Head, length: int, params: SlotParams, seed: int = 0) -> Prompt:
+    generator = torch.Generator().manual_seed(1000 + seed)
+    hidden = torch.randn(length, head.hidden_size, generator=generator)
+    tokens = torch.randint(head.vocabulary, (length,), generator=generator)
+    return Prompt(hidden.to(head.weight.dtype), tokens, params)
+
+
+def tolerance(params: SlotParams) -> float:
+    return max(2e-3 * params.lr, 2e-5)
+
+
+def assert_equal_to_oracle(head: Head, prompts: list[Prompt], workspace: Workspace) -> None:
+    learned = optimize(head, prompts, workspace, final_loss=True)
+    for prompt, result in zip(prompts, learned, strict=True):
+        expected = oracle(head, prompt)
+        error = (result.delta.double() - expected.delta).abs().max().item()
+        assert error <= tolerance(prompt.params), (prompt.rows, prompt.params, error)
+        torch.testing.assert_close(
+            result.losses.double(), expected.losses, rtol=2e-4, atol=2e-4, msg=str(prompt.params)
+        )
+
+
+@pytest.mark.parametrize("lr", [0.001, 0.01, 0.1, 1.0])
+@pytest.mark.parametrize(
+    ("soft_cap", "scale", "bias"),
+    [(None, 1.0, False), (5.0, 1.0, False), (None, 0.25, True), (30.0, 2.0, True)],
+)
+def test_mixed_lengths_and_steps(
+    lr: float, soft_cap: float | None, scale: float, bias: bool
+) -> None:
+    head = make_head(soft_cap=soft_cap, scale=scale, bias=bias)
+    lengths = [1, 2, 3, 17, 64, 500]
+    prompts = [
+        make_prompt(head, n, SlotParams(steps=steps, lr=lr), seed=31 * n + steps)
+        for n in lengths
+        for steps in (0, 1, 2, 5, 10)
+    ]
+    assert_equal_to_oracle(head, prompts, Workspace(8 * MIB))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    requests=st.lists(
+        st.tuples(
+            st.sampled_from([1, 2, 3, 5, 17, 64, 100]),
+            st.integers(0, 10),
+            st.sampled_from([0.001, 0.03, 0.1, 1.0]),
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    soft_cap=st.sampled_from([None, 5.0]),
+    extra_bytes=st.sampled_from([0, 5_000, 50_000, 1 << 22]),
+    vocabulary=st.sampled_from([2, 129, 307]),
+)
+def test_any_batch_in_any_workspace(
+    requests: list[tuple[int, int, float]],
+    soft_cap: float | None,
+    extra_bytes: int,
+    vocabulary: int,
+) -> None:
+    head = make_head(vocabulary=vocabulary, hidden=32, soft_cap=soft_cap)
+    prompts = [
+        make_prompt(head, n, SlotParams(steps=steps, lr=lr), seed=i)
+        for i, (n, steps, lr) in enumerate(requests)
+    ]
+    assert_equal_to_oracle(head, prompts, Workspace(smallest_workspace(head) + extra_bytes))
+
+
+def test_own_hyperparameters_per_request() -> None:
+    head = make_head()
+    settings = [
+        SlotParams(steps=4, lr=0.1, betas=(0.5, 0.7), eps=1e-3, weight_decay=0.5),
+        SlotParams(steps=7, lr=0.02, betas=(0.0, 0.95), eps=1e-6, weight_decay=0.0),
+        SlotParams(steps=1, lr=0.3),
+    ]
+    prompts = [make_prompt(head, 20 + i, p, seed=i) for i, p in enumerate(settings)]
+    assert_equal_to_oracle(head, prompts, Workspace(8 * MIB))
+
+
+@pytest.mark.parametrize("neighbour", [SlotParams(steps=5, lr=1.0), SlotParams(steps=9, lr=1e-3)])
+def test_a_delta_does_not_depend_on_its_batch(neighbour: SlotParams) -> None:
+    head = make_head()
+    mine = make_prompt(head, 40, SlotParams(steps=5), seed=7)
+    workspace = Workspace(8 * MIB)
+    (alone,) = optimize(head, [mine], workspace)
+    others = [make_prompt(head, n, neighbour, seed=n) for n in (3, 64, 200)]
+    together = optimize(head, [*others, mine], workspace)[-1]
+    assert (alone.delta - together.delta).abs().max() <= 1e-6
+
+
+def test_no_steps_or_one_token_gives_zero() -> None:
+    head = make_head()
+    prompts = [
+        make_prompt(head, 1, SlotParams(steps=5)),
+        make_prompt(head, 30, SlotParams(steps=0)),
+    ]
+    for result in optimize(head, prompts, Workspace(8 * MIB)):
+        assert not result.delta.any()
+        assert not result.losses.numel()
+
+
+def test_losses_before_each_step_come_without_the_last_pass() -> None:
+    head = make_head()
+    prompt = make_prompt(head, 30, SlotParams(steps=3))
+    workspace = Workspace(8 * MIB)
+    (short,) = optimize(head, [prompt], workspace)
+    (full,) = optimize(head, [prompt], workspace, final_loss=True)
+    assert short.losses.shape == (3,)
+    assert full.losses.shape == (4,)
+    assert torch.equal(short.losses, full.losses[:3])
+    assert torch.equal(short.delta, full.delta)
+
+
+def test_a_workspace_too_small_is_an_error_and_its_size_is_never_exceeded() -> None:
+    head = make_head()
+    prompt = make_prompt(head, 30, SlotParams())
+    with pytest.raises(MemoryError, match="SLOT workspace"):
+        optimize(head, [prompt], Workspace(smallest_workspace(head) - 64))
+    optimize(head, [prompt], Workspace(smallest_workspace(head)))
+
+
+@pytest.mark.parametrize("lr", [1e-4, 1e-3, 0.1])
+def test_bf16_is_no_farther_from_the_oracle_than_the_published_loop(lr: float) -> None:
+    head = make_head(vocabulary=1000, hidden=128, dtype=torch.bfloat16)
+    prompt = make_prompt(head, 200, SlotParams(lr=lr))
+    expected = oracle(head, prompt).delta
+    (mine,) = optimize(head, [prompt], Workspace(8 * MIB))
+    ours = (mine.delta.double() - expected).abs().mean()
+    theirs = (published(head, prompt).delta.double() - expected).abs().mean()
+    assert ours <= theirs
+
+
+@pytest.mark.parametrize("lr", [1e-4, 1e-3])
+def test_in_bf16_the_shift_of_the_logits_survives(lr: float) -> None:
+    head = make_head(vocabulary=5000, hidden=128, dtype=torch.bfloat16)
+    (learned,) = optimize(head, [make_prompt(head, 100, SlotParams(lr=lr))], Workspace(8 * MIB))
+    shift = torch.empty(1, head.vocabulary)
+    head.exact_shift(learned.delta.unsqueeze(0), out=shift)
+    expected = learned.delta.double() @ head.weight.double().T
+    assert (shift[0] - expected).norm() <= 1e-5 * expected.norm()
