@@ -1,0 +1,152 @@
+"""Admission: every request of an engine gets its resolved SLOT settings here, or an error.
+
+A request that names a ``slot_*`` key and cannot be served gets an error (HTTP 400). One that has
+SLOT only from the engine's defaults is served without it; the worker counts it by reason.
+"""
+
+import functools
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vllm.exceptions import VLLMValidationError
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine.input_processor import InputProcessor
+
+from slot_vllm.engine import beam_search
+from slot_vllm.engine.lora import adapts_the_head
+from slot_vllm.engine.startup import asks_for_slot, read_config
+from slot_vllm.params import SlotConfig, SlotError, SlotParams, named
+
+logger = logging.getLogger("vllm.slot_vllm")
+
+# The key of the resolved settings in SamplingParams.extra_args, on their way to the worker.
+RESOLVED = "slot"
+
+
+class ResolvedDict(dict[str, Any]):
+    """Marks settings that admission wrote: a client can send a dict, but not this class."""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """request_id: as the caller knows it. bypassed: why SLOT is left out, or None."""
+
+    request_id: str
+    params: SlotParams
+    bypassed: str | None = None
+
+
+def read_resolved(value: Mapping[str, Any]) -> Resolved:
+    return Resolved(value["request_id"], SlotParams(**value["params"]), value["bypassed"])
+
+
+def obstacle(multimodal: bool, embeddings: bool, resumable: bool, lora_request: Any) -> str | None:
+    """Why a request cannot have SLOT; a short name that is also the counter's."""
+    if beam_search.searching():
+        return "beam_search"
+    if resumable:
+        return "streaming_input"
+    if embeddings:
+        return "prompt_embeddings"
+    if multimodal:
+        return "multimodal"
+    if lora_request is not None and adapts_the_head(lora_request):
+        return "lora_on_head"
+    return None
+
+
+class Admission:
+    """Admission to one engine. ``check`` and ``admit`` raise VLLMValidationError."""
+
+    def __init__(self, config: SlotConfig) -> None:
+        self.config = config
+        self._warned: set[str] = set()
+
+    def check(
+        self, extra_args: Mapping[str, Any] | None, reason: str | None
+    ) -> tuple[SlotParams, str | None]:
+        """The request's settings and why they are bypassed, or None."""
+        if extra_args and RESOLVED in extra_args:
+            raise VLLMValidationError(f"{RESOLVED}: unknown key; settings start with slot_")
+        try:
+            params = self.config.resolve(extra_args)
+        except SlotError as error:
+            raise VLLMValidationError(str(error)) from None
+        if reason is None or not params.steps:
+            return params, None
+        if named(extra_args):
+            keys = ", ".join(named(extra_args))
+            raise VLLMValidationError(f"{keys}: SLOT cannot serve this request: {reason}")
+        if reason not in self._warned:
+            self._warned.add(reason)
+            logger.warning("SLOT is left out of requests with %s", reason)
+        return params, reason
+
+    def admit(self, request: Any, request_id: str) -> None:
+        """Write the resolved settings into the engine's own copy of the request's parameters."""
+        sampling_params = request.sampling_params
+        if sampling_params is None:
+            return
+        extra_args = sampling_params.extra_args
+        if extra_args and isinstance(extra_args.get(RESOLVED), ResolvedDict):
+            return
+        reason = obstacle(
+            multimodal=bool(request.mm_features),
+            embeddings=request.prompt_embeds is not None,
+            resumable=request.resumable,
+            lora_request=request.lora_request,
+        )
+        params, bypassed = self.check(extra_args, reason)
+        if not params.steps:
+            return
+        sampling_params = sampling_params.clone()
+        resolved = Resolved(request_id, params, bypassed)
+        sampling_params.extra_args = {
+            **(extra_args or {}),
+            RESOLVED: ResolvedDict(asdict(resolved) | {"params": params.model_dump(mode="json")}),
+        }
+        if bypassed is None:
+            # A prefix-cache hit brings no hidden states.
+            sampling_params.skip_reading_prefix_cache = True
+        request.sampling_params = sampling_params
+
+
+def install() -> None:
+    """From now on each new InputProcessor of a SLOT engine has its own admission; those of other
+    engines are left alone. Idempotent."""
+    original = InputProcessor.__init__
+    if hasattr(original, "__wrapped__"):
+        return
+
+    @functools.wraps(original)
+    def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+        if asks_for_slot(vllm_config):
+            _hook(self, Admission(read_config(vllm_config)))
+        original(self, vllm_config, *args, **kwargs)
+
+    InputProcessor.__init__ = __init__
+
+
+def _hook(processor: Any, admission: Admission) -> None:
+    # On the instance, before its __init__ hands process_inputs to an executor.
+    process_inputs = processor.process_inputs
+    assign_request_id = processor.assign_request_id
+
+    def hooked_process_inputs(request_id: str, prompt: Any, params: Any, *a: Any, **k: Any) -> Any:
+        if isinstance(params, SamplingParams):
+            # Before vLLM's work on the prompt: bad settings are the cheapest error.
+            admission.check(params.extra_args, None)
+        request = process_inputs(request_id, prompt, params, *a, **k)
+        admission.admit(request, request_id)
+        return request
+
+    def hooked_assign_request_id(request: Any) -> None:
+        # A ready-made EngineCoreRequest did not come through process_inputs.
+        admission.admit(request, request.request_id)
+        assign_request_id(request)
+
+    processor.process_inputs = hooked_process_inputs
+    processor.assign_request_id = hooked_assign_request_id
+    processor.slot_admission = admission

@@ -1,0 +1,48 @@
+"""Beam search submits prompt + generated tokens as new prompts, on which SLOT must not learn."""
+
+import functools
+from collections.abc import AsyncGenerator
+from contextvars import ContextVar
+from typing import Any
+
+_searching: ContextVar[bool] = ContextVar("slot_vllm_beam_search", default=False)
+
+
+def searching() -> bool:
+    """Whether the current request was submitted by a beam search."""
+    return _searching.get()
+
+
+def install() -> None:
+    """Mark the requests of both beam searches, the offline one and the server's. Idempotent."""
+    from vllm.entrypoints.generate.beam_search.offline import BeamSearchOfflineMixin
+    from vllm.entrypoints.generate.beam_search.online import BeamSearchOnlineMixin
+
+    if hasattr(BeamSearchOfflineMixin.beam_search, "__wrapped__"):
+        return
+    offline, online = BeamSearchOfflineMixin.beam_search, BeamSearchOnlineMixin.beam_search
+
+    @functools.wraps(offline)
+    def offline_beam_search(*args: Any, **kwargs: Any) -> Any:
+        token = _searching.set(True)
+        try:
+            return offline(*args, **kwargs)
+        finally:
+            _searching.reset(token)
+
+    @functools.wraps(online)
+    async def online_beam_search(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+        outputs = online(*args, **kwargs)
+        while True:
+            # Set only while the search runs, not while its consumer does.
+            token = _searching.set(True)
+            try:
+                output = await anext(outputs)
+            except StopAsyncIteration:
+                return
+            finally:
+                _searching.reset(token)
+            yield output
+
+    BeamSearchOfflineMixin.beam_search = offline_beam_search
+    BeamSearchOnlineMixin.beam_search = online_beam_search

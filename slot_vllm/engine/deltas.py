@@ -1,0 +1,255 @@
+"""The deltas of one model runner: born when a prompt is complete, gone with their request."""
+
+import logging
+import time
+import traceback
+from collections import Counter, OrderedDict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slot_vllm.engine.admission import RESOLVED, read_resolved
+from slot_vllm.engine.delta_table import DeltaTable
+from slot_vllm.engine.linear_head import Additions, LinearHead
+from slot_vllm.engine.pending import PendingRows
+from slot_vllm.optim.optimize import Learned, Prompt, optimize, smallest_workspace
+from slot_vllm.optim.workspace import Workspace
+from slot_vllm.params import SlotConfig, SlotError, SlotParams
+
+logger = logging.getLogger("vllm.slot_vllm")
+
+MIB = 1 << 20
+
+
+class SchedulerOutput(Protocol):
+    """What is read of vLLM's SchedulerOutput."""
+
+    finished_req_ids: set[str]
+    scheduled_new_reqs: list[Any]
+
+
+@dataclass(frozen=True)
+class BatchView:
+    """One step's batch, the same for both runners; b requests, r rows of logits.
+
+    starts: (b,) the position of each request's first row. query_start: (b + 1,) where its hidden
+    states begin. slots: (b,) each request's index in ``row_slots``, which is (r,) int64 on the
+    device and says whose row of logits each one is; slots are below ``num_slots``.
+    """
+
+    req_ids: Sequence[str]
+    starts: np.ndarray
+    query_start: np.ndarray
+    slots: np.ndarray
+    row_slots: Tensor
+    num_slots: int
+
+
+@dataclass
+class Request:
+    """external_id: what RequestOutput.request_id shows. hidden: the (n, d) rows so far, of which
+    the first ``filled`` are there, while the prompt is incomplete."""
+
+    external_id: str
+    params: SlotParams
+    tokens: list[int]
+    hidden: Tensor | None = None
+    filled: int = 0
+    learned: Learned | None = None
+
+
+class Deltas:
+    """State of one runner. All of it hangs on that runner; nothing is shared in the process."""
+
+    def __init__(
+        self, config: SlotConfig, linear_head: LinearHead, max_requests: int, device: torch.device
+    ) -> None:
+        self.config = config
+        self.linear_head = linear_head
+        head = linear_head.head()
+        smallest = smallest_workspace(head)
+        if config.workspace_mb * MIB < smallest:
+            raise SlotError(
+                f"slot.workspace_mb={config.workspace_mb}: too small for a head of "
+                f"{linear_head.describe()}; allowed: {-(-smallest // MIB)} or more"
+            )
+        self.device = device
+        self.workspace = Workspace(config.workspace_mb * MIB, device)
+        self.table = DeltaTable(max_requests, head)
+        self.pending = PendingRows(config.pending_mb * MIB, device)
+        self.requests: dict[str, Request] = {}
+        self.kept: OrderedDict[str, tuple[str, Learned]] = OrderedDict()
+        self.counters: Counter[str] = Counter()
+        self.optimize_seconds = 0.0
+        self.errors: deque[str] = deque(maxlen=16)
+        self._staged: Additions | None = None
+
+    def begin_step(self, scheduler_output: SchedulerOutput) -> None:
+        """Departures, then arrivals: an id may be aborted and used again in the same step."""
+        self._staged = None
+        for req_id in scheduler_output.finished_req_ids:
+            self._finish(req_id)
+        for new in scheduler_output.scheduled_new_reqs:
+            # The V2 runner gets preempted requests as new ones when they resume.
+            if new.req_id not in self.requests:
+                self._arrive(new)
+
+    def stage(self, hidden_states: Tensor, batch: BatchView) -> None:
+        """Take the step's prompt rows, learn the deltas of the prompts that they complete, and
+        hold ready what the step's logits get. hidden_states: (rows or more, d)."""
+        self._staged = None
+        if not self.requests:
+            return
+        completed: list[tuple[str, Request, Tensor]] = []
+        for i, req_id in enumerate(batch.req_ids):
+            request = self.requests.get(req_id)
+            if request is not None and request.learned is None:
+                first, last = int(batch.query_start[i]), int(batch.query_start[i + 1])
+                rows = self._take_rows(request, hidden_states[first:last], int(batch.starts[i]))
+                if rows is not None:
+                    completed.append((req_id, request, rows))
+        if completed:
+            self._learn(completed)
+        self._staged = self._additions(batch)
+
+    def unstage(self) -> None:
+        self._staged = None
+
+    def take(self) -> Additions | None:
+        """What was staged, once: later logits of the same step are prompt logprobs."""
+        additions, self._staged = self._staged, None
+        return additions
+
+    def find(self, request_id: str) -> Learned | None:
+        """The delta of a request by the id that its output shows, if deltas are kept."""
+        if not self.config.keep_deltas:
+            return None
+        for request in self.requests.values():
+            if request.external_id == request_id:
+                return request.learned
+        for external_id, learned in self.kept.values():
+            if external_id == request_id:
+                return learned
+        return None
+
+    def stats(self) -> dict[str, int | float]:
+        names = ("optimized", "shared", "bypassed", "failed", "prompt_tokens")
+        return {
+            **{name: self.counters[name] for name in names},
+            **{name: count for name, count in self.counters.items() if "." in name},
+            "optimize_seconds": self.optimize_seconds,
+            "requests": len(self.requests),
+            "table_rows": len(self.table),
+            "pending_device_bytes": self.pending.device_bytes,
+            "pending_host_bytes": self.pending.host_bytes,
+            "kept_deltas": len(self.kept),
+            "workspace_bytes": self.workspace.size,
+        }
+
+    def _arrive(self, new: Any) -> None:
+        extra_args = getattr(new.sampling_params, "extra_args", None) or {}
+        if RESOLVED not in extra_args:
+            return
+        resolved = read_resolved(extra_args[RESOLVED])
+        if resolved.bypassed is not None:
+            self.counters["bypassed"] += 1
+            self.counters[f"bypassed.{resolved.bypassed}"] += 1
+            return
+        if resolved.params.steps:
+            self.requests[new.req_id] = Request(
+                resolved.request_id, resolved.params, new.prompt_token_ids
+            )
+
+    def _finish(self, req_id: str) -> None:
+        request = self.requests.pop(req_id, None)
+        if request is None:
+            return
+        self.table.remove(req_id)
+        self._release(request)
+        if request.learned is not None and self.config.keep_deltas:
+            self.kept[req_id] = (request.external_id, request.learned)
+            while len(self.kept) > self.config.keep_deltas:
+                self.kept.popitem(last=False)
+
+    def _release(self, request: Request) -> None:
+        if request.hidden is not None:
+            self.pending.release(request.hidden)
+            request.hidden = None
+
+    def _take_rows(self, request: Request, rows: Tensor, start: int) -> Tensor | None:
+        """Keep the prompt's part of this step's rows; all its rows once they are complete."""
+        length = len(request.tokens)
+        rows = rows[: length - start]
+        stop = start + rows.shape[0]
+        if start > request.filled:
+            raise RuntimeError(
+                f"request {request.external_id}: hidden states {request.filled} to {start} of the "
+                "prompt never came; was its prefix read from a cache?"
+            )
+        if start == 0 and stop == length:
+            self._release(request)
+            return rows
+        if request.hidden is None:
+            request.hidden = self.pending.allocate(length, rows.shape[1], rows.dtype)
+        request.hidden[start:stop].copy_(rows)
+        # A request preempted within its prompt starts again and overwrites equal rows.
+        request.filled = max(request.filled, stop)
+        return request.hidden if request.filled == length else None
+
+    def _learn(self, completed: list[tuple[str, Request, Tensor]]) -> None:
+        began = time.perf_counter()
+        prompts = [
+            Prompt(
+                rows.to(self.device, non_blocking=True),
+                torch.tensor(request.tokens, dtype=torch.int64, device=self.device),
+                request.params,
+            )
+            for _, request, rows in completed
+        ]
+        head = self.linear_head.head()
+        try:
+            learned = optimize(head, prompts, self.workspace, final_loss=self.config.report_loss)
+        except Exception:
+            # One bad prompt must not take the engine down; its requests go on without a delta.
+            self.errors.append(traceback.format_exc())
+            self.counters["failed"] += len(completed)
+            logger.exception("SLOT failed for %d requests; they go on without it", len(completed))
+            zeros = torch.zeros(head.hidden_size, device=self.device)
+            learned = [Learned(zeros, zeros[:0])] * len(completed)
+        else:
+            self.counters["optimized"] += sum(p.rows > 0 for p in prompts)
+            self.counters["prompt_tokens"] += sum(len(r.tokens) for _, r, _ in completed)
+        for (_, request, _), result in zip(completed, learned, strict=True):
+            request.learned = result
+            self._release(request)
+        self.optimize_seconds += time.perf_counter() - began
+
+    def _additions(self, batch: BatchView) -> Additions | None:
+        lookup = np.zeros(batch.num_slots, dtype=np.int64)
+        biases = rounded = False
+        for i, req_id in enumerate(batch.req_ids):
+            request = self.requests.get(req_id)
+            if request is None or request.learned is None or not request.learned.losses.numel():
+                continue
+            rounds = request.params.rounding == "model"
+            row = self.table.row(req_id)
+            if row is None:
+                head = self.linear_head.head()
+                row = self.table.add(
+                    req_id, request.learned.delta, rounds, head, set(batch.req_ids)
+                )
+            lookup[batch.slots[i]] = row
+            rounded |= rounds
+            biases |= not rounds
+        if not (biases or rounded):
+            return None
+        rows = torch.from_numpy(lookup).to(self.device, non_blocking=True)[batch.row_slots]
+        return Additions(
+            rows,
+            self.table.biases if biases else None,
+            self.table.rounded if rounded else None,
+        )

@@ -1,0 +1,29 @@
+"""Hidden states of prompts that are not complete yet."""
+
+import torch
+from torch import Tensor
+
+
+class PendingRows:
+    """Buffers of (n, d) hidden states, ``limit`` bytes of them on the device; what exceeds that
+    waits in host memory."""
+
+    def __init__(self, limit: int, device: torch.device) -> None:
+        self._limit = limit
+        self._device = device
+        self.device_bytes = 0
+        self.host_bytes = 0
+
+    def allocate(self, rows: int, size: int, dtype: torch.dtype) -> Tensor:
+        wanted = rows * size * dtype.itemsize
+        if self._device.type != "cpu" and self.device_bytes + wanted > self._limit:
+            self.host_bytes += wanted
+            return torch.empty(rows, size, dtype=dtype, pin_memory=True)
+        self.device_bytes += wanted
+        return torch.empty(rows, size, dtype=dtype, device=self._device)
+
+    def release(self, buffer: Tensor) -> None:
+        if buffer.device == self._device:
+            self.device_bytes -= buffer.nbytes
+        else:
+            self.host_bytes -= buffer.nbytes

@@ -1,0 +1,51 @@
+"""Entry point of vLLM's general plugins, loaded in every process of every engine.
+
+It wraps ``EngineArgs.create_engine_config``, a start-up function, and nothing else. What else a
+SLOT engine needs is put in place when an engine asks for it, on objects that belong to that engine.
+"""
+
+import functools
+from typing import Any
+
+from slot_vllm.engine import startup
+from slot_vllm.params import SlotError
+
+_MARK = "_slot_vllm"
+
+
+def register() -> None:
+    """Idempotent: vLLM may load plugins more than once in a process."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    original = EngineArgs.create_engine_config
+    if hasattr(original, _MARK):
+        return
+
+    @functools.wraps(original)
+    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+        # resolve_obj_by_qualname, which the workers use, needs a dot.
+        if self.worker_extension_cls == startup.BARE_NAME:
+            self.worker_extension_cls = startup.EXTENSION
+        vllm_config = original(self, *args, **kwargs)
+        if startup.asks_for_slot(vllm_config):
+            _prepare(vllm_config)
+        elif startup.names_settings(vllm_config):
+            raise SlotError(
+                'additional_config["slot"] is set but the engine does not ask for SLOT; '
+                f"add --worker-extension {startup.BARE_NAME} (in Python: "
+                f'worker_extension_cls="{startup.EXTENSION}")'
+            )
+        return vllm_config
+
+    setattr(create_engine_config, _MARK, True)
+    EngineArgs.create_engine_config = create_engine_config
+
+
+def _prepare(vllm_config: Any) -> None:
+    from slot_vllm.engine import admission, beam_search, server
+
+    startup.refuse_what_cannot_work(vllm_config)
+    startup.resolve_config(vllm_config)
+    admission.install()
+    beam_search.install()
+    server.install()

@@ -1,0 +1,80 @@
+"""Checks of the OpenAI-compatible server, made before a response is started.
+
+For a streaming request the error of ``process_inputs`` comes only after the 200 header is out, and
+pydantic has made integers of JSON booleans by then.
+"""
+
+import functools
+from typing import Any
+
+from vllm.exceptions import VLLMValidationError
+from vllm.sampling_params import SamplingParams
+
+from slot_vllm.engine.admission import Admission, obstacle
+from slot_vllm.engine.startup import asks_for_slot
+from slot_vllm.params import named
+
+# The methods that answer a request with `vllm_xargs`, of whichever serving class has them.
+_ENTRIES = (
+    "create_chat_completion",
+    "create_batch_chat_completion",
+    "create_completion",
+    "create_responses",
+    "create_messages",
+)
+
+
+def install() -> None:
+    """From now on each new serving object of a SLOT engine checks its requests. Idempotent."""
+    from vllm.entrypoints.generate.base.serving import GenerateBaseServing
+
+    original = GenerateBaseServing.__init__
+    if hasattr(original, "__wrapped__"):
+        return
+
+    @functools.wraps(original)
+    def __init__(self: Any, engine_client: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, engine_client, *args, **kwargs)
+        if asks_for_slot(engine_client.vllm_config):
+            _hook(self, engine_client.input_processor.slot_admission)
+
+    GenerateBaseServing.__init__ = __init__
+
+
+def _hook(serving: Any, admission: Admission) -> None:
+    for name in _ENTRIES:
+        if hasattr(serving, name):
+            setattr(serving, name, _checked(getattr(serving, name), admission))
+    log_inputs = serving._log_inputs
+
+    def hooked_log_inputs(
+        request_id: str, inputs: Any, params: Any, lora_request: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        # The last call before generation starts that has the prompt, its settings and its adapter.
+        if isinstance(params, SamplingParams) and isinstance(inputs, dict):
+            reason = obstacle(
+                multimodal=inputs.get("type") == "multimodal",
+                embeddings=inputs.get("type") == "embeds",
+                resumable=False,
+                lora_request=lora_request,
+            )
+            admission.check(params.extra_args, reason)
+        return log_inputs(request_id, inputs, params, lora_request, *args, **kwargs)
+
+    serving._log_inputs = hooked_log_inputs
+
+
+def _checked(entry: Any, admission: Admission) -> Any:
+    @functools.wraps(entry)
+    async def checked(request: Any, raw_request: Any = None, *args: Any, **kwargs: Any) -> Any:
+        settings = getattr(request, "vllm_xargs", None)
+        if raw_request is not None:
+            body = await raw_request.json()
+            settings = body.get("vllm_xargs") if isinstance(body, dict) else None
+        admission.check(settings, None)
+        if named(settings) and getattr(request, "use_beam_search", False):
+            keys = ", ".join(named(settings))
+            raise VLLMValidationError(f"{keys}: SLOT cannot serve this request: beam_search")
+        return await entry(request, raw_request, *args, **kwargs)
+
+    return checked

@@ -1,0 +1,74 @@
+"""What an engine asks for, and what can be refused before it starts."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from slot_vllm.params import SlotConfig, SlotError
+
+BARE_NAME = "slot_vllm"
+EXTENSION = "slot_vllm.SlotWorkerExtension"
+_KEY = "slot"
+
+
+def asks_for_slot(vllm_config: Any) -> bool:
+    return bool(vllm_config.parallel_config.worker_extension_cls == EXTENSION)
+
+
+def read_config(vllm_config: Any) -> SlotConfig:
+    """The settings that ``resolve_config`` wrote, in whatever process this is."""
+    return SlotConfig.model_validate(vllm_config.additional_config[_KEY])
+
+
+def names_settings(vllm_config: Any) -> bool:
+    """Whether ``additional_config`` has settings for SLOT."""
+    additional = vllm_config.additional_config
+    return isinstance(additional, Mapping) and _KEY in additional
+
+
+def resolve_config(vllm_config: Any) -> SlotConfig:
+    """The engine's settings, written back so that every process reads the same ones; the caller's
+    dict is left as it was. Raises SlotError."""
+    additional = vllm_config.additional_config
+    if not isinstance(additional, Mapping):
+        raise SlotError(f"additional_config: a mapping is required, not {type(additional)}")
+    config = SlotConfig.load(additional.get(_KEY), os.environ)
+    vllm_config.additional_config = {**additional, _KEY: config.model_dump(mode="json")}
+    return config
+
+
+def refuse_what_cannot_work(vllm_config: Any) -> None:
+    """Raise SlotError for an engine that cannot serve SLOT at all: what vLLM refuses for prompt
+    logprobs, and what this package does not do."""
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    speculative = vllm_config.speculative_config
+    reasons = {
+        f"a {model.runner_type} model (only generative ones have a next-token loss)": (
+            model.runner_type != "generate"
+        ),
+        "an encoder-decoder model": model.is_encoder_decoder,
+        "a diffusion model": model.is_diffusion,
+        "--kv-sharing-fast-prefill (it skips the prompt's hidden states)": (
+            vllm_config.cache_config.kv_sharing_fast_prefill
+        ),
+        "--kv-transfer-config (prompts that arrive as KV blocks have no hidden states)": (
+            vllm_config.kv_transfer_config is not None
+        ),
+        "batch-sharded sampling": parallel.enable_batch_sharded_sampling,
+        "adaptive verification of drafts": (
+            speculative is not None and speculative.enable_adaptive_verification
+        ),
+        **{
+            f"{name} {getattr(parallel, name)} (allowed: 1)": getattr(parallel, name) != 1
+            for name in (
+                "tensor_parallel_size",
+                "pipeline_parallel_size",
+                "data_parallel_size",
+                "prefill_context_parallel_size",
+                "decode_context_parallel_size",
+            )
+        },
+    }
+    found = [reason for reason, holds in reasons.items() if holds]
+    if found:
+        raise SlotError(f"SLOT cannot work with {'; '.join(found)}")
