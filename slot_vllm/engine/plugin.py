@@ -28,7 +28,7 @@ def register() -> None:
             self.worker_extension_cls = startup.EXTENSION
         vllm_config = original(self, *args, **kwargs)
         if startup.asks_for_slot(vllm_config):
-            _prepare(vllm_config)
+            _prepare(vllm_config, _usage_context(*args, **kwargs))
         elif startup.names_settings(vllm_config):
             raise SlotError(
                 'additional_config["slot"] is set but the engine does not ask for SLOT; '
@@ -41,10 +41,14 @@ def register() -> None:
     EngineArgs.create_engine_config = create_engine_config
 
 
-def _prepare(vllm_config: Any) -> None:
+def _usage_context(usage_context: Any = None, *_args: Any, **_kwargs: Any) -> Any:
+    return usage_context
+
+
+def _prepare(vllm_config: Any, usage_context: Any) -> None:
     from slot_vllm.engine import admission, beam_search, server
 
-    startup.refuse_what_cannot_work(vllm_config)
+    startup.refuse_what_cannot_work(vllm_config, usage_context)
     startup.resolve_config(vllm_config)
     admission.install()
     beam_search.install()

@@ -4,6 +4,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from vllm import envs
+from vllm.usage.usage_lib import UsageContext
+
 from slot_vllm.params import SlotConfig, SlotError
 
 BARE_NAME = "slot_vllm"
@@ -37,12 +40,16 @@ def resolve_config(vllm_config: Any) -> SlotConfig:
     return config
 
 
-def refuse_what_cannot_work(vllm_config: Any) -> None:
+def refuse_what_cannot_work(vllm_config: Any, usage_context: Any) -> None:
     """Raise SlotError for an engine that cannot serve SLOT at all: what vLLM refuses for prompt
     logprobs, and what this package does not do."""
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     speculative = vllm_config.speculative_config
+    serves = usage_context == UsageContext.OPENAI_API_SERVER
     reasons = {
+        "the Rust front end (VLLM_USE_RUST_FRONTEND), whose requests pass no admission": (
+            serves and envs.VLLM_USE_RUST_FRONTEND
+        ),
         f"a {model.runner_type} model (only generative ones have a next-token loss)": (
             model.runner_type != "generate"
         ),

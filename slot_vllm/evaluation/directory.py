@@ -1,0 +1,84 @@
+"""The directory of a run: its configuration, samples, results and log."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from slot_vllm.evaluation.config import ConfigError, RunConfig
+from slot_vllm.evaluation.samples import SampleFile
+
+
+class RunDirectory:
+    """``config.yaml`` (as it ran), ``samples.jsonl``, ``results.json`` and ``run.log``.
+
+    A finished run is replaced by one of the same configuration. Anything else that is here would
+    be lost: it is kept unless ``overwrite`` is given.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.samples = SampleFile(path / "samples.jsonl")
+        self.log = path / "run.log"
+        self._config = path / "config.yaml"
+        self._results = path / "results.json"
+
+    def check(self, config: RunConfig, resume: bool, overwrite: bool) -> None:
+        """Raises ConfigError if the run must not write here."""
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"{self.path}: the output directory is a file")
+        if overwrite or not self._config.exists():
+            return
+        difference = self._difference(config)
+        if difference is not None:
+            other = "--resume needs the same one" if resume else "--overwrite replaces it"
+            raise ConfigError(
+                f"{self.path} holds a run of another configuration ({difference}); {other}, "
+                "--output-dir DIR writes elsewhere"
+            )
+        if not resume and not self._results.exists():
+            raise ConfigError(
+                f"{self.path} holds an unfinished run; --resume continues it, --overwrite "
+                "replaces it"
+            )
+
+    def open(self, config: RunConfig, resume: bool) -> None:
+        """Creates the directory; what an earlier run left goes, unless this one resumes it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            for file in (self._results, self.samples.path, self.log):
+                file.unlink(missing_ok=True)
+        self._config.write_text(
+            "# The configuration of this run, defaults included.\n"
+            + yaml.safe_dump(_plain(config), sort_keys=False),
+            encoding="utf-8",
+        )
+
+    def write_results(self, results: dict[str, Any]) -> Path:
+        """Writes ``results.json``, all of it or nothing."""
+        unfinished = self._results.with_suffix(".tmp")
+        unfinished.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", "utf-8")
+        return unfinished.replace(self._results)
+
+    def _difference(self, config: RunConfig) -> str | None:
+        """The first setting, other than the name, that differs from the run that is here."""
+        here = yaml.safe_load(self._config.read_text(encoding="utf-8"))
+        return _first_difference({**_plain(config), "name": None}, {**here, "name": None})
+
+
+def _plain(config: RunConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json")
+
+
+def _first_difference(now: Any, here: Any, key: str = "") -> str | None:
+    if now == here:
+        return None
+    if isinstance(now, dict) and isinstance(here, dict):
+        pairs = [(name, now.get(name), here.get(name)) for name in {**now, **here}]
+    elif isinstance(now, list) and isinstance(here, list) and len(now) == len(here):
+        pairs = [(str(i), *pair) for i, pair in enumerate(zip(now, here, strict=True))]
+    else:
+        return f"{key}={now!r}, there {here!r}"
+    below = (_first_difference(a, b, f"{key}.{name}" if key else name) for name, a, b in pairs)
+    return next((difference for difference in below if difference is not None), None)

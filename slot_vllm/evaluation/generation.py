@@ -1,0 +1,152 @@
+"""One vLLM engine that answers requests and hands out each answer as it finishes."""
+
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+from slot_vllm.evaluation.config import ConfigError, RunConfig
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt (token ids) and the arguments of its ``SamplingParams``."""
+
+    id: str
+    prompt: list[int]
+    sampling: dict[str, Any]
+
+
+@dataclass
+class Completion:
+    """The answers to one request: ``sampling["n"]`` texts, their tokens and why they ended.
+
+    losses: the prompt's loss before the first step of SLOT, ..., after the last; None without SLOT.
+    """
+
+    request_id: str
+    texts: list[str]
+    tokens: list[list[int]]
+    finish_reasons: list[str]
+    losses: list[float] | None
+
+
+# Called with the number of tokens that were generated since the last call.
+OnTokens = Callable[[int], None]
+
+
+class Engine(Protocol):
+    """What answers requests: one engine, or replicas of it."""
+
+    @property
+    def max_model_len(self) -> int: ...
+
+    def generate(self, requests: Sequence[Request], on_tokens: OnTokens) -> Iterator[Completion]:
+        """Yields each request's completion when it has finished, in any order."""
+
+    def close(self) -> None: ...
+
+
+def engine_options(config: RunConfig) -> dict[str, Any]:
+    """The arguments of ``vllm.LLM`` for a run. Raises ConfigError for an unknown option."""
+    from vllm import EngineArgs
+
+    known = {option.name for option in fields(EngineArgs)}
+    for option in config.engine:
+        if option not in known:
+            allowed = "an engine option of vLLM (`vllm serve --help`), with underscores"
+            raise ConfigError(f"engine.{option}: unknown key; allowed: {allowed}")
+    # Problems share no more than a template's first tokens, and what the prefix cache holds
+    # depends on what ran before: without it a resumed run repeats the uninterrupted one.
+    options: dict[str, Any] = {"enable_prefix_caching": False, "use_tqdm_on_load": False}
+    options |= {**_seeded_on_cpu(config), **config.engine, "model": config.model}
+    slot = config.engine_slot()
+    if slot is not None:
+        options["worker_extension_cls"] = "slot_vllm.SlotWorkerExtension"
+        options["additional_config"] = {"slot": slot}
+    return options
+
+
+def _seeded_on_cpu(config: RunConfig) -> dict[str, Any]:
+    """vLLM on a CPU cannot split the prompt of a request that has a seed ("CPU Generator does not
+    use offset"), so sampled answers take whole prompts."""
+    from vllm.platforms import current_platform
+
+    if config.generation.temperature == 0 or not current_platform.is_cpu():
+        return {}
+    if config.engine.get("enable_chunked_prefill"):
+        raise ConfigError(
+            "engine.enable_chunked_prefill=True: sampling with seeds on a CPU needs False; "
+            "allowed: False, or generation.temperature=0"
+        )
+    return {"enable_chunked_prefill": False}
+
+
+class VllmEngine:
+    """A ``vllm.LLM`` in this process. ``options`` are its arguments, as engine_options gives them.
+
+    Raises ConfigError for options that vLLM refuses.
+    """
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        from vllm import LLM
+
+        self._reports_losses = "worker_extension_cls" in options
+        try:
+            self._llm = LLM(**options)
+        except (ValueError, TypeError, NotImplementedError) as error:
+            raise ConfigError(f"engine: vLLM refuses: {' '.join(str(error).split())}") from error
+
+    @property
+    def max_model_len(self) -> int:
+        return self._llm.model_config.max_model_len
+
+    def generate(self, requests: Sequence[Request], on_tokens: OnTokens) -> Iterator[Completion]:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        engine = self._llm.llm_engine
+        running = {}
+        for request in requests:
+            params = SamplingParams(**request.sampling, output_kind=RequestOutputKind.DELTA)
+            (prompt,) = self._llm.renderer.render_cmpl([{"prompt_token_ids": request.prompt}])
+            engine.add_request(request.id, prompt, params)
+            running[request.id] = _Answers(params.n)
+        while running:
+            for output in engine.step():
+                answers = running[output.request_id]
+                on_tokens(sum(answers.add(part) for part in output.outputs))
+                if output.finished:
+                    del running[output.request_id]
+                    yield answers.completion(output.request_id, self._losses(output.request_id))
+
+    def _losses(self, request_id: str) -> list[float] | None:
+        if not self._reports_losses:
+            return None
+        reports = self._llm.collective_rpc("slot_losses", args=(request_id,))
+        return next((report for report in reports if report), None)
+
+    def close(self) -> None:
+        """Ends the engine and frees its memory."""
+        del self._llm
+        gc.collect()
+
+
+class _Answers:
+    """The answers of one request, put together from what each step adds."""
+
+    def __init__(self, count: int) -> None:
+        self._texts: list[list[str]] = [[] for _ in range(count)]
+        self._tokens: list[list[int]] = [[] for _ in range(count)]
+        self._finish_reasons = [""] * count
+
+    def add(self, part: Any) -> int:
+        """Takes a step's CompletionOutput; returns how many tokens it added."""
+        self._texts[part.index].append(part.text)
+        self._tokens[part.index].extend(part.token_ids)
+        self._finish_reasons[part.index] = part.finish_reason or ""
+        return len(part.token_ids)
+
+    def completion(self, request_id: str, losses: list[float] | None) -> Completion:
+        texts = ["".join(parts) for parts in self._texts]
+        return Completion(request_id, texts, self._tokens, self._finish_reasons, losses)

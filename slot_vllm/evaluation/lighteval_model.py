@@ -1,0 +1,232 @@
+"""The model that lighteval evaluates: vLLM with SLOT, through a LightevalModel.
+
+From lighteval's own command line the file named by ``SLOT_CONFIG`` gives engine, generation and
+SLOT settings; of its arms, ``SLOT_ARM`` names the one that runs (default: the first with SLOT):
+
+    SLOT_CONFIG=RUN.yaml lighteval custom MODEL slot_vllm/evaluation/lighteval_model.py TASKS
+"""
+
+import functools
+import hashlib
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lighteval.models.abstract_model import LightevalModel, ModelConfig
+from lighteval.models.model_input import GenerationParameters
+from lighteval.models.model_output import ModelResponse
+from lighteval.tasks.prompt_manager import PromptManager
+from lighteval.tasks.registry import Registry
+from lighteval.tasks.requests import Doc
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from slot_vllm.evaluation.config import BASELINE, Arm, ConfigError, RunConfig, load
+from slot_vllm.evaluation.generation import (
+    Completion,
+    Engine,
+    OnTokens,
+    Request,
+    VllmEngine,
+    engine_options,
+)
+from slot_vllm.evaluation.model_script import make_model
+from slot_vllm.evaluation.progress import Progress
+
+
+@dataclass
+class Answer:
+    """A problem's answers: what lighteval scores, and what the engine says about them."""
+
+    doc: Doc
+    response: ModelResponse
+    completion: Completion
+    seed: int
+
+
+class SlotModel(LightevalModel):
+    """Answers lighteval's documents on a vLLM engine, with the SLOT settings of one arm at a time.
+
+    lighteval constructs it with its own model configuration alone; run, arm and engine then come
+    from ``SLOT_CONFIG``. Raises ConfigError.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        run: RunConfig | None = None,
+    ) -> None:
+        self.run = run or _run_from_environment(config.model_name)
+        self.arm = self.run.arms[0] if run else _arm_from_environment(self.run, os.environ)
+        self.config = config.model_copy(update=_described(self.run))
+        self._cache = _NoCache()
+        self._request_numbers = itertools.count()
+        self._tokenizer = _load_tokenizer(self.run)
+        self._use_chat_template = _uses_chat_template(self.run, self._tokenizer)
+        self._prompts = PromptManager(
+            self._use_chat_template, self._tokenizer, self.run.system_prompt
+        )
+
+    @functools.cached_property
+    def engine(self) -> Engine:
+        """Starts when it is first needed."""
+        return VllmEngine(engine_options(self.run))
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self._tokenizer
+
+    @property
+    def add_special_tokens(self) -> bool:
+        # A chat template writes them itself.
+        return not self._use_chat_template
+
+    @property
+    def max_length(self) -> int:
+        return self.engine.max_model_len
+
+    def cleanup(self) -> None:
+        if "engine" in vars(self):
+            self.engine.close()
+            del self.engine
+
+    def greedy_until(self, docs: list[Doc]) -> list[ModelResponse]:
+        """The arm's answers to the documents, in their order."""
+        requests = [self.request(doc, self.arm) for doc in docs]
+        responses = {}
+        with Progress(self.arm.name, "all tasks", len(docs)) as progress:
+            for answer in self.answers(docs, requests, progress.add_tokens):
+                progress.advance()
+                responses[id(answer.doc)] = answer.response
+        return [responses[id(doc)] for doc in docs]
+
+    def loglikelihood(self, docs: list[Doc]) -> NoReturn:
+        task = docs[0].task_name if docs else "this task"
+        raise NotImplementedError(
+            f"{task} scores log-likelihoods, which SLOT does not serve: it adapts what a prompt's "
+            "answer is generated from; choose a generative task (for GPQA: gpqa:diamond)"
+        )
+
+    def loglikelihood_rolling(self, docs: list[Doc]) -> NoReturn:
+        self.loglikelihood(docs)
+
+    def prompt(self, doc: Doc) -> str:
+        return self._prompts.prepare_prompt(doc)
+
+    def seed(self, doc: Doc) -> int:
+        """The seed of a document's first answer (the next have the next numbers), below 2**31.
+
+        It depends on the run's seed, the task and the document, not on the arm.
+        """
+        text = f"{self.run.generation.seed}|{doc.task_name}|{doc.id}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) >> 1
+
+    def request(self, doc: Doc, arm: Arm) -> Request:
+        """What the engine is asked for a document. Raises ConfigError if its prompt is too long."""
+        prompt = self._tokenizer.encode(
+            self.prompt(doc), add_special_tokens=self.add_special_tokens
+        )
+        room = self.max_length - len(prompt)
+        if room < 1:
+            raise ConfigError(
+                f"engine.max_model_len={self.max_length}: the prompt of {doc.task_name}, problem "
+                f"{doc.id}, has {len(prompt)} tokens; allowed: more than that"
+            )
+        generation = self.run.generation
+        stop = [] if self._use_chat_template else list(doc.stop_sequences or ())
+        sampling: dict[str, Any] = {
+            **generation.model_dump(exclude={"max_new_tokens", "seed", "stop"}),
+            "n": doc.num_samples,
+            "max_tokens": min(room, generation.max_new_tokens or doc.generation_size or room),
+            "seed": self.seed(doc),
+            "stop": [*stop, *generation.stop],
+        }
+        if self.run.uses_slot:
+            sampling["extra_args"] = arm.request_args()
+        number = next(self._request_numbers)
+        return Request(f"{arm.name}/{doc.task_name}/{doc.id}/{number}", prompt, sampling)
+
+    def answers(
+        self, docs: Sequence[Doc], requests: Sequence[Request], on_tokens: OnTokens
+    ) -> Iterator[Answer]:
+        """Yields each document's answer when it has finished, in any order."""
+        asked = {request.id: (doc, request) for doc, request in zip(docs, requests, strict=True)}
+        for completion in self.engine.generate(requests, on_tokens):
+            doc, request = asked[completion.request_id]
+            response = ModelResponse(
+                input=self.prompt(doc),
+                input_tokens=request.prompt,
+                text=completion.texts,
+                output_tokens=completion.tokens,
+            )
+            yield Answer(doc, response, completion, request.sampling["seed"])
+
+
+class _NoCache:
+    """lighteval's cache of samples, which would serve one arm's answers to another: off."""
+
+    def _init_registry(self, registry: Registry) -> None:
+        pass
+
+
+def _run_from_environment(model: str) -> RunConfig:
+    path = os.environ.get("SLOT_CONFIG")
+    if not path:
+        raise ConfigError("SLOT_CONFIG: not set; it names the YAML file of a run (see configs/)")
+    run = load(Path(path)).model_copy(update={"model": model})
+    make_model(run)
+    return run
+
+
+def _arm_from_environment(run: RunConfig, environment: Mapping[str, str]) -> Arm:
+    arms = {arm.name: arm for arm in run.arms}
+    name = environment.get("SLOT_ARM")
+    if name is None:
+        return next((arm for arm in run.arms if arm.name != BASELINE), run.arms[0])
+    if name not in arms:
+        raise ConfigError(f"SLOT_ARM={name!r}: no such arm; allowed: {', '.join(arms)}")
+    return arms[name]
+
+
+def _described(run: RunConfig) -> dict[str, Any]:
+    """What lighteval's own result files say about the model."""
+    generation = run.generation
+    return {
+        "system_prompt": run.system_prompt,
+        "generation_parameters": GenerationParameters(
+            temperature=generation.temperature,
+            top_p=generation.top_p,
+            top_k=generation.top_k,
+            min_p=generation.min_p,
+            repetition_penalty=generation.repetition_penalty,
+            max_new_tokens=generation.max_new_tokens,
+            seed=generation.seed,
+            stop_tokens=generation.stop,
+        ),
+    }
+
+
+def _load_tokenizer(run: RunConfig) -> PreTrainedTokenizerBase:
+    name = run.engine.get("tokenizer") or run.model
+    try:
+        return AutoTokenizer.from_pretrained(
+            str(name),
+            revision=run.engine.get("tokenizer_revision") or run.engine.get("revision"),
+            trust_remote_code=bool(run.engine.get("trust_remote_code", False)),
+        )
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"model={name!r}: its tokenizer cannot be loaded: {reason}") from None
+
+
+def _uses_chat_template(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> bool:
+    has_one = getattr(tokenizer, "chat_template", None) is not None
+    if run.chat_template == "auto":
+        return has_one
+    if run.chat_template and not has_one:
+        raise ConfigError(
+            "chat_template=True: the model's tokenizer has none; allowed: false or auto"
+        )
+    return bool(run.chat_template)

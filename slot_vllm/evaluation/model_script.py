@@ -1,0 +1,23 @@
+"""A model that a script makes on first use."""
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+from slot_vllm.evaluation.config import ConfigError, RunConfig
+
+logger = logging.getLogger(__name__)
+
+
+def make_model(config: RunConfig) -> None:
+    """Runs ``python MODEL_SCRIPT MODEL`` if the model's path does not exist. Raises ConfigError."""
+    if config.model_script is None or Path(config.model).exists():
+        return
+    logger.info("%s does not exist yet: %s makes it", config.model, config.model_script)
+    made = subprocess.run([sys.executable, config.model_script, config.model], check=False)
+    if made.returncode:
+        raise ConfigError(
+            f"model_script={config.model_script!r}: it ended with {made.returncode} and made no "
+            f"{config.model}"
+        )

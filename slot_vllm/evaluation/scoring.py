@@ -1,0 +1,78 @@
+"""Scores by lighteval's own metrics."""
+
+import math
+import numbers
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lighteval.logging.info_loggers import MetricsLogger
+from lighteval.metrics import apply_metric
+from lighteval.models.model_output import ModelResponse
+from lighteval.tasks.requests import Doc
+from lighteval.utils.utils import remove_reasoning_tags
+
+from slot_vllm.evaluation.tasks import EvaluationTask, fresh
+
+# As in lighteval's pipeline.
+REASONING_TAGS = [("<think>", "</think>")]
+BOOTSTRAP_ITERATIONS = 1000
+
+# One problem's scores, by metric. Most are numbers; some corpus metrics carry objects.
+Scores = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A metric over a task's problems; ``stderr`` is None where lighteval computes none."""
+
+    value: float | None
+    stderr: float | None
+
+
+def score(task: EvaluationTask, doc: Doc, response: ModelResponse) -> Scores:
+    """One problem's scores, by the task's metrics."""
+    response.text_post_processed = [
+        remove_reasoning_tags(text, REASONING_TAGS) for text in response.text
+    ]
+    return apply_metric([response], [fresh(doc)], list(task.task.metrics))[0]
+
+
+def aggregate(task: EvaluationTask, scores: Sequence[Scores]) -> dict[str, Value]:
+    """The task's metrics over all its problems, in the order of the task's definition."""
+    logger = MetricsLogger()
+    for of_problem in scores:
+        logger.log(task.task.full_name, of_problem)
+    logger.aggregate({task.task.full_name: task.task}, BOOTSTRAP_ITERATIONS)
+    values = logger.metric_aggregated[task.task.full_name]
+    return {
+        name: Value(number(value), number(values.get(f"{name}_stderr")))
+        for name, value in values.items()
+        if not name.endswith("_stderr")
+    }
+
+
+def breakdown(
+    scored: Iterable[tuple[str, float | None]],
+) -> dict[str, dict[str, float | int | None]]:
+    """The mean score and the number of answers per group, from pairs of group and score."""
+    groups: dict[str, list[float | None]] = defaultdict(list)
+    for group, value in scored:
+        groups[group].append(value)
+    return {
+        group: {"value": mean(values), "samples": len(values)}
+        for group, values in sorted(groups.items())
+    }
+
+
+def number(value: Any) -> float | None:
+    """A finite number as a float; None for anything else."""
+    if isinstance(value, numbers.Real) and math.isfinite(value):
+        return float(value)
+    return None
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

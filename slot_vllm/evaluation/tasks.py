@@ -1,0 +1,195 @@
+"""lighteval's task definitions by name, with their problems built once for all arms."""
+
+import contextlib
+import copy
+import difflib
+import importlib
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import lighteval.tasks
+import numpy as np
+from lighteval.tasks.lighteval_task import LightevalTask, LightevalTaskConfig
+from lighteval.tasks.registry import Registry
+from lighteval.tasks.requests import Doc, SamplingMethod
+
+from slot_vllm.evaluation import data
+from slot_vllm.evaluation.config import ConfigError, RunConfig, Task
+
+# The seed of lighteval's own pipeline: GPQA's choices come in the order that it gives them.
+SEED = 1234
+
+ROOT = Path(lighteval.tasks.__file__).parent
+DOWNLOAD_ON_IMPORT = {"tiny_benchmarks", "ifbench", "mix_eval", "mt_bench"}
+
+
+@dataclass(frozen=True)
+class EvaluationTask:
+    """A lighteval task and its problems. ``levels`` maps a problem's id to its level, where the
+    data has such a column."""
+
+    name: str
+    task: LightevalTask
+    docs: list[Doc]
+    levels: dict[str, str]
+
+
+def load(config: RunConfig) -> list[EvaluationTask]:
+    """The tasks of a run with their problems, from local data or the hub. Raises ConfigError."""
+    return [
+        loaded
+        for index, task in enumerate(config.tasks)
+        for loaded in _load(
+            f"tasks.{index}", task, config.generation.temperature, config.custom_tasks
+        )
+    ]
+
+
+def _load(
+    key: str, named: Task, temperature: float, custom_tasks: str | None
+) -> Iterator[EvaluationTask]:
+    for definition in definitions(named.name, f"{key}.name", custom_tasks):
+        task = LightevalTask(definition)
+        name = task.full_name.removesuffix("|0")
+        _check(key, name, task, temperature)
+        dataset = _dataset(key, named, task)
+        task.dataset = dataset
+        docs = _docs(key, name, task, named.max_samples)
+        yield EvaluationTask(name, task, docs, _levels(task, dataset))
+
+
+def definitions(name: str, key: str, custom_tasks: str | None = None) -> list[LightevalTaskConfig]:
+    """The definitions behind a task's name; a group (``mmlu``) has several.
+
+    lighteval's registry imports every task file, and some of them download on import; here a file
+    that spells the name is imported alone, and otherwise all but those. ``custom_tasks`` is a file
+    with a TASKS_TABLE of the user's own. Raises ConfigError with the nearest names.
+    """
+    base = re.split(r"[:|@]", name)[0]
+    own = [Registry.create_custom_tasks_module(custom_tasks)] if custom_tasks else []
+    files = _task_files()
+    spelled = re.compile(rf'\bname="{re.escape(base)}[":]')
+    modules = [_import(file, key, name) for file in files if spelled.search(files[file])]
+    registry = _Registry(name, [*modules, *own])
+    if not registry.knows(base):
+        registry = _Registry(name, [*_importable(files), *own])
+    if not registry.knows(base):
+        known = {*registry.names, *re.findall(r'\bname="([^"{}]+)"', "".join(files.values()))}
+        near = difflib.get_close_matches(name, sorted(known), n=5, cutoff=0.5)
+        raise ConfigError(
+            f"{key}={name!r}: lighteval has no such task; near names: {', '.join(near) or 'none'}"
+        )
+    try:
+        return registry.resolve()
+    except ValueError as error:
+        raise ConfigError(f"{key}={name!r}: {error}") from None
+
+
+class _Registry(Registry):
+    """lighteval's reading of task names, over the definitions of some of its modules."""
+
+    def __init__(self, name: str, modules: Sequence[ModuleType]) -> None:
+        self.tasks_list = [name]
+        self._task_registry: dict[str, LightevalTaskConfig] = {}
+        for module in modules:
+            self._task_registry.update(Registry._extract_configs(module))
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._task_registry)
+
+    def knows(self, base: str) -> bool:
+        return any(name.split(":")[0] == base for name in self._task_registry)
+
+    def resolve(self) -> list[LightevalTaskConfig]:
+        return [config for configs in self._update_task_configs().values() for config in configs]
+
+
+def _task_files() -> dict[Path, str]:
+    folders = [ROOT / "tasks", ROOT / "multilingual" / "tasks"]
+    files = [f for folder in folders for f in [*folder.glob("*.py"), *folder.glob("*/main.py")]]
+    return {f: f.read_text(encoding="utf-8") for f in sorted(files) if f.name != "__init__.py"}
+
+
+def _module(file: Path) -> ModuleType:
+    parts = file.with_suffix("").relative_to(ROOT).parts
+    return importlib.import_module(".".join(["lighteval", "tasks", *parts]))
+
+
+def _import(file: Path, key: str, name: str) -> ModuleType:
+    try:
+        return _module(file)
+    except Exception as error:  # an extra of lighteval's that is missing, a download that failed
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{key}={name!r}: {file.name} cannot be imported: {reason}") from None
+
+
+def _importable(files: Iterable[Path]) -> Iterator[ModuleType]:
+    for file in files:
+        if not DOWNLOAD_ON_IMPORT & {file.stem, file.parent.name}:
+            with contextlib.suppress(Exception):
+                yield _module(file)
+
+
+def _check(key: str, name: str, task: LightevalTask, temperature: float) -> None:
+    if any(metric.category != SamplingMethod.GENERATIVE for metric in task.metrics):
+        raise ConfigError(
+            f"{key}.name={name!r}: its metrics score log-likelihoods, which SLOT does not serve; "
+            "allowed: generative tasks (for GPQA: gpqa:diamond)"
+        )
+    if max(task.num_samples) > 1 and temperature == 0:
+        raise ConfigError(
+            f"generation.temperature=0: {name} draws {max(task.num_samples)} answers per problem; "
+            "allowed: a temperature above 0"
+        )
+
+
+def _dataset(key: str, named: Task, task: LightevalTask) -> data.Dataset:
+    splits = list(task.evaluation_split)
+    if task.dataset_config.num_fewshots and task.fewshot_split is not None:
+        splits.append(task.fewshot_split)
+    if named.data is not None:
+        path = Path(named.data).expanduser()
+        return data.read(path, task.name, task.dataset_config_name, splits)
+    try:
+        return LightevalTask.download_dataset_worker(task)
+    except Exception as error:  # offline, gated, moved: whatever the hub's client raises
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"{key}: {task.dataset_path} cannot be read from the hub ({reason}); "
+            f"{key}.data takes a local copy"
+        ) from None
+
+
+def _docs(key: str, name: str, task: LightevalTask, max_samples: int | None) -> list[Doc]:
+    random.seed(SEED)
+    np.random.seed(SEED)
+    try:
+        docs = task.get_docs(max_samples)
+    except KeyError as error:
+        raise ConfigError(f"{key}.data: {name} reads a column {error}, which is missing") from None
+    if any(doc.images for doc in docs):
+        raise ConfigError(f"{key}.name={name!r}: its prompts hold images; allowed: text tasks")
+    seen: Counter[str] = Counter()
+    for doc in docs:  # ids start anew in each evaluation split
+        seen[doc.id] += 1
+        if seen[doc.id] > 1:
+            doc.id = f"{doc.id}.{seen[doc.id]}"
+    return docs
+
+
+def _levels(task: LightevalTask, dataset: data.Dataset) -> dict[str, str]:
+    if len(task.evaluation_split) != 1:
+        return {}
+    rows = dataset[task.evaluation_split[0]]
+    return {str(i): str(row["level"]) for i, row in enumerate(rows) if "level" in row}
+
+
+def fresh(doc: Doc) -> Doc:
+    """A copy for one scoring: lighteval's metrics write what they extract into the document."""
+    return copy.deepcopy(doc)

@@ -1,0 +1,92 @@
+"""Prompts and settings that the engine tests and the transformers reference share."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+VOCABULARY = 256
+LENGTHS = (1, 2, 3, 17, 33, 64, 130, 200)
+# (steps, lr) of the prompts in turn.
+SETTINGS = ((5, 0.1), (3, 0.5), (0, 0.1), (10, 0.01), (1, 1.0))
+NEAR_TIE = 1e-3
+
+
+@dataclass(frozen=True)
+class Case:
+    tokens: tuple[int, ...]
+    steps: int
+    lr: float
+    new_tokens: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """tokens: greedy. gaps: difference of the two best logits where each token was chosen."""
+
+    tokens: list[int]
+    gaps: list[float]
+    delta: list[float]
+
+
+def random_tokens(length: int, seed: int) -> tuple[int, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randint(2, VOCABULARY, (length,), generator=generator).tolist())
+
+
+def mixed_cases(count: int = 16, new_tokens: int = 40) -> list[Case]:
+    """Every length twice, with settings that differ between neighbours."""
+    return [
+        Case(
+            random_tokens(LENGTHS[i % len(LENGTHS)], seed=i),
+            *SETTINGS[i % len(SETTINGS)],
+            new_tokens,
+        )
+        for i in range(count)
+    ]
+
+
+@cache
+def _reference(model: str, cases: tuple[Case, ...]) -> list[Answer]:
+    # In a process of its own: vLLM changes some transformers classes in place.
+    request = {"model": model, "cases": [asdict(case) for case in cases]}
+    result = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("reference.py"))],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return [Answer(**answer) for answer in json.loads(result.stdout)]
+
+
+def reference(model: str, cases: list[Case]) -> list[Answer]:
+    """What plain transformers makes of ``cases``, with the paper's loop."""
+    return _reference(model, tuple(cases))
+
+
+def assert_tokens_equal(got: list[list[int]], expected: list[Answer]) -> None:
+    """Equal, or first different where the reference's two best logits nearly tie; at most 0.1 % of
+    the tokens may be such."""
+    ties = total = 0
+    for i, (tokens, answer) in enumerate(zip(got, expected, strict=True)):
+        total += len(answer.tokens)
+        assert len(tokens) == len(answer.tokens)
+        for position, (a, b) in enumerate(zip(tokens, answer.tokens, strict=True)):
+            if a != b:
+                gap = answer.gaps[position]
+                assert gap < NEAR_TIE, f"case {i}, token {position}: {a} != {b}, gap {gap}"
+                ties += 1
+                break
+    assert ties <= 0.001 * total, f"{ties} near ties in {total} tokens"
+
+
+def assert_delta_equal(got: list[float] | None, expected: Answer, lr: float) -> None:
+    assert got is not None
+    error = (torch.tensor(got) - torch.tensor(expected.delta)).abs().max().item()
+    assert error <= max(2e-3 * lr, 2e-5), error

@@ -1,0 +1,196 @@
+"""SLOT under what else an engine does."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from tests.engine.cases import (
+    Case,
+    assert_delta_equal,
+    assert_tokens_equal,
+    random_tokens,
+    reference,
+)
+from tests.engine.conftest import V2, runner_of
+from tests.engine.generate import delta_of, run, sampling_params, stats_of, tokens_of
+
+NEW = 8 if V2 else 24
+ROOMY = {"num_gpu_blocks_override": 200}
+
+
+def _cases(seed: int, lengths: tuple[int, ...] = (6, 50, 100)) -> list[Case]:
+    settings = ((5, 0.1), (0, 0.1), (3, 0.5))
+    return [Case(random_tokens(n, seed + n), *settings[i % 3], NEW) for i, n in enumerate(lengths)]
+
+
+def test_abort_at_any_moment(tiny_model: str, engine: Callable[..., Any]) -> None:
+    llm = engine(tiny_model, slot={})
+    core = llm.llm_engine
+    victims = [Case(random_tokens(200, seed=i), 5, 0.1, NEW) for i in range(6)]
+    survivors = _cases(600)
+    for round_ in range(3 if V2 else 6):
+        done: dict[str, Any] = {}
+        ids = []
+        for i, case in enumerate([*victims[:3], *survivors, *victims[3:]]):
+            request_id = f"abort-{round_}-{i}"
+            core.add_request(
+                request_id, {"prompt_token_ids": list(case.tokens)}, sampling_params(case)
+            )
+            ids.append((request_id, case))
+        steps = 0
+        while core.has_unfinished_requests():
+            for output in core.step():
+                if output.finished:
+                    done[output.request_id] = output
+            # Waiting, within their prompt, and while they decode.
+            if steps % 3 == round_ % 3 and steps // 3 < 6:
+                victim = [r for r, c in ids if c in victims][steps // 3]
+                core.abort_request([victim])
+            steps += 1
+        mine = [done[r] for r, c in ids if c in survivors]
+        assert_tokens_equal(tokens_of(mine), reference(tiny_model, survivors))
+    run(llm, [Case(random_tokens(4, seed=1), 0, 0.1, 1)])
+    assert not runner_of(llm).slot_deltas.requests
+    assert runner_of(llm).slot_deltas.pending.device_bytes == 0
+
+
+def test_several_samples_of_a_prompt(tiny_model: str, engine: Callable[..., Any]) -> None:
+    case = Case(random_tokens(40, seed=11), 5, 0.5, NEW)
+    # On a CPU a seeded request whose prompt is split kills the V1 runner inside vLLM.
+    whole = {"enable_chunked_prefill": False, "max_num_batched_tokens": 320}
+    llm = engine(tiny_model, slot={}, **whole)
+    params = sampling_params(case, n=3, temperature=1.0, seed=17)
+    prompt = {"prompt_token_ids": list(case.tokens)}
+    (together,) = llm.generate([prompt], params, use_tqdm=False)
+    samples = [list(o.token_ids) for o in together.outputs]
+    assert len({tuple(s) for s in samples}) == 3
+    # vLLM seeds the i-th sample with seed + i.
+    for i, sample in enumerate(samples):
+        single = sampling_params(case, temperature=1.0, seed=17 + i)
+        (alone,) = llm.generate([prompt], single, use_tqdm=False)
+        assert list(alone.outputs[0].token_ids) == sample
+    assert_delta_equal(delta_of(llm, together), *reference(tiny_model, [case]), case.lr)
+
+
+def test_asynchronous_scheduling(
+    tiny_model: str, engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.platforms.cpu import CpuPlatform
+
+    check = CpuPlatform.check_and_update_config
+
+    def check_but_keep_asynchronous(_cls: Any, vllm_config: Any) -> None:
+        check(vllm_config)
+        vllm_config.scheduler_config.async_scheduling = True
+
+    # vLLM turns it off on CPUs, where it is of no use; what the runner sees is the same.
+    monkeypatch.setattr(
+        CpuPlatform, "check_and_update_config", classmethod(check_but_keep_asynchronous)
+    )
+    cases = _cases(700)
+    llm = engine(tiny_model, slot={}, async_scheduling=True)
+    assert llm.llm_engine.vllm_config.scheduler_config.async_scheduling
+    assert_tokens_equal(tokens_of(run(llm, cases)), reference(tiny_model, cases))
+
+
+def test_logprobs_are_adapted_and_prompt_logprobs_are_the_models_own(
+    tiny_model: str, engine: Callable[..., Any]
+) -> None:
+    case = Case(random_tokens(60, seed=31), 5, 0.5, 4)
+    plain_case = Case(case.tokens, 0, 0.1, 4)
+    llm = engine(tiny_model, slot={}, logprobs_mode="raw_logits", max_logprobs=-1, **ROOMY)
+    (slot,) = run(llm, [case], logprobs=-1, prompt_logprobs=2)
+    (plain,) = run(llm, [plain_case], logprobs=-1, prompt_logprobs=2)
+    prompt = [
+        [None if p is None else {t: v.logprob for t, v in p.items()} for p in o.prompt_logprobs]
+        for o in (slot, plain)
+    ]
+    for mine, own in zip(prompt[0][1:], prompt[1][1:], strict=True):
+        assert mine.keys() == own.keys()
+        assert all(abs(mine[t] - own[t]) < 1e-4 for t in mine)
+    shift = _first_logits(slot) - _first_logits(plain)
+    delta = torch.tensor(delta_of(llm, slot))
+    head = runner_of(llm).slot_deltas.linear_head.head()
+    torch.testing.assert_close(shift, head.weight @ delta, rtol=1e-3, atol=1e-3)
+
+
+def _first_logits(output: Any) -> torch.Tensor:
+    position = output.outputs[0].logprobs[0]
+    return torch.tensor([position[t].logprob for t in range(len(position))])
+
+
+@pytest.mark.parametrize("lr", [1e-4, 1e-3])
+def test_in_bf16_a_small_delta_survives(
+    lr: float, tiny_models: Callable[[str, bool], str], engine: Callable[..., Any]
+) -> None:
+    llm = engine(
+        tiny_models("llama", False),
+        slot={},
+        dtype="bfloat16",
+        logprobs_mode="raw_logits",
+        max_logprobs=-1,
+        **ROOMY,
+    )
+    tokens = random_tokens(60, seed=41)
+    (slot,) = run(llm, [Case(tokens, 5, lr, 1)], logprobs=-1)
+    (plain,) = run(llm, [Case(tokens, 0, lr, 1)], logprobs=-1)
+    shift = _first_logits(slot) - _first_logits(plain)
+    head = runner_of(llm).slot_deltas.linear_head.head()
+    expected = head.weight.float() @ torch.tensor(delta_of(llm, slot))
+    assert (shift - expected).norm() <= 0.05 * expected.norm()
+    # The published rounding, h + delta in bf16, loses most of it.
+    rounded = {"slot_steps": 5, "slot_lr": lr, "slot_rounding": "model"}
+    params = sampling_params(Case(tokens, 5, lr, 1), logprobs=-1)
+    params.extra_args = rounded
+    (lost,) = llm.generate([{"prompt_token_ids": list(tokens)}], [params], use_tqdm=False)
+    lost_shift = _first_logits(lost) - _first_logits(plain)
+    assert (lost_shift - expected).norm() > 0.05 * expected.norm()
+
+
+def test_published_rounding_adds_delta_to_the_hidden_states(
+    tiny_model: str, engine: Callable[..., Any]
+) -> None:
+    # In float32 nothing is rounded away, so both ways agree, side by side in one batch.
+    case = Case(random_tokens(60, seed=51), 5, 0.1, NEW)
+    llm = engine(tiny_model, slot={})
+    params = [sampling_params(case), sampling_params(case)]
+    params[1].extra_args = {**params[1].extra_args, "slot_rounding": "model"}
+    outputs = llm.generate([{"prompt_token_ids": list(case.tokens)}] * 2, params, use_tqdm=False)
+    assert_tokens_equal(tokens_of(outputs), reference(tiny_model, [case, case]))
+
+
+def test_prefix_cache(tiny_model: str, engine: Callable[..., Any]) -> None:
+    llm = engine(tiny_model, slot={}, **ROOMY)
+    slot = Case(random_tokens(100, seed=61), 5, 0.1, NEW)
+    plain = Case(slot.tokens, 0, 0.1, NEW)
+    expected = reference(tiny_model, [slot, plain])
+    for case, answer, cached in (
+        (plain, expected[1], False),
+        (slot, expected[0], False),
+        (plain, expected[1], True),
+        (slot, expected[0], False),
+    ):
+        (output,) = run(llm, [case])
+        assert bool(output.num_cached_tokens) == cached
+        assert_tokens_equal(tokens_of([output]), [answer])
+
+
+def test_a_failure_of_the_optimizer_costs_only_the_delta(
+    tiny_model: str, engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = engine(tiny_model, slot={})
+    before = stats_of(llm)["failed"]
+    case = Case(random_tokens(30, seed=71), 5, 0.1, NEW)
+
+    def broken(*_args: Any, **_kwargs: Any) -> Any:
+        raise RuntimeError("injected")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("slot_vllm.engine.deltas.optimize", broken)
+        (output,) = run(llm, [case])
+    plain = Case(case.tokens, 0, 0.1, NEW)
+    assert_tokens_equal(tokens_of([output]), reference(tiny_model, [plain]))
+    assert stats_of(llm)["failed"] == before + 1
+    assert "injected" in llm.collective_rpc("slot_errors")[0][-1]

@@ -1,0 +1,88 @@
+"""A request does not depend on its neighbours, and requests without SLOT are untouched."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.engine.cases import Case, assert_tokens_equal, random_tokens, reference
+from tests.engine.conftest import V2, runner_of
+from tests.engine.generate import delta_of, run, stats_of, tokens_of
+
+NEW = 8 if V2 else 24
+
+
+def _neighbours(steps: int, lr: float, seed: int) -> list[Case]:
+    return [Case(random_tokens(n, seed + n), steps, lr, NEW) for n in (5, 40, 90, 150)]
+
+
+@pytest.mark.parametrize(
+    "neighbours",
+    [_neighbours(5, 1.0, 100), _neighbours(10, 0.001, 200), _neighbours(0, 0.1, 300)],
+    ids=["strong", "weak", "without"],
+)
+def test_alone_and_in_company(
+    neighbours: list[Case], tiny_model: str, engine: Callable[..., Any]
+) -> None:
+    mine = Case(random_tokens(70, seed=7), 5, 0.1, NEW)
+    llm = engine(tiny_model, slot={})
+    (alone,) = run(llm, [mine])
+    delta_alone = delta_of(llm, alone)
+    together = run(llm, [*neighbours[:2], mine, *neighbours[2:]])[2]
+    delta_together = delta_of(llm, together)
+    assert delta_alone is not None and delta_together is not None
+    assert max(abs(a - b) for a, b in zip(delta_alone, delta_together, strict=True)) <= 2e-5
+    expected = reference(tiny_model, [mine])
+    assert_tokens_equal(tokens_of([alone]), expected)
+    assert_tokens_equal(tokens_of([together]), expected)
+
+
+def _logprobs(outputs: list[Any]) -> list[list[dict[int, float]]]:
+    return [
+        [{t: p.logprob for t, p in position.items()} for position in output.outputs[0].logprobs]
+        for output in outputs
+    ]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_without_steps_bits_are_those_of_plain_vllm(
+    dtype: str, tiny_models: Callable[[str, bool], str], engine: Callable[..., Any]
+) -> None:
+    # Gemma2's soft cap is where a change of dtype would show.
+    model = tiny_models("gemma2", True)
+    mixed = [
+        Case(random_tokens(n, seed=400 + n), 5 * (i % 2), 0.5, NEW)
+        for i, n in enumerate((3, 20, 60, 61, 120, 33))
+    ]
+    without = [Case(c.tokens, 0, c.lr, c.new_tokens) for c in mixed]
+    # The schedules, and so the shapes of all products, are the same: no cache, no preemption.
+    options = {"dtype": dtype, "num_gpu_blocks_override": 200, "enable_prefix_caching": False}
+    plain = run(engine(model, **options), without, logprobs=5)
+    slot = engine(model, slot={}, **options)
+    before = stats_of(slot)["optimized"]
+    off = run(slot, without, logprobs=5)
+    assert stats_of(slot)["optimized"] == before
+    assert tokens_of(off) == tokens_of(plain)
+    assert _logprobs(off) == _logprobs(plain)
+
+    on = run(slot, mixed, logprobs=5)
+    assert stats_of(slot)["optimized"] == before + 3
+    for case, with_slot, own in zip(mixed, on, plain, strict=True):
+        same = tokens_of([with_slot]) == tokens_of([own]) and _logprobs([with_slot]) == _logprobs(
+            [own]
+        )
+        assert same == (case.steps == 0)
+
+
+def test_nothing_is_left_of_finished_requests(tiny_model: str, engine: Callable[..., Any]) -> None:
+    llm = engine(tiny_model, slot={})
+    run(llm, _neighbours(5, 0.1, 500))
+    # Departures reach the worker with the next step.
+    run(llm, [Case(random_tokens(4, seed=1), 0, 0.1, 1)])
+    deltas = runner_of(llm).slot_deltas
+    assert not deltas.requests
+    assert len(deltas.table) == 0
+    assert deltas.pending.device_bytes == deltas.pending.host_bytes == 0
+    stats = stats_of(llm)
+    assert stats["failed"] == 0, llm.collective_rpc("slot_errors")
+    assert stats["kept_deltas"] <= 64

@@ -1,0 +1,41 @@
+"""Every token and delta equals plain transformers, chunked and preempted."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.engine.cases import assert_delta_equal, assert_tokens_equal, mixed_cases, reference
+from tests.engine.conftest import V2, scheduler_of
+from tests.engine.generate import delta_of, run, tokens_of
+
+
+@pytest.mark.parametrize(
+    ("architecture", "tied"),
+    [("qwen2", True), ("qwen2", False), ("llama", False), ("gemma2", True)],
+)
+def test_tokens_and_deltas(
+    architecture: str,
+    tied: bool,
+    tiny_models: Callable[[str, bool], str],
+    engine: Callable[..., Any],
+) -> None:
+    model = tiny_models(architecture, tied)
+    # The interpreter is slow: fewer and shorter answers, still chunked and preempted.
+    cases = mixed_cases(16, 24) if V2 else mixed_cases(32, 40)
+    expected = reference(model, cases)
+    # Gemma2 keeps two tables of blocks, for its full and its sliding layers.
+    llm = engine(model, slot={}, num_gpu_blocks_override=26 if architecture == "gemma2" else 14)
+    scheduler = scheduler_of(llm)
+    preempted, original = [], scheduler._preempt_request
+    scheduler._preempt_request = lambda r, *a, **k: (preempted.append(r), original(r, *a, **k))
+    outputs = run(llm, cases)
+    assert preempted
+    chunk = llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
+    assert max(len(case.tokens) for case in cases) > chunk
+    assert_tokens_equal(tokens_of(outputs), expected)
+    for case, output, answer in zip(cases, outputs, expected, strict=True):
+        if case.steps:
+            assert_delta_equal(delta_of(llm, output), answer, case.lr)
+        else:
+            assert delta_of(llm, output) is None

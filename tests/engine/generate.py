@@ -1,0 +1,42 @@
+"""Running cases through an engine."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tests.engine.cases import Case
+
+
+def sampling_params(case: Case, **options: Any) -> Any:
+    from vllm import SamplingParams
+
+    defaults = {
+        "temperature": 0,
+        "max_tokens": case.new_tokens,
+        "ignore_eos": True,
+        "detokenize": False,
+        "extra_args": {"slot_steps": case.steps, "slot_lr": case.lr},
+    }
+    return SamplingParams(**{**defaults, **options})
+
+
+def run(llm: Any, cases: Sequence[Case], **options: Any) -> list[Any]:
+    """One RequestOutput per case, in order."""
+    prompts = [{"prompt_token_ids": list(case.tokens)} for case in cases]
+    outputs: list[Any] = llm.generate(
+        prompts, [sampling_params(case, **options) for case in cases], use_tqdm=False
+    )
+    return outputs
+
+
+def tokens_of(outputs: Sequence[Any]) -> list[list[int]]:
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def delta_of(llm: Any, output: Any) -> list[float] | None:
+    (delta,) = llm.collective_rpc("slot_delta", args=(output.request_id,))
+    return delta
+
+
+def stats_of(llm: Any) -> dict[str, Any]:
+    (stats,) = llm.collective_rpc("slot_stats")
+    return stats

@@ -1,0 +1,173 @@
+"""Which requests get SLOT, which an error, and which are served without it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from vllm import SamplingParams
+from vllm.exceptions import VLLMValidationError
+from vllm.sampling_params import BeamSearchParams
+from vllm.v1.engine import EngineCoreRequest
+
+from tests.engine.cases import Case, assert_tokens_equal, random_tokens, reference
+from tests.engine.generate import delta_of, run, sampling_params, stats_of, tokens_of
+
+CASE = Case(random_tokens(30, seed=1), 5, 0.1, 6)
+PROMPT = {"prompt_token_ids": list(CASE.tokens)}
+
+
+def test_plain_and_two_slot_engines_side_by_side(
+    tiny_model: str, engine: Callable[..., Any]
+) -> None:
+    plain = engine(tiny_model)
+    weak = engine(tiny_model, slot={"steps": 1, "lr": 0.02})
+    strong = engine(tiny_model, slot={"steps": 10, "lr": 1.0})
+    params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, detokenize=False)
+    before = params.clone()
+    for llm, steps, lr in ((plain, 0, 0.1), (weak, 1, 0.02), (strong, 10, 1.0), (plain, 0, 0.1)):
+        outputs = llm.generate([PROMPT], params, use_tqdm=False)
+        case = Case(CASE.tokens, steps, lr, 6)
+        assert_tokens_equal(tokens_of(outputs), reference(tiny_model, [case]))
+    # The caller's object went through all of them.
+    assert params == before
+    assert params.extra_args is None
+    with pytest.raises(Exception, match="slot_stats"):
+        plain.collective_rpc("slot_no_such_method_slot_stats")
+
+
+def test_a_shared_object_that_names_settings_is_left_alone(
+    tiny_model: str, engine: Callable[..., Any]
+) -> None:
+    extra = {"slot_steps": 3, "slot_betas": [0.9, 0.99]}
+    params = SamplingParams(temperature=0, max_tokens=2, detokenize=False, extra_args=extra)
+    for slot in ({}, {"steps": 0}):
+        engine(tiny_model, slot=slot).generate([PROMPT], params, use_tqdm=False)
+        assert params.extra_args is extra
+        assert extra == {"slot_steps": 3, "slot_betas": [0.9, 0.99]}
+        assert params.skip_reading_prefix_cache is not True
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"slot_steps": -1},
+        {"slot_steps": True},
+        {"slot_lr": "x"},
+        {"slot_step": 3},
+        {"slot": {"steps": 3}},
+    ],
+)
+def test_bad_settings_are_errors(
+    extra: dict[str, Any], tiny_model: str, engine: Callable[..., Any]
+) -> None:
+    llm = engine(tiny_model, slot={})
+    with pytest.raises(VLLMValidationError, match=next(iter(extra))):
+        llm.generate([PROMPT], SamplingParams(max_tokens=1, extra_args=extra), use_tqdm=False)
+    assert not llm.llm_engine.has_unfinished_requests()
+
+
+def test_prompt_embeddings(tiny_model: str, engine: Callable[..., Any]) -> None:
+    llm = engine(tiny_model, slot={}, enable_prompt_embeds=True)
+    prompt = {"prompt_embeds": torch.randn(12, llm.llm_engine.model_config.get_hidden_size())}
+    with pytest.raises(VLLMValidationError, match=r"slot_steps, slot_lr: .*prompt_embeddings"):
+        llm.generate([prompt], sampling_params(CASE), use_tqdm=False)
+    before = stats_of(llm)["bypassed"]
+    params = SamplingParams(temperature=0, max_tokens=3, detokenize=False)
+    (output,) = llm.generate([prompt], params, use_tqdm=False)
+    assert len(output.outputs[0].token_ids) == 3
+    stats = stats_of(llm)
+    assert stats["bypassed"] == before + 1
+    assert stats["bypassed.prompt_embeddings"] >= 1
+
+
+def test_beam_search_is_served_without(tiny_model: str, engine: Callable[..., Any]) -> None:
+    slot = engine(tiny_model, slot={}, skip_tokenizer_init=False)
+    plain = engine(tiny_model, skip_tokenizer_init=False)
+    params = BeamSearchParams(beam_width=2, max_tokens=4, ignore_eos=True)
+    with_slot, own = (
+        [s.tokens for s in llm.beam_search([PROMPT], params)[0].sequences] for llm in (slot, plain)
+    )
+    assert with_slot == own
+    assert stats_of(slot)["bypassed.beam_search"] > 0
+    assert stats_of(slot)["optimized"] == 0
+
+
+def test_ready_made_engine_core_requests(tiny_model: str, engine: Callable[..., Any]) -> None:
+    llm = engine(tiny_model, slot={})
+    core = llm.llm_engine
+
+    def request(name: str, extra_args: dict[str, Any] | None) -> EngineCoreRequest:
+        return EngineCoreRequest(
+            request_id=name,
+            prompt_token_ids=list(CASE.tokens),
+            mm_features=None,
+            sampling_params=SamplingParams(
+                temperature=0,
+                max_tokens=6,
+                ignore_eos=True,
+                detokenize=False,
+                extra_args=extra_args,
+            ),
+            pooling_params=None,
+            arrival_time=0.0,
+            lora_request=None,
+            cache_salt=None,
+            data_parallel_rank=None,
+        )
+
+    for bad in ({"slot_steps": -1}, {"slot": {"request_id": "x", "bypassed": None, "params": {}}}):
+        made = request("bad", bad)
+        with pytest.raises(VLLMValidationError):
+            core.add_request("bad", made, made.sampling_params)
+    made = request("good", {"slot_steps": 5, "slot_lr": 0.1})
+    core.add_request("good", made, made.sampling_params)
+    outputs = []
+    while core.has_unfinished_requests():
+        outputs += [o for o in core.step() if o.finished]
+    assert_tokens_equal(tokens_of(outputs), reference(tiny_model, [CASE]))
+    assert delta_of(llm, outputs[0]) is not None
+
+
+def _adapter(directory: Path, module: str, sizes: tuple[int, int]) -> str:
+    directory.mkdir()
+    torch.manual_seed(0)
+    prefix = f"base_model.model.{module}"
+    tensors = {
+        f"{prefix}.lora_A.weight": torch.randn(4, sizes[0]),
+        f"{prefix}.lora_B.weight": torch.randn(sizes[1], 4),
+    }
+    save_file(tensors, directory / "adapter_model.safetensors")
+    settings = {
+        "peft_type": "LORA",
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": [module.split(".")[-1]],
+        "bias": "none",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": "",
+    }
+    (directory / "adapter_config.json").write_text(json.dumps(settings))
+    return str(directory)
+
+
+def test_lora(tiny_model: str, engine: Callable[..., Any], tmp_path: Path) -> None:
+    from vllm.lora.request import LoRARequest
+
+    llm = engine(tiny_model, slot={}, enable_lora=True, max_lora_rank=8)
+    size = llm.llm_engine.model_config.get_hidden_size()
+    vocabulary = llm.llm_engine.model_config.get_vocab_size()
+    inner = LoRARequest(
+        "inner", 1, _adapter(tmp_path / "inner", "model.layers.0.mlp.down_proj", (2 * size, size))
+    )
+    head = LoRARequest("head", 2, _adapter(tmp_path / "head", "lm_head", (size, vocabulary)))
+    with pytest.raises(VLLMValidationError, match="lora_on_head"):
+        llm.generate([PROMPT], sampling_params(CASE), lora_request=head, use_tqdm=False)
+    (own,) = run(llm, [CASE])
+    own_delta = delta_of(llm, own)
+    assert_tokens_equal(tokens_of([own]), reference(tiny_model, [CASE]))
+    (adapted,) = llm.generate([PROMPT], sampling_params(CASE), lora_request=inner, use_tqdm=False)
+    assert delta_of(llm, adapted) not in (None, own_delta)

@@ -1,0 +1,27 @@
+"""The engine tests that need a process of their own: vLLM's V2 model runner, and n-gram drafts."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ENGINE = Path(__file__).parent
+
+
+@pytest.mark.parametrize(
+    ("runner", "target"),
+    [("v2", "conformance"), ("v1", "own_process/ngram.py"), ("v2", "own_process/ngram.py")],
+)
+def test_in_a_process_of_its_own(runner: str, target: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-W", "ignore", str(ENGINE / target)],
+        env={**os.environ, "SLOT_TEST_RUNNER": runner},
+        cwd=ENGINE.parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]
+    print(result.stdout.splitlines()[-1])

@@ -1,0 +1,175 @@
+"""A real ``vllm serve --worker-extension slot_vllm``, driven by the real openai client."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+START_SECONDS = 240
+
+
+@pytest.fixture(scope="module")
+def client(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    vllm = shutil.which("vllm", path=str(Path(sys.executable).parent))
+    assert vllm, "the vllm command is missing beside this Python"
+    log = tmp_path_factory.mktemp("server") / "log"
+    command = [
+        vllm, "serve", tiny_model, "--worker-extension", "slot_vllm",
+        "--additional-config", '{"slot": {"steps": 0, "max_steps": 20, "workspace_mb": 16}}',
+        "--served-model-name", "tiny", "--port", str(port), "--host", "127.0.0.1",
+        "--dtype", "float32", "--enforce-eager", "--max-model-len", "512",
+        "--kv-cache-memory-bytes", str(1 << 26),
+    ]  # fmt: skip
+    with log.open("w") as output:
+        # The default of a server is an engine process of its own.
+        environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+        server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+    try:
+        client = openai.OpenAI(
+            base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0
+        )
+        _wait(client, server, log)
+        assert "SLOT 0.1.0 on the" in log.read_text()
+        yield client
+        assert server.poll() is None, log.read_text()[-3000:]
+    finally:
+        server.send_signal(signal.SIGTERM)
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:
+            server.kill()
+
+
+def _wait(client: openai.OpenAI, server: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        assert server.poll() is None, log.read_text()[-3000:]
+        assert time.monotonic() < deadline, log.read_text()[-3000:]
+        try:
+            client.models.list()
+            return
+        except openai.APIConnectionError:
+            time.sleep(0.5)
+
+
+def _chat(client: openai.OpenAI, xargs: dict[str, Any], **options: Any) -> Any:
+    return client.chat.completions.create(
+        model="tiny",
+        messages=[{"role": "user", "content": "Say something about the number seven."}],
+        temperature=0,
+        max_tokens=16,
+        extra_body={"vllm_xargs": xargs, "ignore_eos": True},
+        **options,
+    )
+
+
+def _complete(client: openai.OpenAI, xargs: dict[str, Any], **options: Any) -> Any:
+    return client.completions.create(
+        model="tiny",
+        prompt="Say something about the number seven.",
+        temperature=0,
+        max_tokens=16,
+        extra_body={"vllm_xargs": xargs, "ignore_eos": True},
+        **options,
+    )
+
+
+def test_a_chat_completion_with_slot(client: openai.OpenAI) -> None:
+    own = _chat(client, {}).choices[0].message.content
+    slot = _chat(client, {"slot_steps": 3, "slot_lr": 0.5}).choices[0].message.content
+    assert own and slot and own != slot
+    assert _chat(client, {"slot_steps": 0}).choices[0].message.content == own
+    again = _chat(client, {"slot_steps": 3, "slot_lr": 0.5}).choices[0].message.content
+    assert again == slot
+
+
+@pytest.mark.parametrize("ask", [_chat, _complete])
+def test_streaming_gives_the_same_text(client: openai.OpenAI, ask: Any) -> None:
+    xargs = {"slot_steps": 3}
+    whole = ask(client, xargs).choices[0]
+    parts = []
+    for chunk in ask(client, xargs, stream=True):
+        choice = chunk.choices[0]
+        parts.append(choice.text if ask is _complete else choice.delta.content)
+    assert "".join(p or "" for p in parts) == (
+        whole.text if ask is _complete else whole.message.content
+    )
+
+
+@pytest.mark.parametrize("ask", [_chat, _complete])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("xargs", "parts"),
+    [
+        ({"slot_steps": -1}, ["slot_steps=-1", "greater than or equal to 0"]),
+        ({"slot_steps": True}, ["slot_steps=True", "an integer is required"]),
+        ({"slot_steps": 21}, ["slot_steps=21", "0 to 20"]),
+        ({"slot_lr": "x"}, ["slot_lr='x'", "a number is required"]),
+        ({"slot_step": 3}, ["slot_step: unknown key", "slot_steps"]),
+        ({"slot": 3}, ["slot: unknown key"]),
+    ],
+)
+def test_bad_settings_are_400(
+    client: openai.OpenAI, ask: Any, stream: bool, xargs: dict[str, Any], parts: list[str]
+) -> None:
+    with pytest.raises(openai.BadRequestError) as error:
+        ask(client, xargs, stream=stream)
+    assert error.value.status_code == 400
+    for part in parts:
+        assert part in error.value.message
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_beam_search_with_slot_is_400(client: openai.OpenAI, stream: bool) -> None:
+    with pytest.raises(openai.BadRequestError, match="beam_search"):
+        client.completions.create(
+            model="tiny",
+            prompt="Seven",
+            max_tokens=4,
+            stream=stream,
+            extra_body={"use_beam_search": True, "n": 2, "vllm_xargs": {"slot_steps": 1}},
+        )
+
+
+def test_structured_output_holds_under_a_strong_delta(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="tiny",
+        messages=[{"role": "user", "content": "Which colour?"}],
+        temperature=0,
+        max_tokens=16,
+        extra_body={
+            "vllm_xargs": {"slot_steps": 5, "slot_lr": 1.0},
+            "structured_outputs": {"choice": ["red", "green", "blue"]},
+        },
+    )
+    assert answer.choices[0].message.content in ("red", "green", "blue")
+
+
+def test_several_samples_with_seeds(client: openai.OpenAI) -> None:
+    def sample() -> list[str]:
+        answer = client.completions.create(
+            model="tiny",
+            prompt="Seven",
+            n=3,
+            seed=5,
+            temperature=1.0,
+            max_tokens=12,
+            extra_body={"vllm_xargs": {"slot_steps": 3}},
+        )
+        return [choice.text for choice in answer.choices]
+
+    first = sample()
+    assert len(set(first)) > 1
+    assert sample() == first

@@ -1,0 +1,119 @@
+"""What start-up refuses, resolves and leaves alone. No engine is started here."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from vllm.engine.arg_utils import EngineArgs
+
+from slot_vllm.engine.startup import EXTENSION, read_config
+from slot_vllm.params import SlotError
+
+
+def config(model: str, **options: Any) -> Any:
+    defaults: dict[str, Any] = {"worker_extension_cls": "slot_vllm", "enforce_eager": True}
+    return EngineArgs(model, **{**defaults, **options}).create_engine_config()
+
+
+def test_the_bare_name_is_expanded_and_the_settings_are_resolved(
+    tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLOT_STEPS", "2")
+    monkeypatch.setenv("SLOT_LR", "0.5")
+    mine = {"slot": {"lr": 0.25}, "other": 1}
+    vllm_config = config(tiny_model, additional_config=mine)
+    assert vllm_config.parallel_config.worker_extension_cls == EXTENSION
+    assert vllm_config.additional_config["other"] == 1
+    assert mine == {"slot": {"lr": 0.25}, "other": 1}
+    monkeypatch.delenv("SLOT_STEPS")
+    resolved = read_config(vllm_config)
+    assert (resolved.steps, resolved.lr) == (2, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"tensor_parallel_size": 2}, "tensor_parallel_size 2 (allowed: 1)"),
+        ({"kv_sharing_fast_prefill": True}, "--kv-sharing-fast-prefill"),
+        ({"runner": "pooling"}, "pooling model"),
+        (
+            {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},
+            "--kv-transfer-config",
+        ),
+        ({"additional_config": {"slot": {"step": 1}}}, "slot.step: unknown key"),
+        ({"additional_config": {"slot": {"lr": "x"}}}, "slot.lr='x'"),
+        (
+            {"worker_extension_cls": "", "additional_config": {"slot": {}}},
+            "add --worker-extension slot_vllm",
+        ),
+    ],
+)
+def test_refused_at_start_up(options: dict[str, Any], part: str, tiny_model: str) -> None:
+    with pytest.raises(SlotError) as error:
+        config(tiny_model, **options)
+    assert part in str(error.value)
+
+
+def test_the_rust_front_end_is_refused(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.usage.usage_lib import UsageContext
+
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
+    monkeypatch.setenv("VLLM_RUST_FRONTEND_PATH", "/somewhere/vllm-rs")
+    arguments = EngineArgs(tiny_model, worker_extension_cls="slot_vllm", enforce_eager=True)
+    with pytest.raises(SlotError, match="Rust front end"):
+        arguments.create_engine_config(UsageContext.OPENAI_API_SERVER)
+
+
+def test_a_workspace_too_small_for_the_head_is_refused(
+    tiny_model: str, engine: Callable[..., Any]
+) -> None:
+    with pytest.raises(SlotError, match=r"slot.workspace_mb=1: too small .* allowed: \d+ or more"):
+        import torch
+
+        from slot_vllm.engine.deltas import Deltas
+        from slot_vllm.optim.head import Head
+        from slot_vllm.params import SlotConfig
+
+        class BigHead:
+            def head(self) -> Head:
+                return Head(torch.empty(200_000, 4))
+
+            def describe(self) -> str:
+                return "200000 x 4"
+
+        Deltas(SlotConfig(workspace_mb=1), BigHead(), 4, torch.device("cpu"))  # type: ignore[arg-type]
+
+
+PLAIN = """
+import sys
+from vllm import LLM
+from vllm.engine.arg_utils import EngineArgs
+from vllm.v1.engine.input_processor import InputProcessor
+from vllm.v1.worker.gpu_worker import Worker
+from vllm.entrypoints.generate.base.serving import GenerateBaseServing
+
+llm = LLM(sys.argv[1], enforce_eager=True, max_model_len=64, kv_cache_memory_bytes=1 << 24,
+          skip_tokenizer_init=True)
+assert hasattr(EngineArgs.create_engine_config, "__wrapped__")
+for function in (InputProcessor.__init__, InputProcessor.process_inputs, Worker.load_model,
+                 GenerateBaseServing.__init__):
+    assert not hasattr(function, "__wrapped__"), function
+engine = llm.llm_engine
+runner = engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+for owner in (runner, engine.input_processor, runner.model.logits_processor):
+    mine = [k for k, v in vars(owner).items() if getattr(v, "__module__", "").startswith("slot")]
+    assert not mine, (owner, mine)
+loaded = sorted(m for m in sys.modules if m.startswith("slot_vllm"))
+print("loaded", loaded)
+assert "slot_vllm.engine.worker" not in loaded and "slot_vllm.engine.admission" not in loaded
+"""
+
+
+def test_installed_but_not_asked_for_it_wraps_one_start_up_function(tiny_model: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", PLAIN, tiny_model], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "slot_vllm.engine.plugin" in result.stdout
