@@ -128,9 +128,7 @@ def _shifted(own: Tensor, additions: Additions, head: Head) -> Tensor:
     return logits
 
 
-def _watch(
-    model: Any, probe: Tensor
-) -> tuple[list[tuple[Any, Any, Tensor | None]], Tensor | None]:
+def _watch(model: Any, probe: Tensor) -> tuple[list[tuple[Any, Any, Tensor | None]], Tensor | None]:
     """The (processor, lm_head, bias) of each logits processor that compute_logits calls."""
     calls: list[tuple[Any, Any, Tensor | None]] = []
     # A LoRA wrapper stands in for the processor and calls the processor's class, not the instance.

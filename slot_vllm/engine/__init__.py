@@ -1,0 +1,38 @@
+"""Every contact with vLLM. Nothing outside this package knows vLLM's internals.
+
+What is touched, why, and when it can go. Names are those of vLLM 0.32; only that release is tested.
+
+At start-up, in the class:
+
+- ``EngineArgs.create_engine_config`` (``plugin``; the one wrap of an engine that does not ask for
+  SLOT): expands ``--worker-extension slot_vllm``, because ``resolve_obj_by_qualname`` needs a dot;
+  refuses what cannot work; resolves the settings. Can go when vLLM's worker extensions get a
+  configuration hook.
+- ``Worker.load_model`` (``worker``; wrapped in processes whose worker carries the extension): an
+  extension class can add methods but not override any. Can go when extensions get a load hook.
+- ``InputProcessor.__init__`` (``admission``) and ``GenerateBaseServing.__init__`` (``server``;
+  both wrapped once an engine asks for SLOT): to reach the instances of that engine. Can go when
+  vLLM has an admission hook that may refuse a request and rewrite its parameters.
+- ``BeamSearchOfflineMixin.beam_search``, ``BeamSearchOnlineMixin.beam_search`` (``beam_search``):
+  mark their requests, which look like prompts but are not. Can go when such requests say so.
+
+Per request, on instances of an engine that asks for SLOT:
+
+- ``InputProcessor.process_inputs`` and ``assign_request_id``: every request passes one of them, and
+  ``EngineCoreRequest.sampling_params`` is the engine's own copy.
+- ``GenerateBaseServing._log_inputs`` and the serving objects' entry methods: the last places where
+  an error still becomes HTTP 400 for a streaming request, and where JSON booleans can be seen.
+
+Per step, on the model runner of an engine that asks for SLOT:
+
+- both runners, ``execute_model``: arrivals and departures.
+- V1, ``_prepare_inputs`` and ``_model_forward``: which rows get logits, and the hidden states.
+- V2, ``sample``: the hidden states and the batch.
+- ``LogitsProcessor.forward`` of the model's own instance: adds W delta before the soft cap and the
+  scale. Can go, with the four above, when the runners have a hook before the logits.
+
+Read but not changed: ``LogitsProcessor`` (``_get_logits``, ``org_vocab_size``, ``soft_cap``,
+``scale``), ``SamplingParams.extra_args`` and ``skip_reading_prefix_cache``, ``SchedulerOutput``,
+V1's ``input_batch``, ``requests`` and ``query_start_loc``, V2's ``InputBatch``,
+``get_adapter_absolute_path``, ``VLLMValidationError``.
+"""

@@ -1,0 +1,126 @@
+"""Which heads are accepted, on small modules with vLLM's own logits processor."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from vllm.model_executor.layers.logits_processor import LogitsProcessor
+
+from slot_vllm.engine.linear_head import Additions, LinearHead
+from slot_vllm.params import SlotError
+
+SIZE, VOCABULARY = 16, 50
+
+
+class Linear(nn.Module):
+    """An lm_head as LogitsProcessor sees one: padded to a multiple of 64."""
+
+    tp_size = 1
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(64, SIZE).to(dtype))
+        self.quant_method = SimpleNamespace(
+            apply=lambda layer, x, bias: nn.functional.linear(x, layer.weight, bias)
+        )
+
+
+def processor(soft_cap: float | None, scale: float) -> LogitsProcessor:
+    made: LogitsProcessor = LogitsProcessor.__new__(LogitsProcessor)
+    nn.Module.__init__(made)
+    made.soft_cap, made.scale = soft_cap, scale
+    made.org_vocab_size, made.vocab_size = VOCABULARY, 64
+    made.logits_as_input, made.head_dtype = False, None
+    return made
+
+
+class Model(nn.Module):
+    def __init__(
+        self,
+        soft_cap: float | None = None,
+        scale: float = 1.0,
+        factor: float = 1.0,
+        calls: int = 1,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.logits_processor = processor(soft_cap, scale)
+        # Not every model calls its head lm_head.
+        self.embedding = Linear(dtype)
+        self.factor, self.calls = factor, calls
+
+    def compute_logits(self, hidden_states: Tensor) -> Tensor:
+        for _ in range(self.calls):
+            logits: Tensor = self.logits_processor(self.embedding, hidden_states)
+        return logits * self.factor
+
+
+def head_of(model: Model, dtype: torch.dtype = torch.float32) -> LinearHead:
+    return LinearHead(model, SIZE, dtype)
+
+
+@pytest.mark.parametrize(
+    ("soft_cap", "scale"), [(None, 1.0), (5.0, 1.0), (None, 0.25), (30.0, 2.0)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_linear_head_is_found_without_its_padding(
+    soft_cap: float | None, scale: float, dtype: torch.dtype
+) -> None:
+    head = head_of(Model(soft_cap, scale, dtype=dtype), dtype).head()
+    assert head.weight.shape == (VOCABULARY, SIZE)
+    assert (head.soft_cap, head.scale) == (soft_cap, scale)
+
+
+def test_watching_leaves_the_model_as_it_was() -> None:
+    model = Model()
+    head_of(model)
+    assert "forward" not in vars(model.logits_processor)
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"factor": 1.05}, "logits = f(h W^T); Model.compute_logits differs"),
+        ({"calls": 2}, "used 2 logits processors"),
+        ({"calls": 0}, "used 0 logits processors"),
+    ],
+)
+def test_other_heads_are_refused(options: dict[str, Any], part: str) -> None:
+    model = Model(**options)
+    if not model.calls:
+        model.compute_logits = lambda hidden: hidden @ model.embedding.weight.T  # type: ignore[method-assign]
+    with pytest.raises(SlotError) as error:
+        head_of(model)
+    assert part in str(error.value)
+
+
+def test_a_quantized_head_is_refused() -> None:
+    model = Model()
+    model.embedding.weight = nn.Parameter(model.embedding.weight.to(torch.int8), False)
+    model.embedding.quant_method.apply = lambda layer, x, bias: x @ layer.weight.float().T
+    with pytest.raises(SlotError, match="unquantized weight"):
+        head_of(model)
+
+
+@pytest.mark.parametrize(("soft_cap", "scale"), [(None, 1.0), (5.0, 2.0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_the_hook_adds(soft_cap: float | None, scale: float, dtype: torch.dtype) -> None:
+    model = Model(soft_cap, scale, dtype=dtype)
+    linear = head_of(model, dtype)
+    hidden = torch.randn(4, SIZE).to(dtype)
+    with torch.no_grad():
+        own = model.compute_logits(hidden)
+        biases = torch.zeros(3, VOCABULARY)
+        biases[1], biases[2] = 1e-3 * torch.randn(VOCABULARY), torch.randn(VOCABULARY)
+        queue = [None, Additions(torch.tensor([0, 1, 0, 2]), biases, None)]
+        linear.hook(lambda: queue.pop(0))
+        assert torch.equal(model.compute_logits(hidden), own)
+        shifted = model.compute_logits(hidden)
+    # Rows without a delta keep their bits; the others get W delta before f, in float32.
+    assert torch.equal(shifted[[0, 2]], own[[0, 2]].float())
+    z = (hidden @ linear.head().weight.T).float()
+    expected = linear.head().activate(z + biases[[0, 1, 0, 2]])
+    assert torch.allclose(shifted[[1, 3]], expected[[1, 3]], atol=1e-6)

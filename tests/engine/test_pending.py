@@ -1,0 +1,31 @@
+import pytest
+import torch
+
+from slot_vllm.engine import pending
+from slot_vllm.engine.pending import PendingRows
+
+
+def test_a_cpu_keeps_all_and_counts() -> None:
+    rows = PendingRows(0, torch.device("cpu"))
+    buffer = rows.allocate(10, 4, torch.float32)
+    assert rows.device_bytes == 160
+    rows.release(buffer)
+    assert rows.device_bytes == 0
+
+
+def test_beyond_the_limit_a_device_spills_to_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = torch.empty
+
+    def without_pinning(*args: object, pin_memory: bool = False, **kwargs: object) -> torch.Tensor:
+        return empty(*args, **kwargs)  # type: ignore[call-overload, no-any-return]
+
+    # Pinning needs CUDA; the meta device stands for one.
+    monkeypatch.setattr(pending.torch, "empty", without_pinning)
+    rows = PendingRows(200, torch.device("meta"))
+    first, second = (rows.allocate(10, 4, torch.float32) for _ in range(2))
+    assert (first.device.type, second.device.type) == ("meta", "cpu")
+    assert (rows.device_bytes, rows.host_bytes) == (160, 160)
+    rows.release(second)
+    rows.release(first)
+    assert (rows.device_bytes, rows.host_bytes) == (0, 0)
+    assert rows.allocate(10, 4, torch.float32).device.type == "meta"
