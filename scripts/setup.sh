@@ -9,7 +9,7 @@ venv=${SLOT_VENV:-${VIRTUAL_ENV:-$root/.venv}}
 say() { printf 'setup: %s\n' "$*" >&2; }
 fail() { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
 
-inputs=$(cat "$root/pyproject.toml" "$root/scripts/setup.sh" "$root"/scripts/vllm_metadata/* | sha256sum)
+inputs=$(cat "$root/pyproject.toml" "$root/scripts/setup.sh" "$root/scripts/vllm_metadata/pyproject.toml" | sha256sum)
 stamp="$venv/.slot-vllm"
 if [ -x "$venv/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$inputs $root" ]; then
     echo "$venv/bin/python"
@@ -58,10 +58,10 @@ else
         # (find-links, an index of your own) may lead to one.
         uv pip install --quiet --python "$python" --torch-backend=cpu torch==2.13.0 2>/dev/null ||
             "$python" -m pip install --quiet --disable-pip-version-check torch==2.13.0 >&2
-        "$python" -c 'import sys, torch; sys.exit(torch.version.cuda is not None)' ||
+        "$python" -W ignore -c 'import sys, torch; sys.exit(torch.version.cuda is not None)' ||
             fail "got a CUDA build of torch; install torch 2.13.0 for CPUs into $venv and run this again"
     fi
-    installed=$("$python" -c 'import torch; print(torch.__version__)')
+    installed=$("$python" -W ignore -c 'import torch; print(torch.__version__)')
     echo "torch==$installed" >>"$overrides"
     uv pip install --quiet --python "$python" --override "$overrides" --editable "$root[cpu,eval,dev]" "$root/scripts/vllm_metadata"
 fi

@@ -18,10 +18,13 @@ NEAR_TIE = 1e-3
 
 @dataclass(frozen=True)
 class Case:
+    """allowed: if any, only these tokens may be generated."""
+
     tokens: tuple[int, ...]
     steps: int
     lr: float
     new_tokens: int
+    allowed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

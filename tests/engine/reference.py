@@ -31,6 +31,10 @@ def answer(model: Any, case: dict[str, Any]) -> dict[str, Any]:
     for _ in range(case["new_tokens"]):
         hidden = last_hidden(tokens)[-1].double() + delta
         logits = head.activate(head.weight.double() @ hidden)
+        if case["allowed"]:
+            mask = torch.full_like(logits, -torch.inf)
+            mask[case["allowed"]] = 0
+            logits += mask
         best = logits.topk(2)
         new_tokens.append(int(best.indices[0]))
         gaps.append(float(best.values[0] - best.values[1]))
@@ -40,7 +44,7 @@ def answer(model: Any, case: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     request = json.load(sys.stdin)
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     model = AutoModelForCausalLM.from_pretrained(
         request["model"], dtype=torch.float32, attn_implementation="eager"
     ).eval()

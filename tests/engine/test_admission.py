@@ -124,7 +124,9 @@ def test_ready_made_engine_core_requests(tiny_model: str, engine: Callable[..., 
             data_parallel_rank=None,
         )
 
-    for bad in ({"slot_steps": -1}, {"slot": {"request_id": "x", "bypassed": None, "params": {}}}):
+    forged: dict[str, Any] = {"slot": {"request_id": "x", "bypassed": None, "params": {}}}
+    refused: list[dict[str, Any]] = [{"slot_steps": -1}, forged]
+    for bad in refused:
         made = request("bad", bad)
         with pytest.raises(VLLMValidationError):
             core.add_request("bad", made, made.sampling_params)

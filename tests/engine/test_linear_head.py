@@ -91,7 +91,9 @@ def test_watching_leaves_the_model_as_it_was() -> None:
 def test_other_heads_are_refused(options: dict[str, Any], part: str) -> None:
     model = Model(**options)
     if not model.calls:
-        model.compute_logits = lambda hidden: hidden @ model.embedding.weight.T  # type: ignore[method-assign]
+        model.compute_logits = lambda hidden_states: (  # type: ignore[method-assign]
+            hidden_states @ model.embedding.weight.T
+        )
     with pytest.raises(SlotError) as error:
         head_of(model)
     assert part in str(error.value)

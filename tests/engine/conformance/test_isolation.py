@@ -8,6 +8,7 @@ import pytest
 from tests.engine.cases import Case, assert_tokens_equal, random_tokens, reference
 from tests.engine.conftest import V2, runner_of
 from tests.engine.generate import delta_of, run, stats_of, tokens_of
+from tests.engine.unloaded import run_unloaded, tokens_and_logprobs
 
 NEW = 8 if V2 else 24
 
@@ -37,15 +38,8 @@ def test_alone_and_in_company(
     assert_tokens_equal(tokens_of([together]), expected)
 
 
-def _logprobs(outputs: list[Any]) -> list[list[dict[int, float]]]:
-    return [
-        [{t: p.logprob for t, p in position.items()} for position in output.outputs[0].logprobs]
-        for output in outputs
-    ]
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_without_steps_bits_are_those_of_plain_vllm(
+def test_without_steps_bits_are_those_of_vllm_without_the_plugin(
     dtype: str, tiny_models: Callable[[str, bool], str], engine: Callable[..., Any]
 ) -> None:
     # Gemma2's soft cap is where a change of dtype would show.
@@ -57,21 +51,16 @@ def test_without_steps_bits_are_those_of_plain_vllm(
     without = [Case(c.tokens, 0, c.lr, c.new_tokens) for c in mixed]
     # The schedules, and so the shapes of all products, are the same: no cache, no preemption.
     options = {"dtype": dtype, "num_gpu_blocks_override": 200, "enable_prefix_caching": False}
-    plain = run(engine(model, **options), without, logprobs=5)
+    unloaded = run_unloaded(model, without, options)
     slot = engine(model, slot={}, **options)
     before = stats_of(slot)["optimized"]
-    off = run(slot, without, logprobs=5)
+    assert tokens_and_logprobs(run(slot, without, logprobs=5)) == unloaded
     assert stats_of(slot)["optimized"] == before
-    assert tokens_of(off) == tokens_of(plain)
-    assert _logprobs(off) == _logprobs(plain)
 
-    on = run(slot, mixed, logprobs=5)
+    on = tokens_and_logprobs(run(slot, mixed, logprobs=5))
     assert stats_of(slot)["optimized"] == before + 3
-    for case, with_slot, own in zip(mixed, on, plain, strict=True):
-        same = tokens_of([with_slot]) == tokens_of([own]) and _logprobs([with_slot]) == _logprobs(
-            [own]
-        )
-        assert same == (case.steps == 0)
+    for case, with_slot, own in zip(mixed, on, unloaded, strict=True):
+        assert (with_slot == own) == (case.steps == 0)
 
 
 def test_nothing_is_left_of_finished_requests(tiny_model: str, engine: Callable[..., Any]) -> None:
