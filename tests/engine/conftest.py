@@ -31,16 +31,21 @@ def _enable_v2() -> None:
 
     triton.backends.backends["cpu"] = Backend
 
-    # N-gram drafts load through an integer mask, which the interpreter refuses.
+    # N-gram drafts and grammar bitmasks use integer masks, which the interpreter refuses.
     from triton.runtime.interpreter import InterpreterBuilder
 
-    masked_load = InterpreterBuilder.create_masked_load
+    load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
 
-    def create_masked_load(self: Any, pointers: Any, mask: Any, *args: Any, **kwargs: Any) -> Any:
+    def masked_load(self: Any, pointers: Any, mask: Any, *args: Any) -> Any:
         mask.data = mask.data.astype(bool)
-        return masked_load(self, pointers, mask, *args, **kwargs)
+        return load(self, pointers, mask, *args)
 
-    InterpreterBuilder.create_masked_load = create_masked_load
+    def masked_store(self: Any, pointers: Any, value: Any, mask: Any, *args: Any) -> Any:
+        mask.data = mask.data.astype(bool)
+        return store(self, pointers, value, mask, *args)
+
+    InterpreterBuilder.create_masked_load = masked_load
+    InterpreterBuilder.create_masked_store = masked_store
 
 
 if V2:

@@ -14,9 +14,10 @@ ENGINE = Path(__file__).parent
     ("runner", "target"),
     [("v2", "conformance"), ("v1", "own_process/ngram.py"), ("v2", "own_process/ngram.py")],
 )
-def test_in_a_process_of_its_own(runner: str, target: str) -> None:
+def test_in_a_process_of_its_own(runner: str, target: str, pytestconfig: pytest.Config) -> None:
+    full = ["--full"] if pytestconfig.getoption("--full") else []
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-W", "ignore", str(ENGINE / target)],
+        [sys.executable, "-m", "pytest", "-q", "-W", "ignore", str(ENGINE / target), *full],
         env={**os.environ, "SLOT_TEST_RUNNER": runner},
         cwd=ENGINE.parents[1],
         capture_output=True,

@@ -1,0 +1,167 @@
+"""Bad input: exit code 2, one line that says what, where and what is allowed, nothing written."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slot_vllm.evaluation import config as configuration
+from slot_vllm.evaluation.config import ConfigError
+from tests.evaluation.conftest import ARMS, ENGINE, PROBLEMS, RunMain, WriteConfig
+
+BAD: list[tuple[dict[str, Any], list[str]]] = [
+    ({"modle": "x"}, ["modle: unknown key", "model_script"]),
+    ({"generation": {"temprature": 0}}, ["generation.temprature: unknown key", "temperature"]),
+    ({"arms": [{"name": "slot", "step": 3}]}, ["arms.0.step: unknown key", "weight_decay"]),
+    ({"tasks": [{"nme": "aime24"}]}, ["tasks.0.nme: unknown key", "max_samples"]),
+    ({"engine": {**ENGINE, "dtpye": "float32"}}, ["engine.dtpye: unknown key"]),
+    ({"engine": {"worker_extension_cls": "x"}}, ["engine.worker_extension_cls"]),
+    ({"slot": {"workspace": 1}}, ["slot.workspace: unknown key", "workspace_mb"]),
+    ({"slot": {"workspace_mb": 0}}, ["slot.workspace_mb=0", "greater than or equal to 1"]),
+    ({"generation": {"temperature": "hot"}}, ["generation.temperature='hot'", "number"]),
+    ({"generation": {"top_p": 1.5}}, ["generation.top_p=1.5", "less than or equal to 1"]),
+    ({"generation": {"max_new_tokens": 1.5}}, ["generation.max_new_tokens=1.5", "integer"]),
+    ({"generation": {"seed": True}}, ["generation.seed=True", "integer"]),
+    ({"chat_template": "yes please"}, ["chat_template='yes please'", "auto"]),
+    ({"tasks": "aime24"}, ["tasks='aime24'", "list"]),
+    ({"tasks": []}, ["tasks=[]", "at least 1 item"]),
+    ({"name": "../x"}, ["name='../x'"]),
+    ({"arms": [{"name": "slot", "steps": -1}]}, ["arms.0.steps=-1", "greater than or equal to 0"]),
+    ({"arms": [{"name": "slot", "steps": 101}]}, ["arms.0: slot_steps=101", "from 0 to 100"]),
+    ({"arms": [{"name": "slot", "lr": "x"}]}, ["arms.0.lr='x'", "number"]),
+    ({"arms": [{"name": "slot", "steps": 0}]}, ["arms.0: name='slot' with steps=0", "baseline"]),
+    ({"arms": [{"name": "baseline"}]}, ["arms.0: name='baseline' with steps=5", "baseline"]),
+    ({"arms": [ARMS[1], ARMS[1]]}, ["arms: two of them are named 'slot'"]),
+    ({"model": "./nowhere"}, ["model='./nowhere': no such path", "hub"]),
+    ({"model": "no-such-org/no-such-model"}, ["model='no-such-org/no-such-model'"]),
+    ({"model_script": "nowhere.py"}, ["model_script='nowhere.py': no such file"]),
+    ({"tasks": [{"name": "aime24", "data": "nowhere.jsonl"}]}, ["tasks.0.data", "no such path"]),
+    ({"tasks": [{"name": "gsm8k", "data": str(PROBLEMS)}]}, ["item 1: no 'question'", "answer"]),
+    ({"tasks": [{"name": "aime24", "data": __file__}]}, ["unknown kind of file", ".jsonl"]),
+    ({"tasks": [{"name": "aime42", "data": str(PROBLEMS)}]}, ["tasks.0.name='aime42'", "aime24"]),
+    ({"tasks": [{"name": "gpqa:mc", "data": str(PROBLEMS)}]}, ["log-likelihood", "gpqa:diamond"]),
+    (
+        {"tasks": [{"name": "aime24_gpassk", "data": str(PROBLEMS)}]},
+        ["generation.temperature=0", "48 answers", "above 0"],
+    ),
+    ({"engine": {**ENGINE, "dtype": "float33"}}, ["engine: vLLM refuses", "float33"]),
+    (
+        {"engine": {"enable_chunked_prefill": True}, "generation": {"temperature": 1}},
+        ["engine.enable_chunked_prefill=True", "False"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("settings", "said"), BAD, ids=[said[0] for _, said in BAD])
+def test_bad_settings(
+    settings: dict[str, Any],
+    said: list[str],
+    write_config: WriteConfig,
+    run_main: RunMain,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = write_config(**settings)
+    monkeypatch.chdir(tmp_path)
+    assert run_main("--config", config) == 2
+    _one_line(capsys, str(config), *said)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name: [1, 2\nmodel: x\n", ["run.yaml:2:", "not YAML"]),
+        ("just words", ["run.yaml: a mapping"]),
+        ("", ["run.yaml: a mapping"]),
+        ("name: test\nmodel: x\ntasks: [{name: aime24}]\n", ["run.yaml: arms: missing"]),
+        (None, ["run.yaml: no such file"]),
+    ],
+)
+def test_unreadable_file(
+    text: str | None,
+    said: list[str],
+    run_main: RunMain,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = tmp_path / "run.yaml"
+    if text is not None:
+        config.write_text(text)
+    assert run_main("--config", config, "--output-dir", tmp_path / "out") == 2
+    _one_line(capsys, *said)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], ["--config"]),
+        (["--config", "RUN", "--nonsense"], ["--nonsense"]),
+        (["--config", "RUN", "--set", "generation.seed"], ["--set generation.seed: key=value"]),
+        (["--config", "RUN", "--set", "generation.seed=[1"], ["the value is not YAML"]),
+        (["--config", "RUN", "--set", "arms.9.lr=1"], ["no item 9", "baseline", "slot"]),
+        (["--config", "RUN", "--set", "name.x=1"], ["--set name.x=1"]),
+        (["--config", "RUN", "--set", "arms.slot.lr=-1"], ["arms.1.lr=-1"]),
+        (["--config", "RUN", "--output-dir", "RUN"], ["the output directory is a file"]),
+    ],
+)
+def test_bad_command_line(
+    arguments: list[str],
+    said: list[str],
+    write_config: WriteConfig,
+    run_main: RunMain,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = write_config()
+    assert run_main(*(config if argument == "RUN" else argument for argument in arguments)) == 2
+    _one_line(capsys, *said)
+
+
+def test_set_lays_values_over_the_file(write_config: WriteConfig) -> None:
+    settings = [
+        "generation.seed=7",
+        "arms.slot.lr=1e-4",
+        "arms.1.steps=2",
+        "system_prompt=Be kind",
+    ]
+    config = configuration.load(write_config(), settings)
+    assert config.generation.seed == 7
+    assert (config.arms[1].lr, config.arms[1].steps) == (1e-4, 2)
+    assert config.system_prompt == "Be kind"
+
+
+def test_every_slot_setting_of_an_arm_is_named(write_config: WriteConfig) -> None:
+    baseline, slot = configuration.load(write_config()).arms
+    assert baseline.request_args() == {"slot_steps": 0}
+    assert slot.request_args() == {
+        "slot_steps": 3,
+        "slot_lr": 0.1,
+        "slot_betas": [0.9, 0.999],
+        "slot_eps": 1e-5,
+        "slot_weight_decay": 1e-8,
+        "slot_rounding": "exact",
+    }
+
+
+@pytest.mark.parametrize("path", sorted(PROBLEMS.parents[1].glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_repository_s_configs_are_valid(path: Path) -> None:
+    config = configuration.load(path)
+    assert config.name == path.stem
+    assert [arm.name for arm in config.arms] == ["baseline", "slot"]
+
+
+def test_a_hub_s_name_is_no_path() -> None:
+    published = configuration.load(PROBLEMS.parents[1] / "aime24.yaml")
+    configuration.check_paths(published)
+    with pytest.raises(ConfigError, match="no such path"):
+        configuration.check_paths(published.model_copy(update={"model": "a/b/c"}))
+
+
+def _one_line(capsys: pytest.CaptureFixture[str], *said: str) -> None:
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if not line.startswith("starting ")]
+    assert len(lines) == 1, captured.err
+    for text in said:
+        assert text in lines[0]

@@ -1,0 +1,115 @@
+"""Replicas of the engine in Ray actors: the results of one engine, also when one dies."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from slot_vllm.evaluation import config as configuration
+from slot_vllm.evaluation.config import Ray
+from slot_vllm.evaluation.generation import Completion, Request, engine_options
+from slot_vllm.evaluation.replicas import Replicas, _batches, _resources
+from tests.evaluation.conftest import RunMain, WriteConfig
+
+REPLICAS: dict[str, Any] = {"replicas": 2, "resources": {"num_cpus": 1.0}}
+
+
+@pytest.fixture
+def local_ray() -> Iterator[None]:
+    yield
+    ray.shutdown()
+
+
+def _by_problem(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    samples = [json.loads(line) for line in path.read_text().splitlines()]
+    for sample in samples:
+        sample.pop("seconds")
+    return {(sample["arm"], sample["id"]): sample for sample in samples}
+
+
+class Echo:
+    """Stands for a replica; it notes each batch, and dies the first time that it is told to."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._notes = Path(options["notes"])
+
+    def max_model_len(self) -> int:
+        return 128
+
+    def answer(self, requests: list[Request]) -> list[Completion]:
+        ids = [request.id for request in requests]
+        died_before = self._notes.exists() and f"{ids}\n" in self._notes.read_text()
+        with self._notes.open("a") as notes:
+            notes.write(f"{ids}\n")
+        if any(request.sampling for request in requests) and not died_before:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return [Completion(i, [i], [[0, 0]], ["stop"], None) for i in ids]
+
+
+def test_only_the_batch_that_a_replica_died_with_is_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_ray: None
+) -> None:
+    monkeypatch.setattr("slot_vllm.evaluation.replicas.Replica", Echo)
+    notes = tmp_path / "notes"
+    replicas = Replicas({"notes": str(notes)}, Ray(**REPLICAS))
+    assert replicas.max_model_len == 128
+    requests = [Request(str(i), [], {"die": True} if i == 5 else {}) for i in range(8)]
+    tokens: list[int] = []
+    answered = [completion.request_id for completion in replicas.generate(requests, tokens.append)]
+    assert sorted(answered) == [str(i) for i in range(8)]
+    assert sum(tokens) == 16
+    batches = notes.read_text().splitlines()
+    assert sorted(batches) == sorted([*set(batches), "['4', '5']"])
+    replicas.close()
+
+
+@pytest.mark.full
+def test_same_results_as_one_engine_though_a_replica_dies(
+    write_config: WriteConfig,
+    run_main: RunMain,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    local_ray: None,
+) -> None:
+    assert run_main("--config", write_config(), "--output-dir", tmp_path / "one") == 0
+
+    generate = Replicas.generate
+
+    def with_a_death(self: Replicas, *arguments: Any) -> Iterator[Completion]:
+        completions = generate(self, *arguments)
+        yield next(completions)
+        ray.kill(self._replicas[0], no_restart=False)
+        yield from completions
+
+    monkeypatch.setattr(Replicas, "generate", with_a_death)
+    config = write_config(ray=REPLICAS)
+    assert run_main("--config", config, "--output-dir", tmp_path / "two") == 0
+    one, two = (_by_problem(tmp_path / name / "samples.jsonl") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for key, sample in one.items():
+        losses = [(s.pop("first_loss"), s.pop("last_loss")) for s in (sample, two[key])]
+        assert sample == two[key]
+        if sample["steps"]:
+            assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+def test_batches_leave_nothing_out() -> None:
+    for count in (0, 1, 3, 8, 1000):
+        requests = [Request(str(i), [], {}) for i in range(count)]
+        batches = list(_batches(requests, 3))
+        assert [request for batch in batches for request in batch] == requests
+        assert all(1 <= len(batch) <= 64 for batch in batches)
+
+
+def test_resources(write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = engine_options(configuration.load(write_config()))
+    asked = _resources(options, Ray(replicas=1, resources={"num_cpus": 2.0, "big": 1.0}))
+    assert asked == {"num_cpus": 2.0, "num_gpus": 0, "resources": {"big": 1.0}}
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    asked = _resources({"tensor_parallel_size": 4}, Ray(replicas=1))
+    assert asked == {"num_cpus": 1, "num_gpus": 4, "resources": {}}

@@ -1,0 +1,235 @@
+"""Runs on one engine: files, seeds, tasks end to end, resuming."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.evaluation.conftest import PROBLEMS, RunMain, WriteConfig
+from tests.evaluation.test_tasks import QUESTIONS
+
+
+def _results(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "results.json").read_text())
+
+
+def _samples(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "samples.jsonl").read_text().splitlines()]
+
+
+def test_files_of_a_run(
+    write_config: WriteConfig,
+    run_main: RunMain,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    assert run_main("--config", write_config(), "--output-dir", out) == 0
+    assert {path.name for path in out.iterdir()} == {
+        "config.yaml",
+        "results.json",
+        "run.log",
+        "samples.jsonl",
+    }
+    assert "8 problems answered" in (out / "run.log").read_text()
+    table = capsys.readouterr().out
+    assert "baseline" in table
+    assert "slot" in table
+
+    results = _results(out)
+    assert [(entry["name"], entry["task"]) for entry in results["arms"]] == [
+        ("baseline", "aime24"),
+        ("slot", "aime24"),
+    ]
+    baseline, slot = results["arms"]
+    assert (baseline["metric"], baseline["samples"]) == ("pass@k:k=1", 8)
+    assert (slot["steps"], slot["lr"]) == (3, 0.1)
+    assert 8 <= baseline["generated_tokens"] <= 64
+    assert baseline["first_loss"] is None
+    assert slot["last_loss"] < slot["first_loss"]
+    assert results["config"]["model"] and results["versions"]["lighteval"]
+
+    samples = _samples(out)
+    assert len(samples) == 16
+    by_arm = {arm: {s["id"]: s for s in samples if s["arm"] == arm} for arm in ("baseline", "slot")}
+    for problem, one in by_arm["baseline"].items():
+        other = by_arm["slot"][problem]
+        for key in ("seed", "prompt", "gold", "prompt_tokens", "task"):
+            assert one[key] == other[key]
+        assert (one["first_loss"], one["last_loss"]) == (None, None)
+        assert other["last_loss"] < other["first_loss"]
+        assert one["finish_reason"] in ("stop", "length")
+    assert len({sample["seed"] for sample in samples}) == 8
+
+
+def test_real_items_of_all_four_tasks(
+    write_config: WriteConfig, run_main: RunMain, tmp_path: Path, benchmarks: Path
+) -> None:
+    for name in ("math500", "gsm8k_test"):
+        lines = (benchmarks / f"{name}.jsonl").read_text().splitlines(keepends=True)
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines[:50]))
+    with (tmp_path / "gpqa.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, QUESTIONS[0])
+        writer.writeheader()
+        writer.writerows(QUESTIONS)
+    config = write_config(
+        tasks=[
+            {"name": "aime24", "data": str(benchmarks / "aime24.jsonl")},
+            {"name": "math_500", "data": str(tmp_path / "math500.jsonl")},
+            {"name": "gsm8k", "data": str(tmp_path / "gsm8k_test.jsonl")},
+            {"name": "gpqa:diamond", "data": str(tmp_path)},
+        ]
+    )
+    (tmp_path / "gpqa").mkdir()
+    (tmp_path / "gpqa.csv").rename(tmp_path / "gpqa" / "gpqa_diamond.csv")
+    settings = ["--set", f"tasks.gpqa:diamond.data={tmp_path / 'gpqa'}"]
+    assert run_main("--config", config, "--output-dir", tmp_path / "out", *settings) == 0
+    rows = [
+        (e["name"], e["task"], e["metric"], e["samples"])
+        for e in _results(tmp_path / "out")["arms"]
+    ]
+    expected = [
+        ("aime24", "pass@k:k=1", 30),
+        ("math_500", "pass@k:k=1&n=1", 50),
+        ("gsm8k", "extractive_match", 50),
+        ("gpqa:diamond", "gpqa_pass@k:k=1", 12),
+    ]
+    assert rows == [(arm, *task) for arm in ("baseline", "slot") for task in expected]
+
+
+def test_a_right_answer_scores(
+    write_config: WriteConfig, run_main: RunMain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is scored is the text that the engine gives; here it gives the gold.
+    from slot_vllm.evaluation import lighteval_model
+
+    answers = lighteval_model.SlotModel.answers
+
+    def solved(self: Any, docs: Any, *arguments: Any) -> Any:
+        for answer in answers(self, docs, *arguments):
+            if answer.doc.id in ("0", "1"):
+                answer.response.text[0] = f"<think>$5$</think> $\\boxed{{{answer.doc.choices[0]}}}$"
+            yield answer
+
+    monkeypatch.setattr(lighteval_model.SlotModel, "answers", solved)
+    assert run_main("--config", write_config(), "--output-dir", tmp_path / "out") == 0
+    entry = _results(tmp_path / "out")["arms"][0]
+    assert entry["value"] == 0.25
+    groups = entry["breakdown"]["finish_reason"].values()
+    assert sum(group["samples"] for group in groups) == 8
+    assert sum(group["value"] * group["samples"] for group in groups) == pytest.approx(2)
+    scores = {s["id"]: s["score"] for s in _samples(tmp_path / "out") if s["arm"] == "slot"}
+    assert {problem for problem, score in scores.items() if score} == {"0", "1"}
+
+
+def test_several_answers_per_problem(
+    write_config: WriteConfig, run_main: RunMain, tmp_path: Path
+) -> None:
+    config = write_config(
+        tasks=[{"name": "aime24_gpassk", "data": str(PROBLEMS), "max_samples": 1}],
+        generation={"temperature": 1.0, "max_new_tokens": 2},
+    )
+    assert run_main("--config", config, "--output-dir", tmp_path / "out") == 0
+    entry = _results(tmp_path / "out")["arms"][1]
+    assert (entry["samples"], entry["generated_tokens"]) == (1, 96)
+    samples = [sample for sample in _samples(tmp_path / "out") if sample["arm"] == "slot"]
+    assert [sample["sample"] for sample in samples] == list(range(48))
+    assert len({sample["seed"] for sample in samples}) == 48
+    assert len({sample["completion"] for sample in samples}) > 1
+    assert all(sample["last_loss"] < sample["first_loss"] for sample in samples)
+
+
+def test_a_prompt_that_does_not_fit(
+    write_config: WriteConfig,
+    run_main: RunMain,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = write_config(system_prompt="long " * 1000)
+    assert run_main("--config", config, "--output-dir", tmp_path / "out") == 2
+    assert "engine.max_model_len=2048: the prompt of aime24|0, problem" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_in_the_directory_is_not_lost(
+    write_config: WriteConfig,
+    run_main: RunMain,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config, out = write_config(), tmp_path / "out"
+    run = ["--config", config, "--output-dir", out, "--set", "arms=[{name: baseline, steps: 0}]"]
+    assert run_main(*run) == 0
+    # The same run again replaces the finished one; another run does not.
+    assert run_main(*run) == 0
+    capsys.readouterr()
+    assert run_main(*run, "generation.seed=1") == 2
+    assert "generation.seed=1, there 0" in capsys.readouterr().err
+    assert run_main(*run, "generation.seed=1", "--resume") == 2
+    assert "--resume needs the same one" in capsys.readouterr().err
+    assert run_main(*run, "generation.seed=1", "--overwrite") == 0
+    # An unfinished run is continued or replaced on demand only.
+    (out / "results.json").unlink()
+    assert run_main(*run, "generation.seed=1") == 2
+    assert "unfinished run; --resume continues it" in capsys.readouterr().err
+    # Other data under the same configuration is not mixed in.
+    moved = (out / "samples.jsonl").read_text().replace("letters", "signs")
+    (out / "samples.jsonl").write_text(moved)
+    assert run_main(*run, "generation.seed=1", "--resume") == 2
+    assert "needs the same data" in capsys.readouterr().err
+
+
+def _without_times(results: dict[str, Any]) -> dict[str, Any]:
+    for entry in results["arms"]:
+        assert entry.pop("seconds") > 0
+    return results
+
+
+def test_interrupted_and_resumed(
+    write_config: WriteConfig, run_main: RunMain, tmp_path: Path, benchmarks: Path
+) -> None:
+    (tmp_path / "gsm8k.jsonl").write_text(
+        "".join((benchmarks / "gsm8k_test.jsonl").read_text().splitlines(keepends=True)[:24])
+    )
+    config = write_config(
+        generation={"temperature": 0.8, "top_p": 0.95, "max_new_tokens": 16},
+        tasks=[{"name": "gsm8k", "data": str(tmp_path / "gsm8k.jsonl")}],
+    )
+    out = tmp_path / "interrupted"
+    run = ["--config", str(config), "--output-dir", str(out)]
+    command = [sys.executable, "-m", "slot_vllm.evaluation", *run]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    samples = out / "samples.jsonl"
+    deadline = time.monotonic() + 120
+    while not samples.exists() or samples.read_text().count("\n") < 17:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, said
+    assert "of 48 answers are in" in said
+    assert "Traceback" not in said
+    assert not (out / "results.json").exists()
+    kept = _samples(out)
+    assert 17 <= len(kept) < 48
+
+    # As if the interruption had hit in the middle of a line.
+    with samples.open("a") as file:
+        file.write(samples.read_text().splitlines()[0][:100])
+    assert run_main(*run, "--resume") == 0
+    assert _samples(out)[: len(kept)] == kept
+    assert len(_samples(out)) == 48
+
+    assert run_main("--config", config, "--output-dir", tmp_path / "whole") == 0
+    assert _without_times(_results(out)) == _without_times(_results(tmp_path / "whole"))
+
+    # Nothing is left to be done: no engine, the same results.
+    assert run_main(*run, "--resume") == 0

@@ -1,0 +1,112 @@
+"""lighteval's tasks by name, from local data."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slot_vllm.evaluation import tasks
+from slot_vllm.evaluation.config import ConfigError, RunConfig
+from tests.evaluation.conftest import ARMS, PROBLEMS
+
+QUESTIONS = [
+    {
+        "Question": f"What is {n} plus {n}?",
+        "Correct Answer": str(2 * n),
+        "Incorrect Answer 1": str(2 * n + 1),
+        "Incorrect Answer 2": str(2 * n + 2),
+        "Incorrect Answer 3": str(2 * n + 3),
+    }
+    for n in range(12)
+]
+
+
+def _load(name: str, path: Path, **task: Any) -> tasks.EvaluationTask:
+    [loaded] = tasks.load(_run({"name": name, "data": str(path), **task}))
+    return loaded
+
+
+def _run(task: dict[str, Any]) -> RunConfig:
+    values = {"name": "test", "model": "m", "tasks": [task], "arms": ARMS}
+    return RunConfig.model_validate(values)
+
+
+def test_aime(benchmarks: Path) -> None:
+    loaded = _load("aime24", benchmarks / "aime24.jsonl")
+    assert (loaded.name, len(loaded.docs)) == ("aime24", 30)
+    first = json.loads((benchmarks / "aime24.jsonl").read_text().splitlines()[0])
+    [doc] = [doc for doc in loaded.docs if doc.id == "0"]
+    assert first["problem"] in doc.query
+    assert doc.get_golds() == [first["answer"]]
+
+
+def test_math_500_and_gsm8k(benchmarks: Path) -> None:
+    assert len(_load("math_500", benchmarks / "math500.jsonl").docs) == 500
+    assert len(_load("gsm8k", benchmarks / "gsm8k_test.jsonl", max_samples=50).docs) == 50
+
+
+def test_gpqa_orders_its_choices_the_same_way_each_time(tmp_path: Path) -> None:
+    path = tmp_path / "gpqa.json"
+    path.write_text(json.dumps(QUESTIONS))
+    once, again = (_load("gpqa:diamond", path).docs for _ in range(2))
+    assert [doc.query for doc in once] == [doc.query for doc in again]
+    golds = [doc.get_golds() for doc in once]
+    assert golds == [doc.get_golds() for doc in again]
+    assert len({letter for [letter] in golds}) > 1
+
+
+def test_examples_in_the_prompt_need_their_split(tmp_path: Path) -> None:
+    row = {"question": "1 + 1?", "answer": "#### 2"}
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(f"{json.dumps(row)}\n" * 3)
+    loaded = _load("gsm8k|2", tmp_path)
+    assert loaded.name == "gsm8k|2"
+    assert len(loaded.docs[0].fewshot_samples) == 2
+
+
+def test_levels(tmp_path: Path) -> None:
+    path = tmp_path / "math.json"
+    path.write_text(json.dumps([{"problem": "x", "solution": "$1$", "level": 3}]))
+    assert _load("math_500", path).levels == {"0": "3"}
+
+
+def test_own_task_definitions(tmp_path: Path) -> None:
+    module = tmp_path / "own.py"
+    module.write_text(
+        "from lighteval.tasks.tasks.aime import aime24\n"
+        "from dataclasses import replace\n"
+        "TASKS_TABLE = [replace(aime24, name='own_task')]\n"
+    )
+    [definition] = tasks.definitions("own_task", "tasks.0.name", str(module))
+    assert definition.full_name == "own_task|0"
+
+
+def test_a_group_is_all_its_tasks() -> None:
+    names = {definition.name for definition in tasks.definitions("gpqa", "tasks.0.name")}
+    assert names == {"gpqa:diamond", "gpqa:extended", "gpqa:main", "gpqa:mc"}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("math_50", "near names: math_500"),
+        ("gpqa:diamand", "Cannot find task gpqa:diamand"),
+        ("gsm8k|many", "correct format is task|few_shot"),
+    ],
+)
+def test_unknown_tasks(name: str, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        tasks.definitions(name, "tasks.0.name")
+    assert str(error.value).startswith(f"tasks.0.name={name!r}: ")
+    assert said in str(error.value)
+
+
+def test_a_hub_that_cannot_be_reached() -> None:
+    with pytest.raises(ConfigError, match="yentinglin/aime_2025 cannot be read from the hub"):
+        tasks.load(_run({"name": "aime25"}))
+
+
+def test_ids_are_unique() -> None:
+    ids = [doc.id for doc in _load("aime24", PROBLEMS).docs]
+    assert len(set(ids)) == 8
