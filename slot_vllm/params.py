@@ -61,9 +61,10 @@ Integer = Annotated[int, BeforeValidator(_integer)]
 Number = Annotated[float, BeforeValidator(_number)]
 Steps = Annotated[Integer, Field(ge=0)]
 LearningRate = Annotated[Number, Field(ge=0, le=100)]
-Beta = Annotated[Number, Field(ge=0, lt=1)]
+# In float32 a beta nearer to 1 would be 1, and a smaller eps 0.
+Beta = Annotated[Number, Field(ge=0, le=0.9999999)]
 Betas = Annotated[tuple[Beta, Beta], BeforeValidator(_pair)]
-Epsilon = Annotated[Number, Field(gt=0, le=1)]
+Epsilon = Annotated[Number, Field(ge=1e-30, le=1)]
 WeightDecay = Annotated[Number, Field(ge=0, le=1)]
 Rounding = Literal["exact", "model"]
 
@@ -106,13 +107,6 @@ class SlotConfig(SlotParams):
     report_loss: Annotated[bool, Field(strict=True)] = False
     keep_deltas: Annotated[Integer, Field(ge=0)] = 0
 
-    def model_post_init(self, _context: Any) -> None:
-        if self.steps > self.max_steps:
-            raise SlotError(
-                f"steps={self.steps}: more than max_steps={self.max_steps}; "
-                f"allowed: an integer from 0 to {self.max_steps}"
-            )
-
     @classmethod
     def load(
         cls, settings: Mapping[str, Any] | None, environment: Mapping[str, str]
@@ -126,9 +120,16 @@ class SlotConfig(SlotParams):
         values = dict(_from_environment(environment))
         values.update(settings or {})
         try:
-            return cls.model_validate(values)
+            config = cls.model_validate(values)
         except ValidationError as error:
             raise SlotError(describe(error, "slot.", ", ".join(cls.model_fields))) from None
+        if config.steps > config.max_steps:
+            raise SlotError(
+                f"slot.steps={config.steps}: more than slot.max_steps; "
+                f"allowed: an integer from 0 to {config.max_steps}"
+            )
+        _check_decay(config, "slot.")
+        return config
 
     def resolve(self, extra_args: Mapping[str, Any] | None) -> SlotParams:
         """One request's settings: its ``slot_*`` keys over the engine's defaults.
@@ -147,12 +148,22 @@ class SlotConfig(SlotParams):
                 f"slot_steps={params.steps}: more than this engine's max_steps; "
                 f"allowed: an integer from 0 to {self.max_steps}"
             )
+        _check_decay(params, REQUEST_PREFIX)
         return params
 
 
 def named(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
     """The SLOT settings that a request names itself: its keys that start with ``slot_``."""
     return {k: v for k, v in (extra_args or {}).items() if k.startswith(REQUEST_PREFIX)}
+
+
+def _check_decay(params: SlotParams, prefix: str) -> None:
+    # Each step multiplies delta by 1 - lr * weight_decay.
+    if params.lr * params.weight_decay > 1:
+        raise SlotError(
+            f"{prefix}weight_decay={params.weight_decay}: with {prefix}lr={params.lr} delta "
+            "would grow without bound; allowed: lr * weight_decay of at most 1"
+        )
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, int | float]:
@@ -163,6 +174,10 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, int | float]:
             continue
         try:
             values[name] = int(text) if name == "steps" else float(text)
+            SlotParams.model_validate({name: values[name]})
+        except ValidationError as error:
+            message = describe(error).partition(": ")[2]
+            raise SlotError(f"{variable}={text}: {message}") from None
         except ValueError:
             kind = "an integer" if name == "steps" else "a number"
             raise SlotError(f"{variable}={text!r}: {kind} is required") from None

@@ -37,8 +37,12 @@ def test_precedence_request_config_environment_defaults() -> None:
         ({"slot_lr": -0.1}, ["slot_lr=-0.1", "greater than or equal to 0"]),
         ({"slot_lr": 101}, ["slot_lr=101", "less than or equal to 100"]),
         ({"slot_betas": [0.9]}, ["slot_betas=[0.9]", "two numbers"]),
-        ({"slot_betas": [0.9, 1.0]}, ["slot_betas.1=1.0", "less than 1"]),
-        ({"slot_eps": 0}, ["slot_eps=0", "greater than 0"]),
+        ({"slot_betas": [0.9, 0.99999999]}, ["slot_betas.1=0.99999999", "equal to 0.9999999"]),
+        ({"slot_eps": 1e-50}, ["slot_eps=1e-50", "0.000000000000000000000000000001"]),
+        (
+            {"slot_lr": 100, "slot_weight_decay": 1},
+            ["slot_weight_decay=1.0", "slot_lr=100.0", "at most 1"],
+        ),
         ({"slot_rounding": "up"}, ["slot_rounding='up'", "'exact' or 'model'"]),
         ({"slot_step": 3}, ["slot_step", "unknown key", "slot_steps", "slot_lr"]),
         ({"slot_max_steps": 3}, ["slot_max_steps", "unknown key"]),
@@ -60,13 +64,19 @@ def test_bad_requests_name_key_value_and_what_is_allowed(
     [
         ({"step": 3}, {}, "slot.step: unknown key"),
         ({"steps": True}, {}, "slot.steps=True"),
-        ({"steps": 5, "max_steps": 4}, {}, "more than max_steps=4"),
+        (
+            {"steps": 5, "max_steps": 4},
+            {},
+            "slot.steps=5: more than slot.max_steps; allowed: an integer from 0 to 4",
+        ),
         ({"report_loss": 1}, {}, "slot.report_loss=1"),
         ({"workspace_mb": 0}, {}, "slot.workspace_mb=0"),
         ([], {}, "a mapping is required"),
         ({}, {"SLOT_STEPS": "many"}, "SLOT_STEPS='many'"),
         ({}, {"CHOT_LR": "fast"}, "CHOT_LR='fast'"),
-        ({}, {"SLOT_LR": "nan"}, "finite"),
+        ({}, {"SLOT_LR": "nan"}, "SLOT_LR=nan: a finite"),
+        ({}, {"SLOT_LR": "-1"}, "SLOT_LR=-1: input should be greater"),
+        ({}, {"SLOT_STEPS": "200"}, "slot.steps=200: more than"),
     ],
 )
 def test_bad_engine_settings(settings: Any, environment: dict[str, str], part: str) -> None:

@@ -15,8 +15,8 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.input_processor import InputProcessor
 
 from slot_vllm.engine import beam_search
-from slot_vllm.engine.lora import adapts_the_head
-from slot_vllm.engine.startup import asks_for_slot, read_config
+from slot_vllm.engine.lora import HeadAdapters
+from slot_vllm.engine.startup import asks_for_slot, is_wrapped, mark, read_config
 from slot_vllm.params import SlotConfig, SlotError, SlotParams, named
 
 logger = logging.getLogger("vllm.slot_vllm")
@@ -42,27 +42,29 @@ def read_resolved(value: Mapping[str, Any]) -> Resolved:
     return Resolved(value["request_id"], SlotParams(**value["params"]), value["bypassed"])
 
 
-def obstacle(multimodal: bool, embeddings: bool, resumable: bool, lora_request: Any) -> str | None:
-    """Why a request cannot have SLOT; a short name that is also the counter's."""
-    if beam_search.searching():
-        return "beam_search"
-    if resumable:
-        return "streaming_input"
-    if embeddings:
-        return "prompt_embeddings"
-    if multimodal:
-        return "multimodal"
-    if lora_request is not None and adapts_the_head(lora_request):
-        return "lora_on_head"
-    return None
-
-
 class Admission:
     """Admission to one engine. ``check`` and ``admit`` raise VLLMValidationError."""
 
     def __init__(self, config: SlotConfig) -> None:
         self.config = config
         self._warned: set[str] = set()
+        self._head_adapters = HeadAdapters()
+
+    def obstacle(
+        self, multimodal: bool, embeddings: bool, resumable: bool, lora_request: Any
+    ) -> str | None:
+        """Why a request cannot have SLOT; a short name that is also the counter's."""
+        if beam_search.searching():
+            return "beam_search"
+        if resumable:
+            return "streaming_input"
+        if embeddings:
+            return "prompt_embeddings"
+        if multimodal:
+            return "multimodal"
+        if lora_request is not None and self._head_adapters.contain(lora_request):
+            return "lora_on_head"
+        return None
 
     def check(
         self, extra_args: Mapping[str, Any] | None, reason: str | None
@@ -92,22 +94,20 @@ class Admission:
         extra_args = sampling_params.extra_args
         if extra_args and isinstance(extra_args.get(RESOLVED), ResolvedDict):
             return
-        reason = obstacle(
+        reason = self.obstacle(
             multimodal=bool(request.mm_features),
             embeddings=request.prompt_embeds is not None,
             resumable=request.resumable,
             lora_request=request.lora_request,
         )
         params, bypassed = self.check(extra_args, reason)
-        if not params.steps:
-            return
         sampling_params = sampling_params.clone()
         resolved = Resolved(request_id, params, bypassed)
         sampling_params.extra_args = {
             **(extra_args or {}),
             RESOLVED: ResolvedDict(asdict(resolved) | {"params": params.model_dump(mode="json")}),
         }
-        if bypassed is None:
+        if params.steps and bypassed is None:
             # A prefix-cache hit brings no hidden states.
             sampling_params.skip_reading_prefix_cache = True
         request.sampling_params = sampling_params
@@ -117,7 +117,7 @@ def install() -> None:
     """From now on each new InputProcessor of a SLOT engine has its own admission; those of other
     engines are left alone. Idempotent."""
     original = InputProcessor.__init__
-    if hasattr(original, "__wrapped__"):
+    if is_wrapped(original):
         return
 
     @functools.wraps(original)
@@ -126,7 +126,7 @@ def install() -> None:
             _hook(self, Admission(read_config(vllm_config)))
         original(self, vllm_config, *args, **kwargs)
 
-    InputProcessor.__init__ = __init__
+    InputProcessor.__init__ = mark(__init__)
 
 
 def _hook(processor: Any, admission: Admission) -> None:

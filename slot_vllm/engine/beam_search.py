@@ -5,6 +5,8 @@ from collections.abc import AsyncGenerator
 from contextvars import ContextVar
 from typing import Any
 
+from slot_vllm.engine.startup import is_wrapped, mark
+
 _searching: ContextVar[bool] = ContextVar("slot_vllm_beam_search", default=False)
 
 
@@ -18,7 +20,7 @@ def install() -> None:
     from vllm.entrypoints.generate.beam_search.offline import BeamSearchOfflineMixin
     from vllm.entrypoints.generate.beam_search.online import BeamSearchOnlineMixin
 
-    if hasattr(BeamSearchOfflineMixin.beam_search, "__wrapped__"):
+    if is_wrapped(BeamSearchOfflineMixin.beam_search):
         return
     offline, online = BeamSearchOfflineMixin.beam_search, BeamSearchOnlineMixin.beam_search
 
@@ -44,5 +46,5 @@ def install() -> None:
                 _searching.reset(token)
             yield output
 
-    BeamSearchOfflineMixin.beam_search = offline_beam_search
+    BeamSearchOfflineMixin.beam_search = mark(offline_beam_search)
     BeamSearchOnlineMixin.beam_search = online_beam_search

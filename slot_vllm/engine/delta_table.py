@@ -1,11 +1,13 @@
 """What is added to the logits of each running request, one row per request."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
 
 from slot_vllm.optim.head import Head
+
+_SHARING = 8
 
 
 class DeltaTable:
@@ -30,22 +32,27 @@ class DeltaTable:
     def row(self, request_id: str) -> int | None:
         return self._rows.get(request_id)
 
-    def add(
-        self, request_id: str, delta: Tensor, rounds: bool, head: Head, keep: Collection[str]
-    ) -> int:
-        """Give the request a row. ``keep``: the requests of this step, whose rows must stay; a
-        preempted request loses its row when no other is left, and gets one when it resumes."""
+    def assign(self, request_id: str, keep: Collection[str]) -> int:
+        """Give the request a row, to be filled. ``keep``: the requests of this step, whose rows
+        must stay; a preempted request loses its row when no other is left, and gets one when it
+        resumes."""
         if not self._free:
             self.remove(next(r for r in self._rows if r not in keep))
         row = self._free.pop()
         self._rows[request_id] = row
-        if rounds:
-            self.rounded[row].copy_(delta)
-            self.biases[row].zero_()
-        else:
-            self.rounded[row].zero_()
-            head.exact_shift(delta.unsqueeze(0), out=self.biases[row : row + 1])
         return row
+
+    def fill(self, rows: Sequence[int], deltas: Tensor, rounds: Sequence[bool], head: Head) -> None:
+        """Write the rows of ``deltas`` (k, d) float32; a few at a time share a pass over W."""
+        for start in range(0, len(rows), _SHARING):
+            part = slice(start, start + _SHARING)
+            shifts = torch.empty(len(rows[part]), head.vocabulary, device=deltas.device)
+            head.exact_shift(deltas[part], out=shifts)
+            for row, delta, shift, rounded in zip(
+                rows[part], deltas[part], shifts, rounds[part], strict=True
+            ):
+                self.biases[row].copy_(shift * (not rounded))
+                self.rounded[row].copy_(delta * rounded)
 
     def remove(self, request_id: str) -> None:
         row = self._rows.pop(request_id, None)

@@ -16,9 +16,9 @@ from slot_vllm.engine.admission import RESOLVED, read_resolved
 from slot_vllm.engine.delta_table import DeltaTable
 from slot_vllm.engine.linear_head import Additions, LinearHead
 from slot_vllm.engine.pending import PendingRows
-from slot_vllm.optim.optimize import Learned, Prompt, optimize, smallest_workspace
+from slot_vllm.optim.optimize import Learned, Prompt, optimize, smallest_workspace, to_device
 from slot_vllm.optim.workspace import Workspace
-from slot_vllm.params import SlotConfig, SlotError, SlotParams
+from slot_vllm.params import SlotConfig, SlotError, SlotParams, named
 
 logger = logging.getLogger("vllm.slot_vllm")
 
@@ -29,6 +29,7 @@ class SchedulerOutput(Protocol):
     """What is read of vLLM's SchedulerOutput."""
 
     finished_req_ids: set[str]
+    preempted_req_ids: set[str] | None
     scheduled_new_reqs: list[Any]
 
 
@@ -60,6 +61,12 @@ class Request:
     hidden: Tensor | None = None
     filled: int = 0
     learned: Learned | None = None
+    failed: bool = False
+
+    @property
+    def rounds(self) -> bool:
+        """Whether delta is added to the hidden states, in the model's dtype."""
+        return self.params.rounding == "model"
 
 
 class Deltas:
@@ -82,10 +89,14 @@ class Deltas:
         self.table = DeltaTable(max_requests, head)
         self.pending = PendingRows(config.pending_mb * MIB, device)
         self.requests: dict[str, Request] = {}
+        self.bypassed: set[str] = set()
         self.kept: OrderedDict[str, tuple[str, Learned]] = OrderedDict()
         self.counters: Counter[str] = Counter()
         self.optimize_seconds = 0.0
         self.errors: deque[str] = deque(maxlen=16)
+        # Counted on the device, so that no step waits for it.
+        self._not_finite = torch.zeros((), dtype=torch.int64, device=device)
+        self._warned_unresolved = False
         self._staged: Additions | None = None
 
     def begin_step(self, scheduler_output: SchedulerOutput) -> None:
@@ -93,9 +104,15 @@ class Deltas:
         self._staged = None
         for req_id in scheduler_output.finished_req_ids:
             self._finish(req_id)
+        for req_id in scheduler_output.preempted_req_ids or ():
+            request = self.requests.get(req_id)
+            if request is not None:
+                # It starts again with its first token; others need the room until then.
+                self._release(request)
+                request.filled = 0
         for new in scheduler_output.scheduled_new_reqs:
             # The V2 runner gets preempted requests as new ones when they resume.
-            if new.req_id not in self.requests:
+            if new.req_id not in self.requests and new.req_id not in self.bypassed:
                 self._arrive(new)
 
     def stage(self, hidden_states: Tensor, batch: BatchView) -> None:
@@ -104,14 +121,18 @@ class Deltas:
         self._staged = None
         if not self.requests:
             return
-        completed: list[tuple[str, Request, Tensor]] = []
+        completed: list[tuple[Request, Tensor]] = []
         for i, req_id in enumerate(batch.req_ids):
             request = self.requests.get(req_id)
             if request is not None and request.learned is None:
                 first, last = int(batch.query_start[i]), int(batch.query_start[i + 1])
-                rows = self._take_rows(request, hidden_states[first:last], int(batch.starts[i]))
-                if rows is not None:
-                    completed.append((req_id, request, rows))
+                try:
+                    rows = self._take_rows(request, hidden_states[first:last], int(batch.starts[i]))
+                except Exception as error:
+                    self._fail(request, error)
+                else:
+                    if rows is not None:
+                        completed.append((request, rows))
         if completed:
             self._learn(completed)
         self._staged = self._additions(batch)
@@ -128,18 +149,19 @@ class Deltas:
         """The delta of a request by the id that its output shows, if deltas are kept."""
         if not self.config.keep_deltas:
             return None
-        for request in self.requests.values():
-            if request.external_id == request_id:
+        for request in reversed(self.requests.values()):
+            if request.external_id == request_id and request.learned and not request.failed:
                 return request.learned
-        for external_id, learned in self.kept.values():
+        for external_id, learned in reversed(self.kept.values()):
             if external_id == request_id:
                 return learned
         return None
 
     def stats(self) -> dict[str, int | float]:
-        names = ("optimized", "shared", "bypassed", "failed", "prompt_tokens")
+        names = ("optimized", "shared", "bypassed", "prompt_tokens")
         return {
             **{name: self.counters[name] for name in names},
+            "failed": self.counters["failed"] + int(self._not_finite),
             **{name: count for name, count in self.counters.items() if "." in name},
             "optimize_seconds": self.optimize_seconds,
             "requests": len(self.requests),
@@ -153,24 +175,33 @@ class Deltas:
     def _arrive(self, new: Any) -> None:
         extra_args = getattr(new.sampling_params, "extra_args", None) or {}
         if RESOLVED not in extra_args:
+            if new.sampling_params is not None and (self.config.steps or named(extra_args)):
+                self._bypass(new.req_id, "unresolved")
+                if not self._warned_unresolved:
+                    self._warned_unresolved = True
+                    logger.error("SLOT: requests reach the worker without admission")
             return
         resolved = read_resolved(extra_args[RESOLVED])
         if resolved.bypassed is not None:
-            self.counters["bypassed"] += 1
-            self.counters[f"bypassed.{resolved.bypassed}"] += 1
-            return
-        if resolved.params.steps:
+            self._bypass(new.req_id, resolved.bypassed)
+        elif resolved.params.steps:
             self.requests[new.req_id] = Request(
                 resolved.request_id, resolved.params, new.prompt_token_ids
             )
 
+    def _bypass(self, req_id: str, reason: str) -> None:
+        self.bypassed.add(req_id)
+        self.counters["bypassed"] += 1
+        self.counters[f"bypassed.{reason}"] += 1
+
     def _finish(self, req_id: str) -> None:
+        self.bypassed.discard(req_id)
         request = self.requests.pop(req_id, None)
         if request is None:
             return
         self.table.remove(req_id)
         self._release(request)
-        if request.learned is not None and self.config.keep_deltas:
+        if request.learned is not None and not request.failed and self.config.keep_deltas:
             self.kept[req_id] = (request.external_id, request.learned)
             while len(self.kept) > self.config.keep_deltas:
                 self.kept.popitem(last=False)
@@ -200,56 +231,74 @@ class Deltas:
         request.filled = max(request.filled, stop)
         return request.hidden if request.filled == length else None
 
-    def _learn(self, completed: list[tuple[str, Request, Tensor]]) -> None:
+    def _learn(self, completed: list[tuple[Request, Tensor]]) -> None:
         began = time.perf_counter()
+        try:
+            learned = self._optimize(completed)
+        except Exception as error:
+            # One bad prompt must cost neither the engine nor its neighbours' deltas.
+            if len(completed) > 1:
+                for one in completed:
+                    self._learn([one])
+                return
+            self._fail(completed[0][0], error)
+        else:
+            for (request, _), result in zip(completed, learned, strict=True):
+                request.learned = result
+                self._not_finite += ~result.finite
+                self._release(request)
+            self.counters["optimized"] += sum(len(r.tokens) > 1 for r, _ in completed)
+            self.counters["prompt_tokens"] += sum(len(r.tokens) for r, _ in completed)
+        self.optimize_seconds += time.perf_counter() - began
+
+    def _optimize(self, completed: list[tuple[Request, Tensor]]) -> list[Learned]:
+        head = self.linear_head.head()
+        for request, _ in completed:
+            # On a GPU such an index would take the process down.
+            if max(request.tokens) >= head.vocabulary:
+                raise ValueError(f"token {max(request.tokens)} is not in the head's vocabulary")
         prompts = [
             Prompt(
                 rows.to(self.device, non_blocking=True),
-                torch.tensor(request.tokens, dtype=torch.int64, device=self.device),
+                to_device(request.tokens, torch.int64, self.device),
                 request.params,
             )
-            for _, request, rows in completed
+            for request, rows in completed
         ]
-        head = self.linear_head.head()
-        try:
-            learned = optimize(head, prompts, self.workspace, final_loss=self.config.report_loss)
-        except Exception:
-            # One bad prompt must not take the engine down; its requests go on without a delta.
-            self.errors.append(traceback.format_exc())
-            self.counters["failed"] += len(completed)
-            logger.exception("SLOT failed for %d requests; they go on without it", len(completed))
-            zeros = torch.zeros(head.hidden_size, device=self.device)
-            learned = [Learned(zeros, zeros[:0])] * len(completed)
-        else:
-            self.counters["optimized"] += sum(p.rows > 0 for p in prompts)
-            self.counters["prompt_tokens"] += sum(len(r.tokens) for _, r, _ in completed)
-        for (_, request, _), result in zip(completed, learned, strict=True):
-            request.learned = result
-            self._release(request)
-        self.optimize_seconds += time.perf_counter() - began
+        return optimize(head, prompts, self.workspace, final_loss=self.config.report_loss)
+
+    def _fail(self, request: Request, error: Exception) -> None:
+        """The request goes on without a delta."""
+        self.errors.append("".join(traceback.format_exception(error)))
+        self.counters["failed"] += 1
+        logger.error("SLOT failed for request %s: %s", request.external_id, error)
+        request.failed = True
+        zeros = torch.zeros(self.table.rounded.shape[1], device=self.device)
+        request.learned = Learned(zeros, zeros[:0], torch.zeros((), dtype=torch.bool))
+        self._release(request)
 
     def _additions(self, batch: BatchView) -> Additions | None:
-        lookup = np.zeros(batch.num_slots, dtype=np.int64)
-        biases = rounded = False
-        for i, req_id in enumerate(batch.req_ids):
+        adapted: list[tuple[int, str, Request]] = []
+        for slot, req_id in zip(batch.slots, batch.req_ids, strict=True):
             request = self.requests.get(req_id)
-            if request is None or request.learned is None or not request.learned.losses.numel():
-                continue
-            rounds = request.params.rounding == "model"
-            row = self.table.row(req_id)
-            if row is None:
-                head = self.linear_head.head()
-                row = self.table.add(
-                    req_id, request.learned.delta, rounds, head, set(batch.req_ids)
-                )
-            lookup[batch.slots[i]] = row
-            rounded |= rounds
-            biases |= not rounds
-        if not (biases or rounded):
+            if request is not None and request.learned and request.learned.losses.numel():
+                adapted.append((int(slot), req_id, request))
+        if not adapted:
             return None
-        rows = torch.from_numpy(lookup).to(self.device, non_blocking=True)[batch.row_slots]
+        new = [(req_id, q) for _, req_id, q in adapted if self.table.row(req_id) is None]
+        if new:
+            here = set(batch.req_ids)
+            self.table.fill(
+                [self.table.assign(req_id, here) for req_id, _ in new],
+                torch.stack([q.learned.delta for _, q in new if q.learned]),
+                [q.rounds for _, q in new],
+                self.linear_head.head(),
+            )
+        lookup = [0] * batch.num_slots
+        for slot, req_id, _ in adapted:
+            lookup[slot] = self.table.row(req_id) or 0
         return Additions(
-            rows,
-            self.table.biases if biases else None,
-            self.table.rounded if rounded else None,
+            to_device(lookup, torch.int64, self.device)[batch.row_slots],
+            self.table.biases if any(not q.rounds for _, _, q in adapted) else None,
+            self.table.rounded if any(q.rounds for _, _, q in adapted) else None,
         )

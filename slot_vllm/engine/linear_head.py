@@ -38,7 +38,13 @@ class LinearHead:
         probe = torch.randn(
             _PROBE_ROWS, hidden_size, generator=torch.Generator().manual_seed(0)
         ).to(dtype)
-        calls, logits = _watch(model, probe)
+        try:
+            calls, logits = _watch(model, probe)
+        except Exception as error:
+            raise SlotError(
+                f"SLOT needs a head for hidden states of size {hidden_size}; "
+                f"{name}.compute_logits failed on them: {error}"
+            ) from error
         if len(calls) != 1 or logits is None:
             raise SlotError(
                 f"SLOT needs one linear head; {name}.compute_logits used {len(calls)} "
@@ -62,9 +68,14 @@ class LinearHead:
         if head.bias is not None:
             z += head.bias.float()
         expected = head.activate(z)
+        if logits.shape != expected.shape:
+            raise SlotError(
+                f"SLOT needs logits = f(h W^T) of shape {tuple(expected.shape)}; "
+                f"{name}.compute_logits gives {tuple(logits.shape)}"
+            )
         scale = expected.abs().max().clamp(min=1e-3)
         difference = ((logits.float() - expected).abs().max() / scale).item()
-        if logits.shape != expected.shape or not difference <= _TOLERANCE[weight.dtype]:
+        if not difference <= _TOLERANCE[weight.dtype]:
             raise SlotError(
                 f"SLOT needs logits = f(h W^T); {name}.compute_logits differs from that by "
                 f"{difference:.2g} of the largest logit (allowed: {_TOLERANCE[weight.dtype]:.2g})"
@@ -120,12 +131,16 @@ def _shifted(own: Tensor, additions: Additions, head: Head) -> Tensor:
     plain = None
     if own.dtype != torch.float32 and (head.soft_cap is not None or head.scale != 1.0):
         plain = head.activate(own).float()
+    # In place: these are as large as the sampler's own copy. ``own`` is fresh from the product.
     z = own.float()
     add_bias_rows(z, additions.biases, additions.rows)
-    logits = head.activate(z)
+    if head.soft_cap is not None:
+        z.div_(head.soft_cap).tanh_().mul_(head.soft_cap)
+    if head.scale != 1.0:
+        z.mul_(head.scale)
     if plain is not None:
-        logits = torch.where((additions.rows == 0).unsqueeze(1), plain, logits)
-    return logits
+        z = torch.where((additions.rows == 0).unsqueeze(1), plain, z)
+    return z
 
 
 def _watch(model: Any, probe: Tensor) -> tuple[list[tuple[Any, Any, Tensor | None]], Tensor | None]:

@@ -10,15 +10,13 @@ from typing import Any
 from slot_vllm.engine import startup
 from slot_vllm.params import SlotError
 
-_MARK = "_slot_vllm"
-
 
 def register() -> None:
     """Idempotent: vLLM may load plugins more than once in a process."""
     from vllm.engine.arg_utils import EngineArgs
 
     original = EngineArgs.create_engine_config
-    if hasattr(original, _MARK):
+    if startup.is_wrapped(original):
         return
 
     @functools.wraps(original)
@@ -37,8 +35,7 @@ def register() -> None:
             )
         return vllm_config
 
-    setattr(create_engine_config, _MARK, True)
-    EngineArgs.create_engine_config = create_engine_config
+    EngineArgs.create_engine_config = startup.mark(create_engine_config)
 
 
 def _usage_context(usage_context: Any = None, *_args: Any, **_kwargs: Any) -> Any:

@@ -30,8 +30,10 @@ def hook_v1(runner: Any, deltas: Deltas) -> None:
 
     def hooked_model_forward(*args: Any, **kwargs: Any) -> Any:
         output = model_forward(*args, **kwargs)
-        hidden_states = output[0] if isinstance(output, tuple) else output
-        deltas.stage(hidden_states, view(logits_indices.pop()))
+        indices = logits_indices.pop()
+        if deltas.requests:
+            hidden_states = output[0] if isinstance(output, tuple) else output
+            deltas.stage(hidden_states, view(indices))
         return output
 
     def view(indices: torch.Tensor) -> BatchView:
@@ -66,6 +68,8 @@ def hook_v2(runner: Any, deltas: Deltas) -> None:
     def hooked_sample(
         hidden_states: torch.Tensor, input_batch: Any, *args: Any, **kwargs: Any
     ) -> Any:
+        if not deltas.requests:
+            return sample(hidden_states, input_batch, *args, **kwargs)
         batch = BatchView(
             req_ids=input_batch.req_ids,
             starts=input_batch.num_computed_tokens_np,

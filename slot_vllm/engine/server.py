@@ -7,12 +7,10 @@ pydantic has made integers of JSON booleans by then.
 import functools
 from typing import Any
 
-from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
 
-from slot_vllm.engine.admission import Admission, obstacle
-from slot_vllm.engine.startup import asks_for_slot
-from slot_vllm.params import named
+from slot_vllm.engine.admission import Admission
+from slot_vllm.engine.startup import asks_for_slot, is_wrapped, mark
 
 # The methods that answer a request with `vllm_xargs`, of whichever serving class has them.
 _ENTRIES = (
@@ -29,7 +27,7 @@ def install() -> None:
     from vllm.entrypoints.generate.base.serving import GenerateBaseServing
 
     original = GenerateBaseServing.__init__
-    if hasattr(original, "__wrapped__"):
+    if is_wrapped(original):
         return
 
     @functools.wraps(original)
@@ -38,7 +36,7 @@ def install() -> None:
         if asks_for_slot(engine_client.vllm_config):
             _hook(self, engine_client.input_processor.slot_admission)
 
-    GenerateBaseServing.__init__ = __init__
+    GenerateBaseServing.__init__ = mark(__init__)
 
 
 def _hook(serving: Any, admission: Admission) -> None:
@@ -52,7 +50,7 @@ def _hook(serving: Any, admission: Admission) -> None:
     ) -> Any:
         # The last call before generation starts that has the prompt, its settings and its adapter.
         if isinstance(params, SamplingParams) and isinstance(inputs, dict):
-            reason = obstacle(
+            reason = admission.obstacle(
                 multimodal=inputs.get("type") == "multimodal",
                 embeddings=inputs.get("type") == "embeds",
                 resumable=False,
@@ -71,10 +69,9 @@ def _checked(entry: Any, admission: Admission) -> Any:
         if raw_request is not None:
             body = await raw_request.json()
             settings = body.get("vllm_xargs") if isinstance(body, dict) else None
-        admission.check(settings, None)
-        if named(settings) and getattr(request, "use_beam_search", False):
-            keys = ", ".join(named(settings))
-            raise VLLMValidationError(f"{keys}: SLOT cannot serve this request: beam_search")
+        # The parameters of a beam search do not carry these settings any further.
+        beams = getattr(request, "use_beam_search", False)
+        admission.check(settings, "beam_search" if beams else None)
         return await entry(request, raw_request, *args, **kwargs)
 
     return checked

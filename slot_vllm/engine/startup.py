@@ -6,21 +6,52 @@ from typing import Any
 
 from vllm import envs
 from vllm.usage.usage_lib import UsageContext
+from vllm.utils.import_utils import resolve_obj_by_qualname
 
 from slot_vllm.params import SlotConfig, SlotError
 
 BARE_NAME = "slot_vllm"
 EXTENSION = "slot_vllm.SlotWorkerExtension"
 _KEY = "slot"
+# Says that the front end's plugin checked the engine and has admission in place.
+_CHECKED = "slot_checked"
+
+
+def mark(wrapper: Any) -> Any:
+    """Mark a wrapper of ours, so that it is put on once; functools.wraps hands the mark on to
+    wrappers that others put around it."""
+    wrapper.slot_vllm_wrapper = True
+    return wrapper
+
+
+def is_wrapped(function: Any) -> bool:
+    return hasattr(function, "slot_vllm_wrapper")
 
 
 def asks_for_slot(vllm_config: Any) -> bool:
-    return bool(vllm_config.parallel_config.worker_extension_cls == EXTENSION)
+    """Whether the engine's worker extension is ours, under any name, or a subclass of ours."""
+    name = vllm_config.parallel_config.worker_extension_cls
+    if not name or name == EXTENSION:
+        return bool(name)
+    try:
+        extension = resolve_obj_by_qualname(name)
+    except (ImportError, AttributeError, ValueError):
+        return False  # vLLM reports it
+    # By name: importing our own class would wrap what other engines do not need.
+    ours = ("slot_vllm.engine.worker", "SlotWorkerExtension")
+    return any((c.__module__, c.__qualname__) == ours for c in getattr(extension, "__mro__", ()))
 
 
 def read_config(vllm_config: Any) -> SlotConfig:
-    """The settings that ``resolve_config`` wrote, in whatever process this is."""
-    return SlotConfig.model_validate(vllm_config.additional_config[_KEY])
+    """The settings that ``resolve_config`` wrote, in whatever process this is. Raises SlotError
+    where it never ran: then nothing would resolve the requests' settings either."""
+    additional = vllm_config.additional_config
+    if not isinstance(additional, Mapping) or _CHECKED not in additional:
+        raise SlotError(
+            "the engine's worker extension is SLOT, but the plugin slot_vllm was not loaded where "
+            "the engine was configured; if VLLM_PLUGINS is set, it must name slot_vllm"
+        )
+    return SlotConfig.model_validate(additional[_KEY])
 
 
 def names_settings(vllm_config: Any) -> bool:
@@ -36,7 +67,8 @@ def resolve_config(vllm_config: Any) -> SlotConfig:
     if not isinstance(additional, Mapping):
         raise SlotError(f"additional_config: a mapping is required, not {type(additional)}")
     config = SlotConfig.load(additional.get(_KEY), os.environ)
-    vllm_config.additional_config = {**additional, _KEY: config.model_dump(mode="json")}
+    settings = config.model_dump(mode="json")
+    vllm_config.additional_config = {**additional, _KEY: settings, _CHECKED: True}
     return config
 
 

@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+_TILE = 64
+
 
 def add_bias_rows(logits: Tensor, table: Tensor, rows: Tensor) -> None:
     """logits[i] += table[rows[i]] in place; row 0 of the table is zero and means "no delta".
@@ -13,4 +15,6 @@ def add_bias_rows(logits: Tensor, table: Tensor, rows: Tensor) -> None:
             if row:
                 logits[i].add_(table[row])
     else:
-        logits.add_(table[rows])
+        # No wait for the device, and no more extra memory than a tile.
+        for part, part_rows in zip(logits.split(_TILE), rows.split(_TILE), strict=True):
+            part.add_(table[part_rows])

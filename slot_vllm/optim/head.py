@@ -34,6 +34,8 @@ class Head:
 
     def product(self, hidden: Tensor, out: Tensor) -> None:
         """out = h W^T + bias, before f, in the weight's dtype. hidden: (r, d), out: (r, V)."""
+        # torch would resize ``out``, and with it the workspace that it is a part of.
+        assert out.shape == (hidden.shape[0], self.vocabulary)
         hidden = hidden.to(self.weight.dtype)
         if self.bias is None:
             torch.mm(hidden, self.weight.T, out=out)

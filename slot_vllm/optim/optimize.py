@@ -11,6 +11,7 @@ Rows of Z0 that do not fit the workspace are computed again in every step, tile 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,10 +42,12 @@ class Prompt:
 @dataclass(frozen=True)
 class Learned:
     """delta: (d,) float32. losses: float32, the mean prompt loss (nats per token) before each
-    step and, if asked for, after the last one; empty for prompts of one token."""
+    step and, if asked for, after the last one; empty for prompts of one token. finite: () bool,
+    whether delta is as it was learned; one that is not finite is replaced by zero."""
 
     delta: Tensor
     losses: Tensor
+    finite: Tensor
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def optimize(
 
 def _nothing_learned(head: Head) -> Learned:
     zeros = torch.zeros(head.hidden_size, dtype=torch.float32, device=head.weight.device)
-    return Learned(delta=zeros, losses=zeros[:0])
+    return Learned(zeros, zeros[:0], torch.ones((), dtype=torch.bool, device=zeros.device))
 
 
 def _vector_bytes(head: Head, requests: int) -> int:
@@ -145,14 +148,10 @@ def _optimize_group(
     cache = workspace.take((layout.cached_rows, vocabulary), head.weight.dtype)
     _fill_cache(head, prompts, cache)
 
-    def column(name: str) -> Tensor:
-        values = [[_setting(p.params, name)] for p in prompts]
-        return torch.tensor(values, dtype=torch.float32, device=device)
-
-    settings = [column(n) for n in ("lr", "beta1", "beta2", "eps", "weight_decay")]
+    settings = to_device([_settings(p) for p in prompts], torch.float32, device)
+    lr, beta1, beta2, eps, weight_decay, inverse_rows = settings.split(1, dim=1)
     deltas = torch.zeros(count, head.hidden_size, dtype=torch.float32, device=device)
     first, second = torch.zeros_like(deltas), torch.zeros_like(deltas)
-    inverse_rows = torch.tensor([[1.0 / p.rows] for p in prompts], device=device)
     steps = [p.params.steps for p in prompts]
     passes = steps[0] + int(final_loss)
     losses = torch.zeros(count, passes, dtype=torch.float64, device=device)
@@ -194,11 +193,17 @@ def _optimize_group(
                 first[:learning],
                 second[:learning],
                 t,
-                *(s[:learning] for s in settings),
+                *(s[:learning] for s in (lr, beta1, beta2, eps, weight_decay)),
             )
 
     mean = (losses * inverse_rows.double()).float()
-    return [Learned(deltas[i], mean[i, : steps[i] + int(final_loss)]) for i in range(count)]
+    finite = torch.isfinite(deltas).all(dim=1)
+    deltas = torch.where(finite.unsqueeze(1), deltas, 0.0)
+    # Copies, so that one result that is kept does not keep the whole group's memory.
+    return [
+        Learned(deltas[i].clone(), mean[i, : steps[i] + int(final_loss)].clone(), finite[i].clone())
+        for i in range(count)
+    ]
 
 
 def _fill_cache(head: Head, prompts: Sequence[Prompt], cache: Tensor) -> None:
@@ -206,14 +211,17 @@ def _fill_cache(head: Head, prompts: Sequence[Prompt], cache: Tensor) -> None:
     offset = 0
     waiting: list[Tensor] = []
     for prompt in prompts:
-        waiting.append(prompt.hidden[: min(prompt.rows, cache.shape[0] - offset)])
+        room = cache.shape[0] - offset - sum(h.shape[0] for h in waiting)
+        waiting.append(prompt.hidden[: min(prompt.rows, room)])
         count = sum(h.shape[0] for h in waiting)
+        full = offset + count == cache.shape[0]
         # Short prompts share a product: below some tens of rows W is read for nothing else.
-        if count >= _MAX_TILE_ROWS or prompt is prompts[-1] or offset + count == cache.shape[0]:
+        if count and (full or count >= _MAX_TILE_ROWS or prompt is prompts[-1]):
             hidden = waiting[0] if len(waiting) == 1 else torch.cat(waiting)
-            if count:
-                head.product(hidden, out=cache[offset : offset + count])
+            head.product(hidden, out=cache[offset : offset + count])
             offset, waiting = offset + count, []
+        if full:
+            return
 
 
 def _shift(head: Head, deltas: Tensor, out: Tensor, low: Tensor | None) -> None:
@@ -229,8 +237,12 @@ def _pull_back(head: Head, sums: Tensor, low: Tensor | None) -> Tensor:
     return (low[: len(sums)].copy_(sums) @ head.weight).float()
 
 
-def _setting(params: SlotParams, name: str) -> float:
-    if name in ("beta1", "beta2"):
-        return params.betas[int(name[-1]) - 1]
-    value: float = getattr(params, name)
-    return value
+def _settings(prompt: Prompt) -> list[float]:
+    params = prompt.params
+    return [params.lr, *params.betas, params.eps, params.weight_decay, 1.0 / prompt.rows]
+
+
+def to_device(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor on ``device``, without waiting for what runs there."""
+    pinned = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
+    return pinned.to(device, non_blocking=True)

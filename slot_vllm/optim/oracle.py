@@ -28,7 +28,7 @@ def _autograd(head: Head, prompt: Prompt, dtype: torch.dtype) -> Learned:
     bias = None if head.bias is None else head.bias.to(dtype)
     delta = torch.zeros(head.hidden_size, dtype=dtype, device=weight.device, requires_grad=True)
     if not prompt.rows or not params.steps:
-        return Learned(delta.detach().clone(), delta.detach()[:0].clone())
+        return Learned(delta.detach(), delta.detach()[:0], torch.tensor(True))
     optimizer = torch.optim.AdamW(
         [delta], params.lr, betas=params.betas, eps=params.eps, weight_decay=params.weight_decay
     )
@@ -47,4 +47,4 @@ def _autograd(head: Head, prompt: Prompt, dtype: torch.dtype) -> Learned:
             losses.append(value.detach())
     with torch.no_grad():
         losses.append(loss())
-    return Learned(delta.detach(), torch.stack(losses))
+    return Learned(delta.detach(), torch.stack(losses), torch.isfinite(delta).all())

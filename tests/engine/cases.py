@@ -29,11 +29,13 @@ class Case:
 
 @dataclass(frozen=True)
 class Answer:
-    """tokens: greedy. gaps: difference of the two best logits where each token was chosen."""
+    """tokens: greedy. gaps: difference of the two best logits where each token was chosen.
+    losses: the mean prompt loss before each step and after the last."""
 
     tokens: list[int]
     gaps: list[float]
     delta: list[float]
+    losses: list[float]
 
 
 def random_tokens(length: int, seed: int) -> tuple[int, ...]:

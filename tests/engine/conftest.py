@@ -65,7 +65,7 @@ SMALL = {
     "num_gpu_blocks_override": 14,
     "kv_cache_memory_bytes": 1 << 26,
 }
-SLOT = {"workspace_mb": 8, "keep_deltas": 64}
+SLOT = {"workspace_mb": 8, "keep_deltas": 64, "report_loss": True}
 
 
 @pytest.fixture(scope="module")

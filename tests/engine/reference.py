@@ -25,7 +25,8 @@ def answer(model: Any, case: dict[str, Any]) -> dict[str, Any]:
         hidden: Tensor = model.model(input_ids=ids.unsqueeze(0)).last_hidden_state[0]
         return hidden
 
-    delta = oracle(head, Prompt(last_hidden(tokens), tokens, params)).delta
+    learned = oracle(head, Prompt(last_hidden(tokens), tokens, params))
+    delta = learned.delta
     new_tokens: list[int] = []
     gaps: list[float] = []
     for _ in range(case["new_tokens"]):
@@ -39,7 +40,12 @@ def answer(model: Any, case: dict[str, Any]) -> dict[str, Any]:
         new_tokens.append(int(best.indices[0]))
         gaps.append(float(best.values[0] - best.values[1]))
         tokens = torch.cat([tokens, best.indices[:1]])
-    return {"tokens": new_tokens, "gaps": gaps, "delta": delta.tolist()}
+    return {
+        "tokens": new_tokens,
+        "gaps": gaps,
+        "delta": delta.tolist(),
+        "losses": learned.losses.tolist(),
+    }
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -14,7 +15,8 @@ from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import BeamSearchParams
 from vllm.v1.engine import EngineCoreRequest
 
-from slot_vllm.params import SlotError
+from slot_vllm.engine.admission import RESOLVED, Admission
+from slot_vllm.params import SlotConfig, SlotError
 from tests.engine.cases import Case, assert_tokens_equal, random_tokens, reference
 from tests.engine.generate import delta_of, run, sampling_params, stats_of, tokens_of
 
@@ -87,6 +89,38 @@ def test_prompt_embeddings(tiny_model: str, engine: Callable[..., Any]) -> None:
     stats = stats_of(llm)
     assert stats["bypassed"] == before + 1
     assert stats["bypassed.prompt_embeddings"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"resumable": True}, "streaming_input"),
+        ({"mm_features": [object()]}, "multimodal"),
+        ({"prompt_embeds": torch.zeros(1, 1)}, "prompt_embeddings"),
+    ],
+)
+def test_named_is_an_error_and_a_default_is_bypassed(change: dict[str, Any], reason: str) -> None:
+    admission = Admission(SlotConfig())
+
+    def request(extra_args: dict[str, Any] | None) -> Any:
+        values = {"mm_features": None, "prompt_embeds": None, "resumable": False}
+        return SimpleNamespace(
+            **{**values, **change},
+            lora_request=None,
+            sampling_params=SamplingParams(extra_args=extra_args),
+        )
+
+    with pytest.raises(VLLMValidationError, match=rf"slot_lr: .*{reason}"):
+        admission.admit(request({"slot_lr": 0.2}), "x")
+    by_default = request({"other": 1})
+    own = by_default.sampling_params
+    admission.admit(by_default, "x")
+    assert by_default.sampling_params.extra_args[RESOLVED]["bypassed"] == reason
+    assert by_default.sampling_params.extra_args["other"] == 1
+    assert by_default.sampling_params.skip_reading_prefix_cache is not True
+    assert own.extra_args == {"other": 1}
+    # Without steps there is nothing to refuse.
+    admission.admit(request({"slot_steps": 0}), "x")
 
 
 def test_beam_search_is_served_without(tiny_model: str, engine: Callable[..., Any]) -> None:

@@ -27,7 +27,7 @@ def client(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     log = tmp_path_factory.mktemp("server") / "log"
     command = [
         vllm, "serve", tiny_model, "--worker-extension", "slot_vllm",
-        "--additional-config", '{"slot": {"steps": 0, "max_steps": 20, "workspace_mb": 16}}',
+        "--additional-config", '{"slot": {"steps": 3, "max_steps": 20, "workspace_mb": 16}}',
         "--served-model-name", "tiny", "--port", str(port), "--host", "127.0.0.1",
         "--dtype", "float32", "--enforce-eager", "--max-model-len", "512",
         "--kv-cache-memory-bytes", str(1 << 26),
@@ -87,10 +87,11 @@ def _complete(client: openai.OpenAI, xargs: dict[str, Any], **options: Any) -> A
 
 
 def test_a_chat_completion_with_slot(client: openai.OpenAI) -> None:
-    own = _chat(client, {}).choices[0].message.content
+    own = _chat(client, {"slot_steps": 0}).choices[0].message.content
     slot = _chat(client, {"slot_steps": 3, "slot_lr": 0.5}).choices[0].message.content
-    assert own and slot and own != slot
-    assert _chat(client, {"slot_steps": 0}).choices[0].message.content == own
+    default = _chat(client, {}).choices[0].message.content
+    assert len({own, slot, default}) == 3
+    assert _chat(client, {"slot_steps": 3}).choices[0].message.content == default
     again = _chat(client, {"slot_steps": 3, "slot_lr": 0.5}).choices[0].message.content
     assert again == slot
 
@@ -141,6 +142,20 @@ def test_beam_search_with_slot_is_400(client: openai.OpenAI, stream: bool) -> No
             stream=stream,
             extra_body={"use_beam_search": True, "n": 2, "vllm_xargs": {"slot_steps": 1}},
         )
+
+
+def test_a_beam_search_that_names_nothing_is_served_without(client: openai.OpenAI) -> None:
+    def beams(xargs: dict[str, Any]) -> list[str]:
+        answer = client.completions.create(
+            model="tiny",
+            prompt="Seven and five",
+            max_tokens=6,
+            temperature=0,
+            extra_body={"use_beam_search": True, "n": 2, "vllm_xargs": xargs},
+        )
+        return [choice.text for choice in answer.choices]
+
+    assert beams({}) == beams({"slot_steps": 0})
 
 
 def test_structured_output_holds_under_a_strong_delta(client: openai.OpenAI) -> None:

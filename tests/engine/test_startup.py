@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from vllm.engine.arg_utils import EngineArgs
 
-from slot_vllm.engine.startup import EXTENSION, read_config
+from slot_vllm.engine.startup import EXTENSION, asks_for_slot, read_config
 from slot_vllm.params import SlotError
 
 
@@ -64,6 +64,34 @@ def test_the_rust_front_end_is_refused(tiny_model: str, monkeypatch: pytest.Monk
     arguments = EngineArgs(tiny_model, worker_extension_cls="slot_vllm", enforce_eager=True)
     with pytest.raises(SlotError, match="Rust front end"):
         arguments.create_engine_config(UsageContext.OPENAI_API_SERVER)
+
+
+class Combined:
+    """Stands for a user's own extension that builds on ours."""
+
+
+@pytest.mark.parametrize("name", ["slot_vllm.engine.worker.SlotWorkerExtension", "subclass"])
+def test_other_names_of_the_extension_ask_for_slot_too(
+    name: str, tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "subclass":
+        from slot_vllm import SlotWorkerExtension
+
+        combined = type("Combined", (SlotWorkerExtension,), {})
+        monkeypatch.setattr("tests.engine.test_startup.Combined", combined)
+        name = "tests.engine.test_startup.Combined"
+    vllm_config = config(tiny_model, worker_extension_cls=name)
+    assert asks_for_slot(vllm_config)
+    assert read_config(vllm_config).steps == 5
+    vllm_config.parallel_config.worker_extension_cls = "collections.OrderedDict"
+    assert not asks_for_slot(vllm_config)
+
+
+def test_a_worker_whose_front_end_never_loaded_the_plugin_refuses(tiny_model: str) -> None:
+    vllm_config = config(tiny_model)
+    vllm_config.additional_config = {"slot": {"steps": 5}}
+    with pytest.raises(SlotError, match="VLLM_PLUGINS is set, it must name slot_vllm"):
+        read_config(vllm_config)
 
 
 def test_a_workspace_too_small_for_the_head_is_refused(

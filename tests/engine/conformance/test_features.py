@@ -92,7 +92,7 @@ def test_asynchronous_scheduling(
     )
     cases = _cases(700)
     llm = engine(tiny_model, slot={}, async_scheduling=True)
-    assert llm.llm_engine.vllm_config.scheduler_config.async_scheduling
+    assert llm.llm_engine.engine_core.engine_core.batch_queue is not None
     assert_tokens_equal(tokens_of(run(llm, cases)), reference(tiny_model, cases))
 
 

@@ -1,0 +1,201 @@
+"""The state of one runner, driven without an engine."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from slot_vllm.engine.admission import RESOLVED
+from slot_vllm.engine.deltas import BatchView, Deltas
+from slot_vllm.optim.head import Head
+from slot_vllm.optim.optimize import Prompt
+from slot_vllm.optim.oracle import oracle
+from slot_vllm.params import SlotConfig, SlotParams
+
+SIZE, VOCABULARY = 16, 50
+
+
+class FixedHead:
+    def __init__(self) -> None:
+        self.weight = torch.randn(VOCABULARY, SIZE, generator=torch.Generator().manual_seed(0))
+
+    def head(self) -> Head:
+        return Head(self.weight)
+
+    def describe(self) -> str:
+        return "fixed"
+
+
+def make_deltas(capacity: int = 4, **options: Any) -> Deltas:
+    config = SlotConfig(**{"workspace_mb": 1, "keep_deltas": 4, **options})
+    return Deltas(config, FixedHead(), capacity, torch.device("cpu"))  # type: ignore[arg-type]
+
+
+def arrival(
+    req_id: str, tokens: list[int], steps: int = 2, bypassed: str | None = None, **params: Any
+) -> Any:
+    resolved = {
+        "request_id": req_id.partition("-")[0],
+        "params": SlotParams(steps=steps, **params).model_dump(mode="json"),
+        "bypassed": bypassed,
+    }
+    sampling_params = SimpleNamespace(extra_args={RESOLVED: resolved})
+    return SimpleNamespace(req_id=req_id, sampling_params=sampling_params, prompt_token_ids=tokens)
+
+
+def begin(deltas: Deltas, new: Any = (), finished: Any = (), preempted: Any = None) -> None:
+    output = SimpleNamespace(
+        scheduled_new_reqs=list(new), finished_req_ids=set(finished), preempted_req_ids=preempted
+    )
+    deltas.begin_step(output)
+
+
+def hidden_of(tokens: list[int]) -> torch.Tensor:
+    table = torch.randn(VOCABULARY * 2, SIZE, generator=torch.Generator().manual_seed(1))
+    return table[tokens]
+
+
+def step(deltas: Deltas, *parts: tuple[str, list[int], int]) -> Any:
+    """One step with (request, its tokens of this step, where they start); what was staged."""
+    sizes = [len(tokens) for _, tokens, _ in parts]
+    view = BatchView(
+        req_ids=[req_id for req_id, _, _ in parts],
+        starts=np.array([start for _, _, start in parts]),
+        query_start=np.cumsum([0, *sizes]),
+        slots=np.arange(len(parts)),
+        row_slots=torch.arange(len(parts)),
+        num_slots=len(parts),
+    )
+    deltas.stage(torch.cat([hidden_of(tokens) for _, tokens, _ in parts]), view)
+    return deltas.take()
+
+
+def expected_delta(tokens: list[int], steps: int = 2) -> torch.Tensor:
+    prompt = Prompt(hidden_of(tokens), torch.tensor(tokens), SlotParams(steps=steps))
+    return oracle(FixedHead().head(), prompt).delta.float()
+
+
+TOKENS = [3, 1, 4, 1, 5, 9, 2, 6]
+
+
+def test_a_prompt_in_parts() -> None:
+    deltas = make_deltas()
+    begin(deltas, [arrival("a-1", TOKENS)])
+    assert step(deltas, ("a-1", TOKENS[:3], 0)) is None
+    assert deltas.pending.device_bytes == len(TOKENS) * SIZE * 4
+    additions = step(deltas, ("a-1", TOKENS[3:], 3))
+    assert deltas.pending.device_bytes == 0
+    learned = deltas.find("a")
+    assert learned is not None
+    torch.testing.assert_close(learned.delta, expected_delta(TOKENS), rtol=1e-4, atol=2e-5)
+    row = additions.rows[0]
+    torch.testing.assert_close(additions.biases[row], FixedHead().weight @ learned.delta)
+    # Generated tokens are applied to, never learned from.
+    assert step(deltas, ("a-1", [7], len(TOKENS))) is not None
+    assert deltas.stats()["optimized"] == 1
+
+
+def test_preempted_within_its_prompt_it_starts_again() -> None:
+    deltas = make_deltas()
+    begin(deltas, [arrival("a-1", TOKENS)])
+    step(deltas, ("a-1", TOKENS[:5], 0))
+    begin(deltas, preempted={"a-1"})
+    assert deltas.pending.device_bytes == 0
+    # The V2 runner gets it as a new request.
+    begin(deltas, [arrival("a-1", TOKENS)])
+    step(deltas, ("a-1", TOKENS[:2], 0))
+    step(deltas, ("a-1", TOKENS[2:], 2))
+    learned = deltas.find("a")
+    assert learned is not None
+    torch.testing.assert_close(learned.delta, expected_delta(TOKENS), rtol=1e-4, atol=2e-5)
+
+
+def test_a_resumed_request_keeps_its_delta_and_gets_a_row_again() -> None:
+    deltas = make_deltas(capacity=1)
+    begin(deltas, [arrival("a-1", TOKENS)])
+    first = step(deltas, ("a-1", TOKENS, 0))
+    bias = first.biases[first.rows[0]].clone()
+    begin(deltas, [arrival("b-1", TOKENS[::-1])], preempted={"a-1"})
+    step(deltas, ("b-1", TOKENS[::-1], 0))
+    assert deltas.table.row("a-1") is None
+    begin(deltas, [arrival("a-1", TOKENS)], preempted={"b-1"})
+    again = step(deltas, ("a-1", [*TOKENS, 7], 0))
+    assert torch.equal(again.biases[again.rows[0]], bias)
+    assert deltas.stats()["optimized"] == 2
+
+
+def test_an_id_used_again_after_an_abort_is_another_request() -> None:
+    deltas = make_deltas()
+    begin(deltas, [arrival("a-1", TOKENS)])
+    step(deltas, ("a-1", TOKENS, 0))
+    begin(deltas, [arrival("a-1", TOKENS[:4])], finished={"a-1"})
+    step(deltas, ("a-1", TOKENS[:4], 0))
+    learned = deltas.find("a")
+    assert learned is not None
+    torch.testing.assert_close(learned.delta, expected_delta(TOKENS[:4]), rtol=1e-4, atol=2e-5)
+    begin(deltas, finished={"a-1"})
+    # Both are kept; the newest one answers to the name.
+    newest = deltas.find("a")
+    assert newest is not None and torch.equal(newest.delta, learned.delta)
+
+
+def test_one_bad_prompt_does_not_cost_its_neighbours() -> None:
+    deltas = make_deltas()
+    bad = [1, VOCABULARY + 3, 2]
+    begin(deltas, [arrival("bad-1", bad), arrival("good-1", TOKENS)])
+    additions = step(deltas, ("bad-1", bad, 0), ("good-1", TOKENS, 0))
+    assert additions.rows[0] == 0 and additions.rows[1] > 0
+    stats = deltas.stats()
+    assert (stats["failed"], stats["optimized"]) == (1, 1)
+    assert deltas.find("bad") is None
+    assert f"token {VOCABULARY + 3}" in deltas.errors[-1]
+
+
+def test_a_delta_that_is_not_finite_is_counted() -> None:
+    deltas = make_deltas()
+    deltas.linear_head.weight[3, 2] = float("inf")  # type: ignore[attr-defined]
+    begin(deltas, [arrival("a-1", TOKENS)])
+    additions = step(deltas, ("a-1", TOKENS, 0))
+    assert deltas.stats()["failed"] == 1
+    assert torch.isfinite(additions.biases[additions.rows][:, [0, 1, 2, *range(4, 50)]]).all()
+
+
+def test_rows_that_never_came_fail_the_request_alone() -> None:
+    deltas = make_deltas()
+    begin(deltas, [arrival("a-1", TOKENS), arrival("b-1", TOKENS)])
+    additions = step(deltas, ("a-1", TOKENS[4:], 4), ("b-1", TOKENS, 0))
+    assert deltas.stats()["failed"] == 1
+    assert "never came" in deltas.errors[-1]
+    assert additions.rows[0] == 0 and additions.rows[1] > 0
+
+
+def test_counting_bypassed_and_unresolved_requests_once() -> None:
+    deltas = make_deltas()
+    new = [arrival("a-1", TOKENS, bypassed="multimodal")]
+    unresolved = SimpleNamespace(
+        req_id="u-1", sampling_params=SimpleNamespace(extra_args=None), prompt_token_ids=TOKENS
+    )
+    begin(deltas, [*new, unresolved])
+    begin(deltas, preempted={"a-1"})
+    begin(deltas, [*new, unresolved])
+    stats = deltas.stats()
+    assert (stats["bypassed.multimodal"], stats["bypassed.unresolved"]) == (1, 1)
+    assert step(deltas, ("a-1", TOKENS, 0), ("u-1", TOKENS, 0)) is None
+    begin(deltas, finished={"a-1", "u-1"})
+    assert not deltas.bypassed
+
+
+@pytest.mark.parametrize("keep", [0, 2])
+def test_how_many_deltas_stay_readable(keep: int) -> None:
+    deltas = make_deltas(keep_deltas=keep)
+    for name in "abc":
+        begin(deltas, [arrival(f"{name}-1", TOKENS)], finished={"a-1", "b-1", "c-1"})
+        step(deltas, (f"{name}-1", TOKENS, 0))
+        assert (deltas.find(name) is None) == (keep == 0)
+    begin(deltas, finished={"c-1"})
+    assert [deltas.find(name) is not None for name in "abc"] == [False, keep == 2, keep == 2]
+    assert not deltas.requests and len(deltas.table) == 0
+    kept = [learned.delta.untyped_storage().nbytes() for _, learned in deltas.kept.values()]
+    assert kept == [SIZE * 4] * keep
