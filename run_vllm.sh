@@ -5,5 +5,5 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 python=$(bash "$root/scripts/setup.sh")
-export PATH="$(dirname "$python"):$PATH"
+PATH="$(dirname "$python"):$PATH"
 exec "$python" -m slot_vllm.evaluation "$@"

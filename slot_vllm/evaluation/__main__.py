@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from slot_vllm.evaluation import config as configuration
-from slot_vllm.evaluation.config import ConfigError, RunConfig
+from slot_vllm.evaluation.config import ConfigError, RunConfig, RunFailed
 
+EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
@@ -34,6 +35,9 @@ def main(arguments: Sequence[str]) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except RunFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -63,9 +67,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _run(config: RunConfig, options: argparse.Namespace) -> None:
     # Here, not above: importing lighteval takes seconds, and bad input needs none of it.
-    from slot_vllm.evaluation.console import RunLog, quiet_engine
-
-    quiet_engine()
+    from slot_vllm.evaluation.console import RunLog
     from slot_vllm.evaluation.directory import RunDirectory
     from slot_vllm.evaluation.results import show
     from slot_vllm.evaluation.run import run

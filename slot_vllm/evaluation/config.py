@@ -3,13 +3,14 @@
 Relative paths, in the file and in ``--set``, start at the current directory.
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from slot_vllm.params import Integer, Number, SlotConfig, SlotError, SlotParams, describe
 
@@ -24,12 +25,17 @@ class ConfigError(ValueError):
     """Bad input of a run: one line that says what, where and what is allowed."""
 
 
+class RunFailed(RuntimeError):
+    """A run that failed for a reason which its input does not show."""
+
+
 def _template(value: Any) -> Any:
     if value != "auto" and not isinstance(value, bool):
         raise ValueError("true, false or auto is required")
     return value
 
 
+LocalPath = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Positive = Annotated[Integer, Field(ge=1)]
 ChatTemplate = Annotated[bool | str, BeforeValidator(_template)]
@@ -68,7 +74,7 @@ class Task(Strict):
     """
 
     name: Annotated[str, Field(min_length=1)]
-    data: str | None = None
+    data: LocalPath | None = None
     max_samples: Positive | None = None
 
 
@@ -93,6 +99,19 @@ class SlotLimits(Strict):
     pending_mb: Integer = SlotConfig.model_fields["pending_mb"].default
 
 
+class Ray(Strict):
+    """Replicas of the engine as Ray actors, which share the problems.
+
+    address: of a running cluster (``auto`` finds one); without it Ray starts on this machine.
+    resources: of each replica: ``num_cpus``, ``num_gpus`` (default: as many as the engine's
+        parallel sizes ask for, where there are GPUs) and the cluster's own.
+    """
+
+    replicas: Positive
+    address: str | None = None
+    resources: dict[str, Annotated[Number, Field(ge=0)]] = {}
+
+
 class RunConfig(Strict):
     """One run: every arm answers every task on the same engine.
 
@@ -100,18 +119,20 @@ class RunConfig(Strict):
     model_script: run as ``python SCRIPT MODEL`` when the path ``model`` does not exist yet.
     engine: options of ``vllm.LLM``.
     chat_template: ``auto`` uses the tokenizer's, if it has one.
+    ray: spreads the problems over replicas of the engine; without it there is one engine.
     custom_tasks: a Python file with a TASKS_TABLE of task definitions besides lighteval's own.
     """
 
     name: Name
-    model: Annotated[str, Field(min_length=1)]
-    model_script: str | None = None
+    model: LocalPath
+    model_script: LocalPath | None = None
     engine: dict[str, Any] = {}
     slot: SlotLimits = SlotLimits()
     generation: Generation = Generation()
+    ray: Ray | None = None
     chat_template: ChatTemplate = "auto"
     system_prompt: str | None = None
-    custom_tasks: str | None = None
+    custom_tasks: LocalPath | None = None
     tasks: Annotated[list[Task], Field(min_length=1)]
     arms: Annotated[list[Arm], Field(min_length=1)]
 
@@ -151,7 +172,7 @@ def load(path: Path, settings: Sequence[str] = ()) -> RunConfig:
         config = RunConfig(**values)
         _check(config)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {describe(error, value_of=_allowed(error))}") from None
+        raise ConfigError(f"{path}: {_explain(error)}") from None
     except (ConfigError, SlotError) as error:
         raise ConfigError(f"{path}: {error}") from None
     return config
@@ -161,18 +182,18 @@ def check_paths(config: RunConfig) -> None:
     """Raises ConfigError for a model, script or data path that does not exist."""
     for key in ("model_script", "custom_tasks"):
         file = getattr(config, key)
-        if file is not None and not Path(file).expanduser().is_file():
+        if file is not None and not Path(file).is_file():
             raise ConfigError(f"{key}={file!r}: no such file (from {Path.cwd()})")
-    if not Path(config.model).expanduser().exists():
+    if not Path(config.model).exists():
         # `org/name` may be a hub's name; a script makes a path that is not there yet.
-        is_path = config.model.startswith((".", "/", "~")) or config.model.count("/") > 1
+        is_path = config.model.startswith((".", "/")) or config.model.count("/") > 1
         if is_path and config.model_script is None:
             raise ConfigError(
-                f"model={config.model!r}: no such path (from {Path.cwd()}); allowed: a directory with a model, a "
-                "hub's org/name, or a path that model_script makes"
+                f"model={config.model!r}: no such path (from {Path.cwd()}); allowed: a directory "
+                "with a model, a hub's org/name, or a path that model_script makes"
             )
     for index, task in enumerate(config.tasks):
-        if task.data is not None and not Path(task.data).expanduser().exists():
+        if task.data is not None and not Path(task.data).exists():
             raise ConfigError(
                 f"tasks.{index}.data={task.data!r}: no such path (from {Path.cwd()}); allowed: a "
                 "json, jsonl, csv or parquet file, or a directory of them"
@@ -242,14 +263,21 @@ def _index(items: list[Any], key: str, setting: str) -> int:
     raise ConfigError(f"--set {setting}: no item {key}; allowed: {known}")
 
 
-def _allowed(error: ValidationError) -> str | None:
-    """The keys that are allowed where the first error's key stands."""
-    model: Any = RunConfig
-    for key in error.errors(include_url=False)[0]["loc"][:-1]:
-        if isinstance(key, str) and key in model.model_fields:
-            model = _model_in(model.model_fields[key].annotation)
-        if model is None:
-            return None
+def _explain(error: ValidationError) -> str:
+    """One line. A key that is not known comes first: a misspelled one makes another missing."""
+    for problem in error.errors(include_url=False):
+        if problem["type"] == "extra_forbidden":
+            key = ".".join(map(str, problem["loc"]))
+            return f"{key}: unknown key; allowed: {_allowed(problem['loc'])}"
+    return describe(error)
+
+
+def _allowed(location: tuple[int | str, ...]) -> str:
+    """The keys that are allowed beside an unknown one."""
+    model: type[BaseModel] = RunConfig
+    for key in location[:-1]:
+        if isinstance(key, str):
+            model = _model_in(model.model_fields[key].annotation) or model
     return ", ".join(model.model_fields)
 
 

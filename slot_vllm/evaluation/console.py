@@ -2,7 +2,6 @@
 
 import logging
 import logging.handlers
-import os
 from pathlib import Path
 
 from rich.console import Console
@@ -20,14 +19,6 @@ class _ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if record.name.startswith("slot_vllm.evaluation") or record.levelno >= logging.ERROR:
             console.print(Text(record.getMessage()), soft_wrap=True)
-
-
-def quiet_engine() -> None:
-    """Leaves the terminal to the run: vLLM and torch, in this process and in the engine's, print
-    errors only, unless the environment says otherwise. Before they are imported."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")
 
 
 class RunLog:

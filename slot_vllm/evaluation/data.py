@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +27,28 @@ COLUMNS = {
 }
 
 
-def read(path: Path, task: str, subset: str, splits: Iterable[str]) -> Dataset:
-    """The splits of a task's dataset, from a file or a directory.
+def read(
+    path: Path, task: str, subset: str, splits: Sequence[str], examples: str | None = None
+) -> Dataset:
+    """A task's dataset from a file or a directory: the splits that are evaluated, and the one
+    that examples in the prompt come from.
 
-    A file (or a directory with just one) serves every split. A directory with more is read as a
-    local copy of a hub dataset, with its subsets and splits. Raises ConfigError.
+    A file, or a directory with just one, serves every evaluated split. A directory with more is
+    read as a local copy of a hub dataset, with its subsets and splits. Raises ConfigError.
     """
-    files = (
-        [path] if path.is_file() else [f for f in sorted(path.rglob("*")) if f.suffix in READERS]
-    )
+    files = [path] if path.is_file() else _data_files(path)
     if not files:
         raise ConfigError(f"{path}: no data file in this directory; allowed: {', '.join(READERS)}")
     if len(files) == 1:
+        if examples is not None:
+            raise ConfigError(
+                f"{path}: one file, but {task} takes examples from split {examples!r}; allowed: a "
+                "directory with a file for each split"
+            )
         rows = _checked(files[0], _rows(files[0]), COLUMNS.get(task, ()))
         return dict.fromkeys(splits, rows)
     dataset = _directory(path, subset)
+    splits = [*splits, *([examples] if examples else [])]
     missing = [split for split in splits if split not in dataset]
     if missing:
         raise ConfigError(f"{path}: no split {missing[0]!r}; it has: {', '.join(dataset)}")

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from slot_vllm.evaluation.config import ConfigError, RunConfig
-from slot_vllm.evaluation.samples import SampleFile
+from slot_vllm.evaluation.samples import SampleFile, write_whole
 
 
 class RunDirectory:
@@ -49,17 +49,13 @@ class RunDirectory:
         if not resume:
             for file in (self._results, self.samples.path, self.log):
                 file.unlink(missing_ok=True)
-        self._config.write_text(
-            "# The configuration of this run, defaults included.\n"
-            + yaml.safe_dump(_plain(config), sort_keys=False),
-            encoding="utf-8",
-        )
+        heading = "# The configuration of this run, defaults included.\n"
+        write_whole(self._config, heading + yaml.safe_dump(_plain(config), sort_keys=False))
 
     def write_results(self, results: dict[str, Any]) -> Path:
-        """Writes ``results.json``, all of it or nothing."""
-        unfinished = self._results.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", "utf-8")
-        return unfinished.replace(self._results)
+        """Writes ``results.json`` and returns its path."""
+        write_whole(self._results, json.dumps(results, indent=2, allow_nan=False) + "\n")
+        return self._results
 
     def _difference(self, config: RunConfig) -> str | None:
         """The first setting, other than the name, that differs from the run that is here."""

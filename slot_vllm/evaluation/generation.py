@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
-from slot_vllm.evaluation.config import ConfigError, RunConfig
+from slot_vllm.evaluation.config import ConfigError, RunConfig, RunFailed
 
 
 @dataclass(frozen=True)
@@ -85,17 +85,18 @@ def _seeded_on_cpu(config: RunConfig) -> dict[str, Any]:
 class VllmEngine:
     """A ``vllm.LLM`` in this process. ``options`` are its arguments, as engine_options gives them.
 
-    Raises ConfigError for options that vLLM refuses.
+    Raises ConfigError for options that vLLM refuses, RunFailed if it does not start.
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         from vllm import LLM
 
-        self._reports_losses = "worker_extension_cls" in options
         try:
             self._llm = LLM(**options)
         except (ValueError, TypeError, NotImplementedError) as error:
             raise ConfigError(f"engine: vLLM refuses: {' '.join(str(error).split())}") from error
+        except RuntimeError as error:
+            raise RunFailed(f"vLLM did not start: {error}") from error
 
     @property
     def max_model_len(self) -> int:
@@ -111,19 +112,19 @@ class VllmEngine:
             params = SamplingParams(**request.sampling, output_kind=RequestOutputKind.DELTA)
             (prompt,) = self._llm.renderer.render_cmpl([{"prompt_token_ids": request.prompt}])
             engine.add_request(request.id, prompt, params)
-            running[request.id] = _Answers(params.n)
+            running[request.id] = _Answers(request, params.n)
         while running:
             for output in engine.step():
                 answers = running[output.request_id]
                 on_tokens(sum(answers.add(part) for part in output.outputs))
                 if output.finished:
                     del running[output.request_id]
-                    yield answers.completion(output.request_id, self._losses(output.request_id))
+                    yield answers.completion(self._losses(answers.request))
 
-    def _losses(self, request_id: str) -> list[float] | None:
-        if not self._reports_losses:
+    def _losses(self, request: Request) -> list[float] | None:
+        if not request.sampling.get("extra_args", {}).get("slot_steps"):
             return None
-        reports = self._llm.collective_rpc("slot_losses", args=(request_id,))
+        reports = self._llm.collective_rpc("slot_losses", args=(request.id,))
         return next((report for report in reports if report), None)
 
     def close(self) -> None:
@@ -135,7 +136,8 @@ class VllmEngine:
 class _Answers:
     """The answers of one request, put together from what each step adds."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, request: Request, count: int) -> None:
+        self.request = request
         self._texts: list[list[str]] = [[] for _ in range(count)]
         self._tokens: list[list[int]] = [[] for _ in range(count)]
         self._finish_reasons = [""] * count
@@ -147,6 +149,6 @@ class _Answers:
         self._finish_reasons[part.index] = part.finish_reason or ""
         return len(part.token_ids)
 
-    def completion(self, request_id: str, losses: list[float] | None) -> Completion:
+    def completion(self, losses: list[float] | None) -> Completion:
         texts = ["".join(parts) for parts in self._texts]
-        return Completion(request_id, texts, self._tokens, self._finish_reasons, losses)
+        return Completion(self.request.id, texts, self._tokens, self._finish_reasons, losses)

@@ -71,8 +71,17 @@ class SlotModel(LightevalModel):
 
     @functools.cached_property
     def engine(self) -> Engine:
-        """Starts when it is first needed."""
-        return VllmEngine(engine_options(self.run))
+        """Starts when it is first needed. Raises ConfigError and RunFailed."""
+        options = engine_options(self.run)
+        if self.run.ray is None:
+            return VllmEngine(options)
+        from slot_vllm.evaluation.replicas import Replicas
+
+        return Replicas(options, self.run.ray)
+
+    def start(self) -> None:
+        """Starts the engine now."""
+        _ = self.engine
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

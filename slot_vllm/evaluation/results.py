@@ -54,7 +54,8 @@ def result(
     metric, first = next(iter(values.items()))
     splits = {"finish_reason": [(sample.finish_reason, sample.score) for sample in samples]}
     if task.levels:
-        splits["level"] = [(task.levels[sample.id], sample.score) for sample in samples]
+        leveled = [sample for sample in samples if sample.id in task.levels]
+        splits["level"] = [(task.levels[sample.id], sample.score) for sample in leveled]
     return Result(
         name=arm.name,
         task=task.name,

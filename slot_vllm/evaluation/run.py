@@ -10,7 +10,7 @@ from lighteval.models.abstract_model import ModelConfig
 from lighteval.models.model_output import ModelResponse
 from lighteval.tasks.requests import Doc
 
-from slot_vllm.evaluation import tasks
+from slot_vllm.evaluation import engine_output, tasks
 from slot_vllm.evaluation.config import Arm, ConfigError, RunConfig
 from slot_vllm.evaluation.console import RunLog
 from slot_vllm.evaluation.directory import RunDirectory
@@ -52,7 +52,7 @@ def run(config: RunConfig, directory: RunDirectory, resume: bool, log: RunLog) -
     """Runs what is still to be done and writes the results.
 
     Nothing is written before everything that can be wrong with the input was looked at. Raises
-    ConfigError.
+    ConfigError, and RunFailed if the engine does not start.
     """
     stored = directory.samples.read() if resume else []
     parts = _parts(tasks.load(config), config.arms, stored)
@@ -61,29 +61,34 @@ def run(config: RunConfig, directory: RunDirectory, resume: bool, log: RunLog) -
     for part in parts:
         _recall(part, model)
     if any(part.pending for part in parts):
-        logger.info("starting vLLM with %s", config.model)
+        _start_engine(model)
     for part in parts:
         part.requests = [model.request(doc, part.arm) for doc in part.pending]
     directory.open(config, resume)
     log.open(directory.log)
-    directory.samples.rewrite([s for p in parts for kept in p.samples.values() for s in kept])
+    kept = {id(s) for part in parts for samples in part.samples.values() for s in samples}
+    directory.samples.rewrite(sample for sample in stored if id(sample) in kept)
     try:
         for part in parts:
             _answer(part, model, directory)
-    except KeyboardInterrupt:
+    except BaseException:
         done = sum(len(part.samples) for part in parts)
         total = sum(len(part.task.docs) for part in parts)
-        logger.warning(
-            "interrupted: %s of %s answers are in %s; --resume continues there",
-            done,
-            total,
-            directory.path,
-        )
+        where = directory.path
+        logger.warning("%s of %s answers are in %s; --resume continues there", done, total, where)
         raise
     results = [part.result() for part in parts]
     written = directory.write_results(as_json(config, results))
     logger.info("written: %s", written)
     return results
+
+
+def _start_engine(model: SlotModel) -> None:
+    logger.info("starting vLLM with %s", model.run.model)
+    started = time.monotonic()
+    with engine_output.logged():
+        model.start()
+    logger.info("vLLM is up after %.0f s", time.monotonic() - started)
 
 
 def _parts(
@@ -134,6 +139,9 @@ def _answer(part: _Part, model: SlotModel, directory: RunDirectory) -> None:
             part.scores[answer.doc.id] = scores
             progress.advance()
     logger.info("%s, %s: %s problems answered", part.arm.name, part.task.name, total)
+    silent = sum(s[0].first_loss is None for s in part.samples.values()) if part.arm.steps else 0
+    if silent:
+        logger.warning("%s of them without a report that SLOT adapted them", silent)
 
 
 def _samples(part: _Part, answer: Answer, scores: Scores, seconds: float) -> list[Sample]:
@@ -153,8 +161,8 @@ def _samples(part: _Part, answer: Answer, scores: Scores, seconds: float) -> lis
             scores=numbers,
             steps=part.arm.steps,
             lr=part.arm.lr,
-            first_loss=losses[0],
-            last_loss=losses[-1],
+            first_loss=number(losses[0]),
+            last_loss=number(losses[-1]),
             seed=answer.seed + index,
             finish_reason=completion.finish_reasons[index],
             prompt_tokens=len(answer.response.input_tokens),

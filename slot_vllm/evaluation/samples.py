@@ -61,9 +61,7 @@ class SampleFile:
 
     def rewrite(self, samples: Iterable[Sample]) -> None:
         """Replaces what the file holds."""
-        unfinished = self.path.with_suffix(".tmp")
-        unfinished.write_text(_lines(samples), encoding="utf-8")
-        unfinished.replace(self.path)
+        write_whole(self.path, _lines(samples))
 
     def _sample(self, number: int, line: str) -> Sample:
         try:
@@ -71,6 +69,13 @@ class SampleFile:
             return Sample(**{field.name: values[field.name] for field in fields(Sample)})
         except (ValueError, TypeError, KeyError) as error:
             raise ConfigError(f"{self.path}:{number}: not a sample: {error!r}") from None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes all of a file or nothing."""
+    unfinished = path.with_name(f"{path.name}.tmp")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
 
 
 def _lines(samples: Iterable[Sample]) -> str:

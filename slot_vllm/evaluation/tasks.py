@@ -4,6 +4,7 @@ import contextlib
 import copy
 import difflib
 import importlib
+import io
 import random
 import re
 from collections import Counter
@@ -25,7 +26,7 @@ from slot_vllm.evaluation.config import ConfigError, RunConfig, Task
 SEED = 1234
 
 ROOT = Path(lighteval.tasks.__file__).parent
-DOWNLOAD_ON_IMPORT = {"tiny_benchmarks", "ifbench", "mix_eval", "mt_bench"}
+DOWNLOAD_ON_IMPORT = {"tiny_benchmarks", "ifbench", "ifeval", "mix_eval", "mt_bench"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def definitions(name: str, key: str, custom_tasks: str | None = None) -> list[Li
     with a TASKS_TABLE of the user's own. Raises ConfigError with the nearest names.
     """
     base = re.split(r"[:|@]", name)[0]
-    own = [Registry.create_custom_tasks_module(custom_tasks)] if custom_tasks else []
+    own = [_custom(custom_tasks)] if custom_tasks else []
     files = _task_files()
     spelled = re.compile(rf'\bname="{re.escape(base)}[":]')
     modules = [_import(file, key, name) for file in files if spelled.search(files[file])]
@@ -129,11 +130,25 @@ def _import(file: Path, key: str, name: str) -> ModuleType:
         raise ConfigError(f"{key}={name!r}: {file.name} cannot be imported: {reason}") from None
 
 
+def _custom(file: str) -> ModuleType:
+    try:
+        return Registry.create_custom_tasks_module(file)
+    except Exception as error:  # whatever the user's file raises
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"custom_tasks={file!r}: cannot be imported: {reason}") from None
+
+
 def _importable(files: Iterable[Path]) -> Iterator[ModuleType]:
     for file in files:
-        if not DOWNLOAD_ON_IMPORT & {file.stem, file.parent.name}:
-            with contextlib.suppress(Exception):
-                yield _module(file)
+        if DOWNLOAD_ON_IMPORT & {file.stem, file.parent.name}:
+            continue
+        silent = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+                module = _module(file)
+        except Exception:  # an extra of lighteval's that is missing: not one of these tasks
+            continue
+        yield module
 
 
 def _check(key: str, name: str, task: LightevalTask, temperature: float) -> None:
@@ -150,12 +165,10 @@ def _check(key: str, name: str, task: LightevalTask, temperature: float) -> None
 
 
 def _dataset(key: str, named: Task, task: LightevalTask) -> data.Dataset:
-    splits = list(task.evaluation_split)
-    if task.dataset_config.num_fewshots and task.fewshot_split is not None:
-        splits.append(task.fewshot_split)
     if named.data is not None:
-        path = Path(named.data).expanduser()
-        return data.read(path, task.name, task.dataset_config_name, splits)
+        examples = task.fewshot_split if task.dataset_config.num_fewshots else None
+        path, subset = Path(named.data), task.dataset_config_name
+        return data.read(path, task.name, subset, task.evaluation_split, examples)
     try:
         return LightevalTask.download_dataset_worker(task)
     except Exception as error:  # offline, gated, moved: whatever the hub's client raises

@@ -1,5 +1,7 @@
 """Bad input: exit code 2, one line that says what, where and what is allowed, nothing written."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +119,13 @@ def test_bad_command_line(
     config = write_config()
     assert run_main(*(config if argument == "RUN" else argument for argument in arguments)) == 2
     _one_line(capsys, *said)
+
+
+def test_the_command_line_itself() -> None:
+    command = [sys.executable, "-m", "slot_vllm.evaluation", "--config", "nowhere.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: nowhere.yaml: no such file\n"
 
 
 def test_set_lays_values_over_the_file(write_config: WriteConfig) -> None:

@@ -60,6 +60,8 @@ def test_examples_in_the_prompt_need_their_split(tmp_path: Path) -> None:
     row = {"question": "1 + 1?", "answer": "#### 2"}
     for split in ("train", "test"):
         (tmp_path / f"{split}.jsonl").write_text(f"{json.dumps(row)}\n" * 3)
+    with pytest.raises(ConfigError, match="takes examples from split 'train'"):
+        _load("gsm8k|2", tmp_path / "test.jsonl")
     loaded = _load("gsm8k|2", tmp_path)
     assert loaded.name == "gsm8k|2"
     assert len(loaded.docs[0].fewshot_samples) == 2
@@ -80,6 +82,10 @@ def test_own_task_definitions(tmp_path: Path) -> None:
     )
     [definition] = tasks.definitions("own_task", "tasks.0.name", str(module))
     assert definition.full_name == "own_task|0"
+
+    module.write_text("TASKS_TABLE = [")
+    with pytest.raises(ConfigError, match="cannot be imported: '\\[' was never closed"):
+        tasks.definitions("own_task", "tasks.0.name", str(module))
 
 
 def test_a_group_is_all_its_tasks() -> None:
