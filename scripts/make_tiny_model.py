@@ -4,7 +4,6 @@ Its answers mean nothing; its files are those of a real model, so that everythin
 """
 
 import argparse
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -57,7 +56,7 @@ def make_tiny_model(
         whole = Path(temporary) / "model"
         model.save_pretrained(whole)
         tokenizer.save_pretrained(whole)
-        shutil.move(whole, directory)
+        whole.rename(directory)
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
