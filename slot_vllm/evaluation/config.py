@@ -63,7 +63,7 @@ class Generation(Strict):
     repetition_penalty: Annotated[Number, Field(gt=0, le=2)] = 1.0
     max_new_tokens: Positive | None = None
     seed: Annotated[Integer, Field(ge=0)] = 0
-    stop: list[str] = []
+    stop: list[Annotated[str, Field(min_length=1)]] = []
 
 
 class Task(Strict):
@@ -209,7 +209,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     except yaml.MarkedYAMLError as error:
         raise ConfigError(f"{path}:{_position(error)}: not YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"{path}: a mapping of keys to values is required")
@@ -231,7 +231,7 @@ def _override(values: dict[str, Any], setting: str) -> None:
         raise ConfigError(f"--set {setting}: key=value is required")
     try:
         value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise ConfigError(f"--set {setting}: the value is not YAML") from None
     *parents, last = key.split(".")
     place: Any = values
@@ -259,7 +259,7 @@ def _index(items: list[Any], key: str, setting: str) -> int:
         return names.index(key)
     if key.isdecimal() and int(key) < len(items):
         return int(key)
-    known = ", ".join([*map(str, range(len(items))), *(name for name in names if name)])
+    known = ", ".join([*map(str, range(len(items))), *(str(name) for name in names if name)])
     raise ConfigError(f"--set {setting}: no item {key}; allowed: {known}")
 
 

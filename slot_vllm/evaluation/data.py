@@ -14,7 +14,10 @@ Dataset = Mapping[str, Sequence[Row]]
 # The columns that the prompt functions of lighteval's tasks read. Their text is taken as text:
 # an answer `204` in a JSON file is the string "204" that the task's metric expects.
 COLUMNS = {
-    "aime24": ("problem", "answer"),
+    **dict.fromkeys(
+        ("aime24", "aime24_avg", "aime24_gpassk", "aime25", "aime25_avg", "aime25_gpassk"),
+        ("problem", "answer"),
+    ),
     "math_500": ("problem", "solution"),
     "gpqa:diamond": (
         "Question",
@@ -63,11 +66,37 @@ def _data_files(directory: Path) -> list[Path]:
 def _directory(path: Path, subset: str) -> Dataset:
     import datasets
 
+    # Without a hub's metadata, a file named as the subset is the subset.
+    named = [file for file in _data_files(path) if file.stem == subset]
+    if len(named) == 1:
+        return _EverySplit(_rows(named[0]))
     try:
         subsets = datasets.get_dataset_config_names(str(path))
-        return datasets.load_dataset(str(path), subset if subset in subsets else None)
+        if subset in subsets or subset == "default":
+            return datasets.load_dataset(str(path), subset if subset in subsets else None)
+        loaded = datasets.load_dataset(str(path), None)
+        files = {file.stem for file in _data_files(path)}
+        if files <= set(loaded):
+            return loaded
     except Exception as error:  # whatever a builder raises for files that it cannot read
         raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    raise ConfigError(
+        f"{path}: no subset {subset!r} in this directory; allowed: a file of that name, or files "
+        f"named as splits; it has: {', '.join(sorted(files))}"
+    )
+
+
+class _EverySplit(dict[str, Sequence[Row]]):
+    """The same rows for every split that is asked for."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = rows
+
+    def __contains__(self, split: object) -> bool:
+        return True
+
+    def __missing__(self, split: str) -> Sequence[Row]:
+        return self._rows
 
 
 def _rows(path: Path) -> list[Row]:
@@ -76,7 +105,7 @@ def _rows(path: Path) -> list[Row]:
         raise ConfigError(f"{path}: unknown kind of file; allowed: {', '.join(READERS)}")
     try:
         return reader(path)
-    except (OSError, ValueError) as error:  # ValueError: JSON, Unicode, Arrow
+    except (OSError, ValueError, csv.Error) as error:  # ValueError: JSON, Unicode, Arrow
         raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
 
 

@@ -28,7 +28,15 @@ class RunDirectory:
         """Raises ConfigError if the run must not write here."""
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"{self.path}: the output directory is a file")
-        if overwrite or not self._config.exists():
+        if overwrite:
+            return
+        if not self._config.exists():
+            for file in (self.samples.path, self._results, self.log):
+                if file.exists():
+                    raise ConfigError(
+                        f"{file} is there, but no {self._config.name} that says which run it is "
+                        "of; --overwrite replaces it, --output-dir DIR writes elsewhere"
+                    )
             return
         difference = self._difference(config)
         if difference is not None:
@@ -59,7 +67,12 @@ class RunDirectory:
 
     def _difference(self, config: RunConfig) -> str | None:
         """The first setting, other than the name, that differs from the run that is here."""
-        here = yaml.safe_load(self._config.read_text(encoding="utf-8"))
+        try:
+            here = yaml.safe_load(self._config.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            here = None
+        if not isinstance(here, dict):
+            return f"{self._config.name} cannot be read"
         return _first_difference({**_plain(config), "name": None}, {**here, "name": None})
 
 

@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 
-from slot_vllm.evaluation.config import RunFailed
+from slot_vllm.evaluation.config import ConfigError
 
 logger = logging.getLogger("engine")
 
@@ -32,7 +32,9 @@ def logged() -> Iterator[None]:
     os.close(sink)
     try:
         yield
-    except RunFailed:
+    except ConfigError:
+        raise
+    except Exception:
         _restore(terminal)
         reader.join(timeout=5)
         print(*lines, sep="\n", file=sys.stderr)

@@ -67,6 +67,18 @@ def engine_options(config: RunConfig) -> dict[str, Any]:
     return options
 
 
+def check_sampling(requests: Sequence[Request]) -> None:
+    """Raises ConfigError for what vLLM's SamplingParams refuse, before anything is written."""
+    from vllm import SamplingParams
+    from vllm.exceptions import VLLMError
+
+    for request in requests:
+        try:
+            SamplingParams(**request.sampling)
+        except (ValueError, TypeError, VLLMError) as error:
+            raise ConfigError(f"generation: vLLM refuses: {' '.join(str(error).split())}") from None
+
+
 def _seeded_on_cpu(config: RunConfig) -> dict[str, Any]:
     """vLLM on a CPU cannot split the prompt of a request that has a seed ("CPU Generator does not
     use offset"), so sampled answers take whole prompts."""
@@ -95,7 +107,7 @@ class VllmEngine:
             self._llm = LLM(**options)
         except (ValueError, TypeError, NotImplementedError) as error:
             raise ConfigError(f"engine: vLLM refuses: {' '.join(str(error).split())}") from error
-        except RuntimeError as error:
+        except Exception as error:  # whatever else keeps an engine from starting
             raise RunFailed(f"vLLM did not start: {error}") from error
 
     @property

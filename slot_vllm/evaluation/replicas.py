@@ -9,7 +9,7 @@ import ray
 import torch
 from ray.exceptions import RayError
 
-from slot_vllm.evaluation.config import Ray, RunFailed
+from slot_vllm.evaluation.config import ConfigError, Ray, RunFailed
 from slot_vllm.evaluation.generation import Completion, OnTokens, Request, VllmEngine
 
 # How often Ray starts a replica that died, and how often it repeats a batch that died with it.
@@ -39,8 +39,10 @@ class Replicas:
 
     def __init__(self, options: Mapping[str, Any], settings: Ray) -> None:
         _connect(settings.address)
+        wanted = _resources(options, settings)
+        check_resources(wanted, settings.replicas, ray.cluster_resources())
         actor = ray.remote(Replica).options(
-            max_restarts=RESTARTS, max_task_retries=RESTARTS, **_resources(options, settings)
+            max_restarts=RESTARTS, max_task_retries=RESTARTS, **wanted
         )
         self._replicas = [actor.remote(dict(options)) for _ in range(settings.replicas)]
         self._max_model_len = min(self._each("max_model_len"))
@@ -89,6 +91,17 @@ def _resources(options: Mapping[str, Any], settings: Ray) -> dict[str, Any]:
     parallel = options.get("tensor_parallel_size", 1) * options.get("pipeline_parallel_size", 1)
     gpus = own.pop("num_gpus", parallel if torch.cuda.is_available() else 0)
     return {"num_cpus": own.pop("num_cpus", 1), "num_gpus": gpus, "resources": own}
+
+
+def check_resources(wanted: Mapping[str, Any], replicas: int, there: Mapping[str, float]) -> None:
+    """Raises ConfigError if the cluster can never hold the replicas: Ray would wait for ever."""
+    each = {"CPU": wanted["num_cpus"], "GPU": wanted["num_gpus"], **wanted["resources"]}
+    for name, amount in each.items():
+        if replicas * amount > there.get(name, 0):
+            raise ConfigError(
+                f"ray.replicas={replicas}: they need {replicas * amount:g} {name} in all; the "
+                f"cluster has {there.get(name, 0):g}"
+            )
 
 
 def _batches(requests: Sequence[Request], replicas: int) -> Iterator[Sequence[Request]]:

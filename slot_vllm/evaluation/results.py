@@ -88,7 +88,7 @@ def table(results: Sequence[Result]) -> Table:
     """Arms below each other, task by task."""
     grid = Table(box=SIMPLE, padding=(0, 1))
     for name in ("task", "arm", "steps, lr", "metric"):
-        grid.add_column(name, no_wrap=True)
+        grid.add_column(name, overflow="fold")
     for name in ("value", "problems", "tok/s", "seconds", "prompt loss"):
         grid.add_column(name, justify="right", no_wrap=True)
     for task in dict.fromkeys(result.task for result in results):

@@ -14,7 +14,7 @@ from slot_vllm.evaluation import engine_output, tasks
 from slot_vllm.evaluation.config import Arm, ConfigError, RunConfig
 from slot_vllm.evaluation.console import RunLog
 from slot_vllm.evaluation.directory import RunDirectory
-from slot_vllm.evaluation.generation import Request
+from slot_vllm.evaluation.generation import Request, check_sampling
 from slot_vllm.evaluation.lighteval_model import Answer, SlotModel
 from slot_vllm.evaluation.model_script import make_model
 from slot_vllm.evaluation.progress import Progress
@@ -64,6 +64,7 @@ def run(config: RunConfig, directory: RunDirectory, resume: bool, log: RunLog) -
         _start_engine(model)
     for part in parts:
         part.requests = [model.request(doc, part.arm) for doc in part.pending]
+        check_sampling(part.requests)
     directory.open(config, resume)
     log.open(directory.log)
     kept = {id(s) for part in parts for samples in part.samples.values() for s in samples}
@@ -118,10 +119,14 @@ def _recall(part: _Part, model: SlotModel) -> None:
     for problem, samples in part.samples.items():
         doc = docs[problem]
         prompt = model.prompt(doc)
-        if any((s.prompt, s.gold) != (prompt, doc.get_golds()) for s in samples):
+        seed = model.seed(doc)
+        asked = (prompt, doc.get_golds(), part.arm.steps, part.arm.lr)
+        if any(
+            (s.prompt, s.gold, s.steps, s.lr, s.seed) != (*asked, seed + s.sample) for s in samples
+        ):
             raise ConfigError(
                 f"{part.task.name}, problem {problem}: it is not what the unfinished run was "
-                "asked; --resume needs the same data and model"
+                "asked; --resume needs the same data, model and settings"
             )
         response = ModelResponse(input=prompt, text=[sample.completion for sample in samples])
         part.scores[problem] = score(part.task, doc, response)
@@ -130,6 +135,8 @@ def _recall(part: _Part, model: SlotModel) -> None:
 def _answer(part: _Part, model: SlotModel, directory: RunDirectory) -> None:
     started = time.monotonic() - part.seconds
     done, total = len(part.samples), len(part.task.docs)
+    if not part.pending:
+        return
     with Progress(part.arm.name, part.task.name, total, done) as progress:
         for answer in model.answers(part.pending, part.requests, progress.add_tokens):
             scores = score(part.task, answer.doc, answer.response)

@@ -42,13 +42,17 @@ class EvaluationTask:
 
 def load(config: RunConfig) -> list[EvaluationTask]:
     """The tasks of a run with their problems, from local data or the hub. Raises ConfigError."""
-    return [
+    found = [
         loaded
         for index, task in enumerate(config.tasks)
         for loaded in _load(
             f"tasks.{index}", task, config.generation.temperature, config.custom_tasks
         )
     ]
+    twice = [name for name, count in Counter(task.name for task in found).items() if count > 1]
+    if twice:
+        raise ConfigError(f"tasks: {twice[0]} is asked for twice; every task runs once")
+    return found
 
 
 def _load(
@@ -83,7 +87,8 @@ def definitions(name: str, key: str, custom_tasks: str | None = None) -> list[Li
         known = {*registry.names, *re.findall(r'\bname="([^"{}]+)"', "".join(files.values()))}
         near = difflib.get_close_matches(name, sorted(known), n=5, cutoff=0.5)
         raise ConfigError(
-            f"{key}={name!r}: lighteval has no such task; near names: {', '.join(near) or 'none'}"
+            f"{key}={name!r}: lighteval has no such task that can be imported here (some need its "
+            f"extras, such as lighteval[multilingual]); near names: {', '.join(near) or 'none'}"
         )
     try:
         return registry.resolve()
@@ -168,7 +173,9 @@ def _dataset(key: str, named: Task, task: LightevalTask) -> data.Dataset:
     if named.data is not None:
         examples = task.fewshot_split if task.dataset_config.num_fewshots else None
         path, subset = Path(named.data), task.dataset_config_name
-        return data.read(path, task.name, subset, task.evaluation_split, examples)
+        read = data.read(path, task.name, subset, task.evaluation_split, examples)
+        keep = task.dataset_filter or (lambda row: True)
+        return {split: [row for row in rows if keep(row)] for split, rows in read.items()}
     try:
         return LightevalTask.download_dataset_worker(task)
     except Exception as error:  # offline, gated, moved: whatever the hub's client raises
@@ -186,6 +193,14 @@ def _docs(key: str, name: str, task: LightevalTask, max_samples: int | None) -> 
         docs = task.get_docs(max_samples)
     except KeyError as error:
         raise ConfigError(f"{key}.data: {name} reads a column {error}, which is missing") from None
+    except Exception as error:  # whatever a task's prompt function raises for data it cannot use
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{key}.data: {name} cannot make a prompt of it: {reason}") from None
+    for doc in docs:
+        if not all(isinstance(gold, str) for gold in doc.get_golds()):
+            raise ConfigError(
+                f"{key}.data: {name}, problem {doc.id}: the answer {doc.get_golds()} is not a text"
+            )
     if any(doc.images for doc in docs):
         raise ConfigError(f"{key}.name={name!r}: its prompts hold images; allowed: text tasks")
     seen: Counter[str] = Counter()

@@ -76,3 +76,13 @@ def test_what_is_wrong_with_a_file(tmp_path: Path, name: str, text: str, said: s
 def test_an_empty_directory(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no data file in this directory"):
         _read(tmp_path)
+
+
+def test_a_directory_that_has_a_file_for_the_subset(tmp_path: Path) -> None:
+    for name, count in (("one", 2), ("two", 5)):
+        rows = "".join(f'{{"problem": "{name} {i}", "answer": "{i}"}}\n' for i in range(count))
+        (tmp_path / f"{name}.jsonl").write_text(rows)
+    dataset = data.read(tmp_path, "aime24", "one", ["train"])
+    assert [row["problem"] for row in dataset["train"]] == ["one 0", "one 1"]
+    with pytest.raises(ConfigError, match="no subset 'three' in this directory"):
+        data.read(tmp_path, "aime24", "three", ["train"])

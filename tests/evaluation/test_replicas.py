@@ -11,9 +11,9 @@ import pytest
 import ray
 
 from slot_vllm.evaluation import config as configuration
-from slot_vllm.evaluation.config import Ray
+from slot_vllm.evaluation.config import ConfigError, Ray
 from slot_vllm.evaluation.generation import Completion, Request, engine_options
-from slot_vllm.evaluation.replicas import Replicas, _batches, _resources
+from slot_vllm.evaluation.replicas import Replicas, _batches, _resources, check_resources
 from tests.evaluation.conftest import RunMain, WriteConfig
 
 REPLICAS: dict[str, Any] = {"replicas": 2, "resources": {"num_cpus": 1.0}}
@@ -113,3 +113,13 @@ def test_resources(write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     asked = _resources({"tensor_parallel_size": 4}, Ray(replicas=1))
     assert asked == {"num_cpus": 1, "num_gpus": 4, "resources": {}}
+
+
+def test_more_than_the_cluster_has_is_an_error_instead_of_a_wait() -> None:
+    wanted = {"num_cpus": 1, "num_gpus": 2, "resources": {"big": 1}}
+    there = {"CPU": 8, "GPU": 4, "big": 2}
+    check_resources(wanted, 2, there)
+    with pytest.raises(ConfigError, match="they need 6 GPU in all; the cluster has 4"):
+        check_resources(wanted, 3, {**there, "big": 3})
+    with pytest.raises(ConfigError, match="big in all; the cluster has 0"):
+        check_resources(wanted, 1, {"CPU": 8, "GPU": 4})

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from slot_vllm.evaluation.lighteval_model import SlotModel
+from tests.conftest import ROOT
 from tests.evaluation.conftest import PROBLEMS, RunMain, WriteConfig
 from tests.evaluation.test_tasks import QUESTIONS
 
@@ -193,26 +195,39 @@ def _without_times(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_interrupted_and_resumed(
-    write_config: WriteConfig, run_main: RunMain, tmp_path: Path, benchmarks: Path
+    write_config: WriteConfig,
+    run_main: RunMain,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (tmp_path / "gsm8k.jsonl").write_text(
-        "".join((benchmarks / "gsm8k_test.jsonl").read_text().splitlines(keepends=True)[:24])
-    )
+    problems = [
+        {"question": f"What is {a} plus {a}?", "answer": f"{a} + {a} = {2 * a}\n#### {2 * a}"}
+        for a in range(24)
+    ]
+    data = tmp_path / "sums.jsonl"
+    data.write_text("".join(json.dumps(problem) + "\n" for problem in problems))
     config = write_config(
         generation={"temperature": 0.8, "top_p": 0.95, "max_new_tokens": 16},
-        tasks=[{"name": "gsm8k", "data": str(tmp_path / "gsm8k.jsonl")}],
+        tasks=[{"name": "gsm8k", "data": str(data)}],
     )
     out = tmp_path / "interrupted"
     run = ["--config", str(config), "--output-dir", str(out)]
     command = [sys.executable, "-m", "slot_vllm.evaluation", *run]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    # As in a terminal: the engine has a process of its own, and Ctrl-C goes to the whole group.
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
+        start_new_session=True,
+    )
     samples = out / "samples.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not samples.exists() or samples.read_text().count("\n") < 17:
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130, said
     assert "of 48 answers are in" in said
@@ -229,7 +244,82 @@ def test_interrupted_and_resumed(
     assert len(_samples(out)) == 48
 
     assert run_main("--config", config, "--output-dir", tmp_path / "whole") == 0
-    assert _without_times(_results(out)) == _without_times(_results(tmp_path / "whole"))
+    resumed = _without_times(_results(out))
+    assert resumed == _without_times(_results(tmp_path / "whole"))
 
     # Nothing is left to be done: no engine, the same results.
+    def no_engine(_options: Any) -> Any:
+        raise AssertionError("an engine was started")
+
+    monkeypatch.setattr("slot_vllm.evaluation.lighteval_model.VllmEngine", no_engine)
     assert run_main(*run, "--resume") == 0
+    assert _without_times(_results(out)) == resumed
+
+
+def test_resume_never_mixes_settings(
+    write_config: WriteConfig,
+    run_main: RunMain,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config, out = write_config(), tmp_path / "out"
+    assert run_main("--config", config, "--output-dir", out) == 0
+    capsys.readouterr()
+    assert run_main("--config", config, "--output-dir", out, "--resume", "--overwrite") == 2
+    assert "not allowed with argument" in capsys.readouterr().err
+    (out / "config.yaml").write_text("")
+    assert run_main("--config", config, "--output-dir", out, "--resume") == 2
+    assert "config.yaml cannot be read" in capsys.readouterr().err
+    (out / "config.yaml").unlink()
+    for mode in ([], ["--resume"]):
+        assert run_main("--config", config, "--output-dir", out, *mode) == 2
+        assert "no config.yaml that says which run it is of" in capsys.readouterr().err
+    assert (out / "samples.jsonl").exists()
+
+
+def test_what_vllm_refuses_leaves_nothing_behind(
+    write_config: WriteConfig,
+    run_main: RunMain,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out"
+    config = write_config()
+    empty = "generation.stop=['']"
+    assert run_main("--config", config, "--output-dir", out, "--set", empty) == 2
+    assert "generation.stop.0=''" in capsys.readouterr().err
+    # Whatever only SamplingParams itself refuses.
+    request = SlotModel.request
+
+    def without_tokens(*args: Any) -> Any:
+        made = request(*args)
+        made.sampling["max_tokens"] = 0
+        return made
+
+    monkeypatch.setattr(SlotModel, "request", without_tokens)
+    assert run_main("--config", config, "--output-dir", out) == 2
+    assert "generation: vLLM refuses: max_tokens must be at least 1" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_the_quickstart_as_a_user_types_it(tmp_path: Path) -> None:
+    if not (Path(sys.prefix) / ".slot-vllm").exists():
+        pytest.skip("this environment was not made by scripts/setup.sh, which would now install")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("VLLM_")}
+    out = tmp_path / "out"
+    done = subprocess.run(
+        ["bash", "run_vllm.sh", "--config", "configs/quickstart.yaml", "--output-dir", str(out)],
+        cwd=ROOT,
+        env={**environment, "SLOT_VENV": sys.prefix},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    baseline, slot = _results(out)["arms"]
+    assert (baseline["name"], slot["name"]) == ("baseline", "slot")
+    assert slot["last_loss"] < slot["first_loss"]
+    assert len(_samples(out)) == 16
+    assert "slot" in done.stdout

@@ -116,3 +116,28 @@ def test_a_hub_that_cannot_be_reached() -> None:
 def test_ids_are_unique() -> None:
     ids = [doc.id for doc in _load("aime24", PROBLEMS).docs]
     assert len(set(ids)) == 8
+
+
+def test_a_task_asked_for_twice_under_two_names(tmp_path: Path) -> None:
+    path = tmp_path / "sums.jsonl"
+    path.write_text('{"question": "1 + 1?", "answer": "#### 2"}\n')
+    twice = [{"name": name, "data": str(path)} for name in ("gsm8k", "gsm8k|0")]
+    values = {"name": "test", "model": "m", "tasks": twice, "arms": ARMS}
+    config = RunConfig.model_validate(values)
+    with pytest.raises(ConfigError, match="gsm8k is asked for twice"):
+        tasks.load(config)
+
+
+@pytest.mark.parametrize("answer", ["204", "null"])
+def test_an_answer_that_is_no_text(answer: str, tmp_path: Path) -> None:
+    path = tmp_path / "aime25.jsonl"
+    path.write_text(f'{{"problem": "What?", "answer": {answer}}}\n')
+    task = {"name": "aime25", "data": str(path)}
+    values = {"name": "test", "model": "m", "tasks": [task], "arms": ARMS}
+    config = RunConfig.model_validate(values)
+    if answer == "null":
+        with pytest.raises(ConfigError, match="a text is required"):
+            tasks.load(config)
+    else:
+        (loaded,) = tasks.load(config)
+        assert loaded.docs[0].get_golds() == ["204"]
