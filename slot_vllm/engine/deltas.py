@@ -203,6 +203,7 @@ class Deltas:
         self._release(request)
         if request.learned is not None and not request.failed and self.config.keep_deltas:
             self.kept[req_id] = (request.external_id, request.learned)
+            self.kept.move_to_end(req_id)
             while len(self.kept) > self.config.keep_deltas:
                 self.kept.popitem(last=False)
 
