@@ -48,7 +48,7 @@ index=${PIP_INDEX_URL:-$("$python" -m pip config get global.index-url 2>/dev/nul
 
 if nvidia-smi --list-gpus 2>/dev/null | grep -q GPU; then
     say "an NVIDIA GPU is here: installing CUDA packages (several GB the first time)"
-    packages=(--editable "${root}[cuda,eval,dev]")
+    packages=(--editable "${root}[cuda,eval,hf,dev]")
     # uv picks the torch build of this driver; without its index, the one vLLM's own wheel is for.
     uv pip install --quiet --python "$python" --torch-backend=auto "${packages[@]}" 2>/dev/null ||
         uv pip install --quiet --python "$python" "${packages[@]}"
@@ -77,7 +77,7 @@ else
     fi
     installed=$("$python" -W ignore -c 'import torch; print(torch.__version__)')
     echo "torch==$installed" >>"$overrides"
-    uv pip install --quiet --python "$python" --override "$overrides" --editable "${root}[cpu,eval,dev]" "$root/scripts/vllm_metadata"
+    uv pip install --quiet --python "$python" --override "$overrides" --editable "${root}[cpu,eval,hf,dev]" "$root/scripts/vllm_metadata"
 fi
 "$python" -c 'import torch, vllm' >/dev/null 2>&1 || { "$python" -c 'import torch, vllm' >&2 || fail "vLLM cannot be imported from $venv; see above"; }
 
