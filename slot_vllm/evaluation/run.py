@@ -18,7 +18,7 @@ from slot_vllm.evaluation.generation import Request, check_sampling
 from slot_vllm.evaluation.lighteval_model import Answer, SlotModel
 from slot_vllm.evaluation.model_script import make_model
 from slot_vllm.evaluation.progress import Progress
-from slot_vllm.evaluation.results import Result, as_json, result
+from slot_vllm.evaluation.results import Result, as_json, compared, result
 from slot_vllm.evaluation.samples import Sample
 from slot_vllm.evaluation.scoring import Scores, number, score
 from slot_vllm.evaluation.tasks import EvaluationTask
@@ -78,7 +78,8 @@ def run(config: RunConfig, directory: RunDirectory, resume: bool, log: RunLog) -
         where = directory.path
         logger.warning("%s of %s answers are in %s; --resume continues there", done, total, where)
         raise
-    results = [part.result() for part in parts]
+    answered = [s for part in parts for samples in part.samples.values() for s in samples]
+    results = compared([part.result() for part in parts], answered)
     written = directory.write_results(as_json(config, results))
     logger.info("written: %s", written)
     return results

@@ -1,0 +1,121 @@
+"""What results.json and the table say of scores."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import pytest
+from lighteval.tasks.lighteval_task import LightevalTask, LightevalTaskConfig
+from lighteval.tasks.tasks.aime import aime24_avg
+
+from slot_vllm.evaluation import tasks
+from slot_vllm.evaluation.config import Arm
+from slot_vllm.evaluation.results import Result, compared, result, show
+from slot_vllm.evaluation.samples import Sample
+from slot_vllm.evaluation.statistics import tango
+from slot_vllm.evaluation.tasks import EvaluationTask
+
+BASELINE = Arm(name="baseline", steps=0)
+SLOT = Arm(name="slot", steps=5, lr=0.1)
+
+
+def gsm8k() -> LightevalTaskConfig:
+    return tasks.definitions("gsm8k", "task")[0]
+
+
+def samples(arm: Arm, metric: str, scores: Sequence[float], answers: int = 1) -> list[Sample]:
+    return [
+        Sample(
+            arm=arm.name,
+            task="task",
+            id=str(problem),
+            sample=answer,
+            prompt="",
+            completion="",
+            gold=[],
+            score=score,
+            scores={metric: score},
+            steps=arm.steps,
+            lr=arm.lr,
+            first_loss=None,
+            last_loss=None,
+            seed=0,
+            finish_reason="stop",
+            prompt_tokens=1,
+            generated_tokens=1,
+            seconds=1.0,
+        )
+        for problem, score in enumerate(scores)
+        for answer in range(answers)
+    ]
+
+
+def results(
+    definition: LightevalTaskConfig,
+    metric: str,
+    scores: Mapping[str, Sequence[float]],
+    answers: int = 1,
+) -> list[Result]:
+    """Of the baseline and, if there are scores for it, SLOT."""
+    loaded = EvaluationTask("task", LightevalTask(definition), [], {})
+    rows, drawn = [], []
+    for arm in (BASELINE, SLOT):
+        if arm.name in scores:
+            of_arm = samples(arm, metric, scores[arm.name], answers)
+            of_problems = [{metric: score} for score in scores[arm.name]]
+            rows.append(result(arm, loaded, of_problems, of_arm))
+            drawn += of_arm
+    return compared(rows, drawn)
+
+
+def test_the_entries_of_results_json() -> None:
+    metric = "extractive_match"
+    scores = {"baseline": [1] * 10 + [0] * 20, "slot": [0] + [1] * 12 + [0] * 17}
+    baseline, slot = json.loads(json.dumps([r.as_json() for r in results(gsm8k(), metric, scores)]))
+    assert baseline["value"] == pytest.approx(1 / 3)
+    assert baseline["interval"] == pytest.approx([0.1923, 0.5122], abs=1e-4)  # Wilson, 10 of 30
+    assert baseline["metrics"][metric]["interval"] == baseline["interval"]
+    assert "difference" not in baseline
+    assert slot["difference"] == pytest.approx(2 / 30)
+    assert slot["difference_interval"] == pytest.approx(list(tango(3, 1, 30)))
+    assert slot["p_value"] == slot["p_value_holm"] == 0.625
+    assert slot["words"].startswith("task, slot against the baseline: no difference can be told")
+    assert slot["pass_at_k"] == {}
+
+
+def test_several_answers_per_problem() -> None:
+    shares = {"baseline": [0, 0.5, 1], "slot": [0.25, 0.75, 1]}
+    baseline, slot = results(aime24_avg, "avg@n:n=64", shares, answers=64)
+    assert (baseline.samples, baseline.value) == (3, 0.5)
+    # The interval is that of 3 problems, not of 192 answers.
+    assert baseline.interval is not None
+    assert baseline.interval[1] - baseline.interval[0] > 0.6
+    assert list(baseline.pass_at_k) == ["1", "2", "4", "8", "16", "32", "64"]
+    assert baseline.pass_at_k["1"] == {"value": 0.5, "interval": baseline.interval}
+    assert baseline.pass_at_k["2"]["value"] == pytest.approx((1 - 31 / 126 + 1) / 3)
+    assert baseline.pass_at_k["64"]["value"] == pytest.approx(2 / 3)
+    assert slot.comparison is not None
+    assert slot.comparison.difference == pytest.approx(1 / 6)
+    assert "permutation test" in slot.comparison.method
+
+
+def test_a_metric_that_is_no_mean_has_no_interval() -> None:
+    metric = "extractive_match"
+    row = results(gsm8k(), metric, {"baseline": [1, 0]})[0]
+    assert row.interval is not None
+    lost = [replace(sample, scores={}) for sample in samples(BASELINE, metric, [1, 0])]
+    other = samples(BASELINE, metric, [1, 1])
+    task = EvaluationTask("task", LightevalTask(gsm8k()), [], {})
+    for kept in (lost, other):
+        assert result(BASELINE, task, [{metric: 1}, {metric: 0}], kept).interval is None
+
+
+def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    scores = {"baseline": [1] * 10 + [0] * 20, "slot": [0] + [1] * 12 + [0] * 17}
+    show(results(gsm8k(), "extractive_match", scores))
+    lines = capsys.readouterr().out.splitlines()
+    assert "0.3333 [0.1923, 0.5122]" in next(line for line in lines if " baseline " in line)
+    low, high = tango(3, 1, 30)
+    row = next(line for line in lines if " slot " in line)
+    assert f"+0.0667 [{low:+.4f}, {high:+.4f}]" in row
+    assert lines[-1].startswith("task, slot against the baseline: no difference can be told")
