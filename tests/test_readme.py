@@ -17,7 +17,7 @@ def row(arm: dict[str, Any]) -> str:
         str(arm["steps"]) if slot else "-",
         f"{arm['lr']:g}" if slot else "-",
         arm["metric"],
-        f"{arm['value']:.4f} ± {arm['stderr']:.4f}",
+        f"{arm['value']:.4f} [{arm['interval'][0]:.4f}, {arm['interval'][1]:.4f}]",
         f"{arm['first_loss']:.3f} → {arm['last_loss']:.3f}" if slot else "-",
     ]
     return f"| {' | '.join(cells)} |"
