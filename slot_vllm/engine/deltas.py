@@ -228,7 +228,8 @@ class Deltas:
         if request.hidden is None:
             request.hidden = self.pending.allocate(length, rows.shape[1], rows.dtype)
         request.hidden[start:stop].copy_(rows)
-        # A request preempted within its prompt starts again and overwrites equal rows.
+        # vLLM promises the names of preempted requests to the V2 runner only: one that starts again
+        # unannounced overwrites equal rows.
         request.filled = max(request.filled, stop)
         return request.hidden if request.filled == length else None
 
