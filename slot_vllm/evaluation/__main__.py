@@ -7,54 +7,30 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from slot_vllm.evaluation import config as configuration
-from slot_vllm.evaluation.config import ConfigError, RunConfig, RunFailed
-
-EXIT_FAILED = 1
-EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (--help shows what is allowed)")
+from slot_vllm.evaluation.command_line import Parser, add_config, exit_code
+from slot_vllm.evaluation.config import ConfigError, RunConfig
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs an evaluation; returns the exit code."""
+    return exit_code(lambda: _evaluate(arguments))
+
+
+def _evaluate(arguments: Sequence[str]) -> None:
+    options = _parse(arguments)
+    config = configuration.load(options.config, options.set)
     try:
-        options = _parse(arguments)
-        config = configuration.load(options.config, options.set)
-        try:
-            configuration.check_paths(config)
-            _run(config, options)
-        except ConfigError as error:
-            raise ConfigError(f"{options.config}: {error}") from error
+        configuration.check_paths(config)
+        _run(config, options)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    except RunFailed as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_FAILED
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    return 0
+        raise ConfigError(f"{options.config}: {error}") from error
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(prog="slot_vllm.evaluation", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="a run (YAML)")
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="lays values over the file's: generation.temperature=0 arms.slot.lr=0.2",
-    )
+    parser = Parser(prog="slot_vllm.evaluation", description=__doc__, allow_abbrev=False)
+    add_config(parser)
     parser.add_argument(
         "--output-dir", type=Path, metavar="DIR", help="default: logs/ and the run's name"
     )

@@ -1,0 +1,68 @@
+"""``slot-vllm report | inspect | compare-published``: what is done with runs and with prompts.
+
+Exit codes: those of ``python -m slot_vllm.evaluation``.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from slot_vllm.evaluation.command_line import Parser, add_config, exit_code
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one subcommand; returns the exit code."""
+    return exit_code(lambda: _run(sys.argv[1:] if arguments is None else arguments))
+
+
+def _run(arguments: Sequence[str]) -> None:
+    options = _parser().parse_args(arguments)
+    options.run(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="slot-vllm", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    report = commands.add_parser("report", help="one page (HTML) about one run or several")
+    report.add_argument("runs", type=Path, nargs="+", metavar="DIR", help="a run's directory")
+    report.add_argument(
+        "--output", type=Path, metavar="FILE", help="default: report.html in the first directory"
+    )
+    report.set_defaults(run=_report)
+    inspect = commands.add_parser("inspect", help="which tokens W delta raises and lowers")
+    add_config(inspect)
+    inspect.add_argument("--prompt", metavar="TEXT", help="instead of the problems of the tasks")
+    inspect.add_argument("--arm", metavar="NAME", help="default: every arm with SLOT")
+    inspect.add_argument("--top", type=int, default=15, metavar="K", help="tokens on each side")
+    inspect.add_argument("--output", type=Path, metavar="FILE", help="write a bar chart (PNG)")
+    inspect.set_defaults(run=_inspect)
+    compare = commands.add_parser(
+        "compare-published", help="a run beside the published value, with both standard errors"
+    )
+    compare.add_argument("results", type=Path, metavar="RESULTS.json")
+    compare.set_defaults(run=_compare_published)
+    return parser
+
+
+# Imported where they run: lighteval and vLLM take seconds, and bad input needs none of them.
+def _report(options: argparse.Namespace) -> None:
+    from slot_vllm.evaluation import report
+
+    print(report.write(options.runs, options.output))
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from slot_vllm.evaluation import inspection
+
+    inspection.command(options)
+
+
+def _compare_published(options: argparse.Namespace) -> None:
+    from slot_vllm.evaluation import published
+
+    published.show(published.compare(options.results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

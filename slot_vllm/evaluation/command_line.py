@@ -1,0 +1,49 @@
+"""What the command lines share: bad input in one line, exit codes, the options of a run's file.
+
+Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from slot_vllm.evaluation.config import ConfigError, RunFailed
+
+EXIT_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises ConfigError where argparse would exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (--help shows what is allowed)")
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--config FILE`` and ``--set KEY=VALUE ...``."""
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="a run (YAML)")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="lays values over the file's: generation.temperature=0 arms.slot.lr=0.2",
+    )
+
+
+def exit_code(run: Callable[[], None]) -> int:
+    """Runs; tells what went wrong on standard error and returns the exit code."""
+    try:
+        run()
+    except (ConfigError, RunFailed) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT if isinstance(error, ConfigError) else EXIT_FAILED
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
