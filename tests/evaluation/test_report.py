@@ -351,6 +351,25 @@ def test_two_runs_that_share_no_problem(tmp_path: Path) -> None:
     assert "shared problems" not in found.text
 
 
+@pytest.mark.parametrize(
+    ("changed", "remark"),
+    [
+        ({"metric": "other"}, "slot: scored by exact in one run, by other in the other."),
+        ({"value": 0.9}, "slot: its metric is not the mean of its problems' scores."),
+    ],
+)
+def test_two_runs_whose_scores_cannot_be_compared(
+    tmp_path: Path, changed: dict[str, Any], remark: str
+) -> None:
+    a = store(tmp_path / "a", answers(SCORES))
+    rows = entries(answers(SCORES))
+    b = store(tmp_path / "b", answers(SCORES), arms=[rows[0], rows[1] | changed])
+    found = Page(report.write([a, b]))
+    assert remark in found.text
+    assert "sums, baseline, b against a: no difference can be told" in found.text
+    assert "sums, slot, b against a" not in found.text
+
+
 def test_runs_of_the_same_name(tmp_path: Path) -> None:
     a, b = (store(tmp_path / part / "run", answers(SCORES)) for part in "ab")
     text = Page(report.write([a, b])).text

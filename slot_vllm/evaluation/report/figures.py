@@ -155,6 +155,8 @@ def heat_map(sweep: Sweep) -> Markup:
         shades = ScalarMappable(scale, colours.resampled(_SHADES))
         bar = figure.colorbar(shades, cax=figure.add_axes((0.89, 0.0, 0.03, 1.0)))
         bar.outline.set_visible(False)
+        if bar.solids is not None:
+            bar.solids.set_edgecolor("face")
         if baseline is not None:
             bar.ax.axhline(baseline, color="black", linewidth=1.5)
         bar.set_label(sweep.metric + ("" if baseline is None else "\nline: baseline"))
