@@ -66,14 +66,16 @@ class RunDirectory:
         return self._results
 
     def _difference(self, config: RunConfig) -> str | None:
-        """The first setting, other than the name, that differs from the run that is here."""
+        """The first setting that differs from the run that is here, other than the name and how many
+        replicas of the engine answer."""
         try:
             here = yaml.safe_load(self._config.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError):
             here = None
         if not isinstance(here, dict):
             return f"{self._config.name} cannot be read"
-        return _first_difference({**_plain(config), "name": None}, {**here, "name": None})
+        free = {"name": None, "ray": None}
+        return _first_difference({**_plain(config), **free}, {**here, **free})
 
 
 def _plain(config: RunConfig) -> dict[str, Any]:

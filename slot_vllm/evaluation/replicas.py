@@ -37,8 +37,8 @@ class Replicas:
     """Engines that share the requests in batches. A replica that dies is started anew, and what it
     had not answered yet is asked again. ``options`` are the arguments of ``vllm.LLM``.
 
-    Raises ConfigError for more than the cluster has, RunFailed for a replica that does not start or
-    dies too often.
+    Raises ConfigError for more than the cluster has, RunFailed if one does not start or the last one
+    is lost.
     """
 
     def __init__(self, options: Mapping[str, Any], settings: Ray) -> None:
@@ -60,8 +60,15 @@ class Replicas:
         while waiting or busy:
             [ready], _ = ray.wait([*busy, *starting], num_returns=1, fetch_local=False)
             if ready in starting:
-                _result(ready)
-                self._ask(starting.pop(ready), waiting, busy)
+                replica = starting.pop(ready)
+                try:
+                    _result(ready)
+                except RunFailed as error:
+                    if not (starting or busy):
+                        raise
+                    logger.warning("%s; the others go on without it", error)
+                else:
+                    self._ask(replica, waiting, busy)
                 continue
             replica, asked = busy[ready]
             try:
