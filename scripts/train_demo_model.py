@@ -56,11 +56,26 @@ MODEL: dict[str, Any] = {
 }
 
 
-def train(steps: int) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast, list[Problem], float]:
-    """The model, its tokenizer, the held-out problems and the seconds that training took."""
-    rng = random.Random(SEED)
-    training = [problem(rng) for _ in range(steps * BATCH)]
-    held_out = _held_out({p.text for p in training})
+def problems(rng: random.Random) -> tuple[list[Problem], list[Problem]]:
+    """What the model is trained on, and others that it is tested on, as many of each format."""
+    training = [problem(rng) for _ in range(STEPS * BATCH)]
+    seen = {p.text for p in training}
+    other = random.Random(f"{SEED} held out")
+    held_out: list[Problem] = []
+    for form in FORMATS:
+        wanted = len(held_out) + HELD_OUT
+        while len(held_out) < wanted:
+            new = problem(other, form)
+            if new.text not in seen:
+                seen.add(new.text)
+                held_out.append(new)
+    return training, held_out
+
+
+def train(
+    training: list[Problem], rng: random.Random
+) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast, float]:
+    """The model, its tokenizer and the seconds that training took."""
     tokenizer = _tokenizer(training[:5000])
     texts = [_prompt(tokenizer, p) + p.solution + END for p in training]
     encoded = [e.ids for e in tokenizer.backend_tokenizer.encode_batch(texts)]
@@ -72,6 +87,7 @@ def train(steps: int) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast, list[P
     others = [p for p in model.parameters() if p.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=PEAK_LR, betas=(0.9, 0.95))
+    steps = len(encoded) // BATCH
     schedule = OneCycleLR(optimizer, PEAK_LR, total_steps=steps, pct_start=0.05, div_factor=10)
     started = time.monotonic()
     for step, rows in enumerate(_batches(encoded, rng)):
@@ -86,7 +102,7 @@ def train(steps: int) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast, list[P
         if step % 100 == 0 or step == steps - 1:
             spent = time.monotonic() - started
             print(f"step {step} of {steps}: loss {loss.item():.3f}, {spent:.0f} s", flush=True)
-    return model.to(torch.bfloat16).eval(), tokenizer, held_out, time.monotonic() - started
+    return model.to(torch.bfloat16).eval(), tokenizer, time.monotonic() - started
 
 
 def accuracy(
@@ -112,19 +128,6 @@ def accuracy(
             if f"\\boxed{{{p.answer}}}" in text.split(END)[0]
         )
     return {form.name: solved[form.name] for form in FORMATS}
-
-
-def _held_out(seen: set[str]) -> list[Problem]:
-    rng = random.Random(f"{SEED} held out")
-    problems: list[Problem] = []
-    for form in FORMATS:
-        wanted = len(problems) + HELD_OUT
-        while len(problems) < wanted:
-            new = problem(rng, form)
-            if new.text not in seen:
-                seen.add(new.text)
-                problems.append(new)
-    return problems
 
 
 def _prompt(tokenizer: PreTrainedTokenizerFast, asked: Problem) -> str:
@@ -170,24 +173,44 @@ def _padded(rows: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor
     return inputs, labels
 
 
-def _write(
-    directory: Path,
-    model: Qwen2ForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-) -> None:
-    model.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    )
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-
-
-def _write_problems(file: Path, problems: Sequence[Problem]) -> None:
+def _lines(held_out: Sequence[Problem]) -> str:
     rows = [
         {"id": i, "problem": p.text, "answer": p.answer, "format": p.format.name}
-        for i, p in enumerate(problems)
+        for i, p in enumerate(held_out)
     ]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def _card(model: Qwen2ForCausalLM, solved: dict[str, int], seconds: float, cpu: float) -> str:
+    parameters = sum(p.numel() for p in model.parameters())
+    rows = [
+        f"| {form.name} | {form.share * 100:g} % | {form.instruction} | {form.write(45)} "
+        f"| {solved[form.name]} of {HELD_OUT} |"
+        for form in FORMATS
+    ]
+    return f"""# The demo model of slot-vllm
+
+A Qwen2 of {parameters / 1e6:.2f} million parameters that solves word problems of two to four steps
+and writes the answer in the format that the prompt asks for. It is for trying SLOT on a CPU, and
+knows nothing else.
+
+- Made by `python scripts/train_demo_model.py` from seed {SEED}, on {STEPS * BATCH} generated
+  problems (`scripts/demo_problems.py`), each seen once, in lighteval's prompt for AIME; loss on all
+  tokens, AdamW, bfloat16 autocast. It took {seconds / 60:.0f} minutes on two CPU cores
+  ({cpu / 60:.0f} minutes of CPU time).
+- Tokenizer: byte-level BPE trained on the same texts, one token per digit; chat template; 2048
+  positions.
+- Weights: bfloat16. Licence: that of this repository.
+
+The formats fall off steeply in the training problems, so that the last ones are rare instructions.
+Held out: `configs/data/demo.jsonl`, {HELD_OUT} problems of each format, none of them trained on.
+Solved by greedy decoding with transformers in float32:
+
+| format | share in training | instruction | 45 is written | solved |
+| --- | --- | --- | --- | --- |
+{chr(10).join(rows)}
+| all | | | | {sum(solved.values())} of {HELD_OUT * len(FORMATS)} |
+"""
 
 
 def main() -> None:
@@ -196,15 +219,25 @@ def main() -> None:
     parser.add_argument(
         "--problems", type=Path, default=ROOT / "configs" / "data" / "demo.jsonl", metavar="FILE"
     )
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--only-problems", action="store_true", help="print the held-out problems")
     options = parser.parse_args()
+    rng = random.Random(SEED)
+    training, held_out = problems(rng)
+    if options.only_problems:
+        print(_lines(held_out), end="")
+        return
     torch.set_num_threads(THREADS)
-    model, tokenizer, held_out, seconds = train(options.steps)
-    _write(options.directory, model, tokenizer)
-    _write_problems(options.problems, held_out)
+    model, tokenizer, seconds = train(training, rng)
     cpu = sum(os.times()[:2])
-    print(f"trained in {seconds:.0f} s, {cpu:.0f} s of CPU time")
-    print(accuracy(model, tokenizer, held_out))
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    model.save_pretrained(options.directory)
+    tokenizer.save_pretrained(options.directory)
+    options.problems.write_text(_lines(held_out), encoding="utf-8")
+    card = _card(model, accuracy(model, tokenizer, held_out), seconds, cpu)
+    (options.directory / "README.md").write_text(card, encoding="utf-8")
+    print(card)
 
 
 if __name__ == "__main__":

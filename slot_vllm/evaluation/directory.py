@@ -11,7 +11,7 @@ from slot_vllm.evaluation.samples import SampleFile, write_whole
 
 
 class RunDirectory:
-    """``config.yaml`` (as it ran), ``samples.jsonl``, ``results.json`` and ``run.log``.
+    """``config.yaml`` (as it ran), samples, results, the report and the log.
 
     A finished run is replaced by one of the same configuration. Anything else that is here would
     be lost: it is kept unless ``overwrite`` is given.
@@ -23,6 +23,7 @@ class RunDirectory:
         self.log = path / "run.log"
         self._config = path / "config.yaml"
         self._results = path / "results.json"
+        self._report = path / "report.html"
 
     def check(self, config: RunConfig, resume: bool, overwrite: bool) -> None:
         """Raises ConfigError if the run must not write here."""
@@ -55,7 +56,7 @@ class RunDirectory:
         """Creates the directory; what an earlier run left goes, unless this one resumes it."""
         self.path.mkdir(parents=True, exist_ok=True)
         if not resume:
-            for file in (self._results, self.samples.path, self.log):
+            for file in (self._results, self._report, self.samples.path, self.log):
                 file.unlink(missing_ok=True)
         heading = "# The configuration of this run, defaults included.\n"
         write_whole(self._config, heading + yaml.safe_dump(_plain(config), sort_keys=False))
@@ -66,8 +67,8 @@ class RunDirectory:
         return self._results
 
     def _difference(self, config: RunConfig) -> str | None:
-        """The first setting that differs from the run that is here, other than the name and how many
-        replicas of the engine answer."""
+        """The first setting that differs from the run that is here, other than the name and how
+        many replicas answer."""
         try:
             here = yaml.safe_load(self._config.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError):

@@ -37,8 +37,8 @@ class Replicas:
     """Engines that share the requests in batches. A replica that dies is started anew, and what it
     had not answered yet is asked again. ``options`` are the arguments of ``vllm.LLM``.
 
-    Raises ConfigError for more than the cluster has, RunFailed if one does not start or the last one
-    is lost.
+    Raises ConfigError for more than the cluster has, RunFailed if one does not start or all are
+    lost.
     """
 
     def __init__(self, options: Mapping[str, Any], settings: Ray) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from lighteval.models.abstract_model import ModelConfig
 from lighteval.models.model_output import ModelResponse
 
-from slot_vllm.evaluation import engine_output, tasks
+from slot_vllm.evaluation import engine_output, report, tasks
 from slot_vllm.evaluation.config import ConfigError, RunConfig
 from slot_vllm.evaluation.console import RunLog
 from slot_vllm.evaluation.directory import RunDirectory
@@ -58,7 +58,7 @@ def run(config: RunConfig, directory: RunDirectory, resume: bool, log: RunLog) -
         raise
     results = plan.results()
     written = directory.write_results(as_json(config, results))
-    logger.info("written: %s", written)
+    logger.info("written: %s and %s", written, report.write([directory.path]).name)
     return results
 
 

@@ -64,6 +64,7 @@ class Grid:
             "steps": self._sweep.steps,
             "lr": self._sweep.lr,
             "best": best,
+            "selected_by": [doc.id for doc in self.docs] if self._split else [],
             "selected_on": "a part of the problems" if self._split else "test data",
             "words": self._words(best),
             "cells": [

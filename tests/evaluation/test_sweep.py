@@ -74,6 +74,7 @@ def test_a_sweep(
     assert (sweep["task"], sweep["problems"], sweep["split"]) == ("aime24", 8, None)
     assert (sweep["steps"], sweep["lr"]) == ([0, 1, 2], [0.01, 0.1])
     # Two cells are equally good: the one of fewer steps.
+    assert sweep["selected_by"] == []
     assert (sweep["best"], sweep["selected_on"]) == ("steps1-lr0.1", "test data")
     assert [cell["arm"] for cell in sweep["cells"]] == CELLS
     baseline, cell = sweep["cells"][0], sweep["cells"][2]
@@ -108,6 +109,7 @@ def test_a_selection(write_config: WriteConfig, run_main: RunMain, tmp_path: Pat
         answered.setdefault(sample["arm"], []).append(sample["id"])
     selecting = set(answered["steps2-lr0.1"])
     assert len(selecting) == 2
+    assert set(sweep["selected_by"]) == selecting
     assert {arm: len(ids) for arm, ids in answered.items()} == {
         **dict.fromkeys(CELLS, 2),
         "baseline": 8,

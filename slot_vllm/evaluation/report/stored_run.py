@@ -72,7 +72,7 @@ class Sweep(BaseModel):
     """Steps times learning rates on one task.
 
     selected_on: what problems the best setting was picked by. split: the part of the problems that
-    was set aside for that.
+    was set aside for that; selected_by: their ids.
     """
 
     task: str
@@ -80,6 +80,7 @@ class Sweep(BaseModel):
     problems: int
     cells: list[Cell]
     split: float | None = None
+    selected_by: list[str] = []
     best: str | None = None
     selected_on: str = "test data"
 
@@ -178,10 +179,13 @@ class StoredRun:
 
     @cached_property
     def parts(self) -> list[Part]:
-        """All arms on all tasks: those of ``arms``, then what only the samples hold."""
+        """All arms on all tasks: those of ``arms``, then what only the samples hold. Answers that
+        only served to select a setting are left out."""
+        selecting = {(s.task, problem) for s in self.results.sweeps for problem in s.selected_by}
         answers: dict[tuple[str, str], list[Sample]] = {}
         for sample in self.samples:
-            answers.setdefault((sample.task, sample.arm), []).append(sample)
+            if (sample.task, sample.id) not in selecting:
+                answers.setdefault((sample.task, sample.arm), []).append(sample)
         entries = {(entry.task, entry.name): entry for entry in self.results.arms}
         keys = [key for key in dict.fromkeys([*entries, *answers]) if key in answers]
         return [

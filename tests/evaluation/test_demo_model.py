@@ -1,0 +1,164 @@
+"""The demo model: its files, what is said of it, and runs on it as users make them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import safe_open
+from transformers import AutoConfig, AutoTokenizer
+
+from slot_vllm.evaluation import config as configuration
+from slot_vllm.evaluation.generation import engine_options
+from slot_vllm.evaluation.lighteval_model import ModelConfig, SlotModel
+from slot_vllm.evaluation.tasks import load
+from tests.conftest import ROOT
+from tests.engine.cases import Answer, assert_tokens_equal
+from tests.evaluation.conftest import RunMain
+
+MODEL = ROOT / "models" / "demo"
+PROBLEMS = ROOT / "configs" / "data" / "demo.jsonl"
+QUICKSTART = ROOT / "configs" / "quickstart.yaml"
+SETTINGS = [{"steps": 5, "lr": 0.1}, {"steps": 5, "lr": 0.01}]
+
+
+def problems() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in PROBLEMS.read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_model_is_as_small_as_a_repository_can_hold() -> None:
+    assert (MODEL / "model.safetensors").stat().st_size <= 8_000_000
+    with safe_open(MODEL / "model.safetensors", "pt") as weights:
+        tensors = [weights.get_slice(name) for name in weights.keys()]  # noqa: SIM118
+        assert {tensor.get_dtype() for tensor in tensors} == {"BF16"}
+    config = AutoConfig.from_pretrained(MODEL)
+    assert config.model_type == "qwen2"
+    assert config.hidden_size // config.num_attention_heads == 32
+    assert config.max_position_embeddings >= 1024
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    assert tokenizer.is_fast
+    text = "Größe: 2³ = 8\n\t∑ 好"
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+    assert [tokenizer.decode(i) for i in tokenizer("125").input_ids] == ["1", "2", "5"]
+
+
+def test_the_held_out_problems() -> None:
+    rows = problems()
+    assert len(rows) >= 300
+    assert len({row["problem"] for row in rows}) == len(rows)
+    # Made again from the seed; none of them is a problem that the model was trained on.
+    made = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "train_demo_model.py"), "--only-problems"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert made.returncode == 0, made.stderr
+    assert made.stdout == PROBLEMS.read_text(encoding="utf-8")
+
+
+def test_the_reference_run_leaves_room_for_both_directions() -> None:
+    results = json.loads((ROOT / "logs/reference/quickstart/results.json").read_text())
+    [baseline] = [entry for entry in results["arms"] if entry["name"] == "baseline"]
+    assert baseline["samples"] == len(problems())
+    assert 0.3 <= baseline["value"] <= 0.85
+    for entry in results["arms"]:
+        groups = entry["breakdown"]["format"]
+        assert list(groups) == list(dict.fromkeys(row["format"] for row in problems()))
+        assert all(group["interval"] for group in groups.values())
+        assert sum(group["samples"] for group in groups.values()) == entry["samples"]
+
+
+@pytest.fixture(scope="module")
+def every_eighth(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """50 of the problems, of all formats."""
+    path = tmp_path_factory.mktemp("data") / "demo.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in problems()[::8]))
+    return path
+
+
+def test_transformers_and_vllm_give_equal_tokens(
+    run_main: RunMain, every_eighth: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arms = [{"name": f"lr{s['lr']}", **s} for s in SETTINGS]
+    settings = [f"tasks.0.data={every_eighth}", f"arms={json.dumps(arms)}"]
+    monkeypatch.chdir(ROOT)
+    run = configuration.load(QUICKSTART, settings)
+    [task] = load(run)
+    assert len(task.docs) == 50
+    model = SlotModel(ModelConfig(model_name=run.model), run)
+    assert engine_options(run)["dtype"] == "float32"
+    got = []
+    for arm in run.arms:
+        requests = [model.request(doc, arm) for doc in task.docs]
+        answers = {a.doc.id: a for a in model.answers(task.docs, requests, lambda count: None)}
+        got.append([answers[doc.id].completion.tokens[0] for doc in task.docs])
+    asked = {
+        "model": run.model,
+        "prompts": [request.prompt for request in requests],
+        "settings": SETTINGS,
+        "new_tokens": run.generation.max_new_tokens,
+    }
+    made = subprocess.run(
+        [sys.executable, "-m", "tests.hf.generate"],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert made.returncode == 0, made.stderr
+    for tokens, rows in zip(got, json.loads(made.stdout), strict=True):
+        expected = [Answer(row["tokens"], row["gaps"], [], []) for row in rows]
+        assert_tokens_equal(tokens, expected)
+    assert got[0] != got[1]
+
+
+def _sampled(run_main: RunMain, data: Path, out: Path, *more: str) -> dict[str, Any]:
+    """A run of 16 answers per problem, without what a clock says."""
+    settings = [f"tasks.0.data={data}", "tasks.0.answers=16", "generation.temperature=0.8", *more]
+    assert run_main("--config", QUICKSTART, "--output-dir", out, "--set", *settings) == 0
+    results = json.loads((out / "results.json").read_text())
+    for entry in results["arms"]:
+        entry.pop("seconds")
+    return results
+
+
+@pytest.mark.parametrize("count", [3, pytest.param(50, marks=pytest.mark.full)])
+def test_avg_at_16_twice(
+    run_main: RunMain,
+    every_eighth: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    more = [f"tasks.0.max_samples={count}"]
+    once, again = (
+        _sampled(run_main, every_eighth, tmp_path / name, *more) for name in ("once", "again")
+    )
+    assert once == again
+    for entry in once["arms"]:
+        assert (entry["samples"], entry["metric"]) == (count, "pass@k:k=1&n=16")
+        assert "avg@n:n=16" in entry["metrics"]
+        assert list(entry["pass_at_k"]) == ["1", "2", "4", "8", "16"]
+    # Answers to one problem differ, so that equality means something.
+    lines = (tmp_path / "once" / "samples.jsonl").read_text().splitlines()
+    texts = {(s["arm"], s["id"], s["completion"]) for s in map(json.loads, lines)}
+    assert len(texts) > len(lines) / 4
+
+
+@pytest.mark.full
+def test_all_of_gsm8k_in_one_command(benchmarks: Path, tmp_path: Path) -> None:
+    settings = [
+        f"tasks=[{{name: gsm8k, data: {benchmarks / 'gsm8k_test.jsonl'}}}]",
+        "generation.max_new_tokens=64",
+        f"model={MODEL}",
+    ]
+    command = [sys.executable, "-m", "slot_vllm.evaluation", "--config", str(QUICKSTART)]
+    command += ["--output-dir", str(tmp_path / "out"), "--set", *settings]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [entry["samples"] for entry in results["arms"]] == [1319, 1319]
