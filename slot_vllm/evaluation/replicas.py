@@ -10,7 +10,13 @@ import torch
 from ray.exceptions import RayError
 
 from slot_vllm.evaluation.config import ConfigError, Ray, RunFailed
-from slot_vllm.evaluation.generation import Completion, OnTokens, Request, VllmEngine
+from slot_vllm.evaluation.generation import (
+    Completion,
+    OnTokens,
+    Request,
+    Shifted,
+    VllmEngine,
+)
 
 # How often Ray starts a replica that died, and how often it repeats a batch that died with it.
 RESTARTS = 3
@@ -28,6 +34,9 @@ class Replica:
 
     def answer(self, requests: Sequence[Request]) -> list[Completion]:
         return list(self._engine.generate(requests, lambda count: None))
+
+    def token_shifts(self, requests: Sequence[Request]) -> list[Shifted]:
+        return list(self._engine.token_shifts(requests))
 
 
 class Replicas:
@@ -53,24 +62,32 @@ class Replicas:
 
     def generate(self, requests: Sequence[Request], on_tokens: OnTokens) -> Iterator[Completion]:
         """Yields completions batch by batch."""
-        waiting = deque(_batches(requests, len(self._replicas)))
-        idle = list(self._replicas)
-        busy: dict[Any, Any] = {}
-        while waiting or busy:
-            while idle and waiting:
-                replica = idle.pop()
-                busy[replica.answer.remote(waiting.popleft())] = replica
-            [finished], _ = ray.wait(list(busy), num_returns=1)
-            idle.append(busy.pop(finished))
-            for completion in _result(finished):
-                on_tokens(sum(map(len, completion.tokens)))
-                yield completion
+        for completion in self._spread("answer", requests):
+            on_tokens(sum(map(len, completion.tokens)))
+            yield completion
+
+    def token_shifts(self, requests: Sequence[Request]) -> Iterator[Shifted]:
+        """Yields W delta batch by batch."""
+        return self._spread("token_shifts", requests)
 
     def close(self) -> None:
         """Ends the replicas, and Ray if it was started for them."""
         for replica in self._replicas:
             ray.kill(replica)
         ray.shutdown()
+
+    def _spread(self, method: str, requests: Sequence[Request]) -> Iterator[Any]:
+        """What a method of the replicas returns for batches of the requests, item by item."""
+        waiting = deque(_batches(requests, len(self._replicas)))
+        idle = list(self._replicas)
+        busy: dict[Any, Any] = {}
+        while waiting or busy:
+            while idle and waiting:
+                replica = idle.pop()
+                busy[getattr(replica, method).remote(waiting.popleft())] = replica
+            [finished], _ = ray.wait(list(busy), num_returns=1)
+            idle.append(busy.pop(finished))
+            yield from _result(finished)
 
     def _each(self, method: str) -> list[Any]:
         return _result([getattr(replica, method).remote() for replica in self._replicas])

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 
 from slot_vllm.evaluation import config as configuration
 from slot_vllm.evaluation.config import ConfigError, Ray
-from slot_vllm.evaluation.generation import Completion, Request, engine_options
+from slot_vllm.evaluation.generation import Completion, Request, Shifted, engine_options
 from slot_vllm.evaluation.replicas import Replicas, _batches, _resources, check_resources
 from tests.evaluation.conftest import RunMain, WriteConfig
 
@@ -50,6 +51,10 @@ class Echo:
             os.kill(os.getpid(), signal.SIGKILL)
         return [Completion(i, [i], [[0, 0]], ["stop"], None) for i in ids]
 
+    def token_shifts(self, requests: list[Request]) -> list[Shifted]:
+        self.answer(requests)
+        return [(request.id, np.full(3, float(request.id), np.float32)) for request in requests]
+
 
 def test_only_the_batch_that_a_replica_died_with_is_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_ray: None
@@ -65,6 +70,14 @@ def test_only_the_batch_that_a_replica_died_with_is_repeated(
     assert sum(tokens) == 16
     batches = notes.read_text().splitlines()
     assert sorted(batches) == sorted([*set(batches), "['4', '5']"])
+
+    notes.unlink()
+    shifts = dict(replicas.token_shifts(requests))
+    for i in range(8):
+        one = shifts.pop(str(i))
+        assert one is not None and one.tolist() == [i] * 3
+    assert not shifts
+    assert sorted(notes.read_text().splitlines()) == sorted(batches)
     replicas.close()
 
 
