@@ -10,7 +10,7 @@ from lighteval.models.abstract_model import ModelConfig
 from lighteval.models.model_output import ModelResponse
 from lighteval.tasks.requests import Doc
 
-from slot_vllm.evaluation import engine_output, tasks
+from slot_vllm.evaluation import inspection, tasks
 from slot_vllm.evaluation.config import Arm, ConfigError, RunConfig
 from slot_vllm.evaluation.console import RunLog
 from slot_vllm.evaluation.directory import RunDirectory
@@ -55,13 +55,14 @@ def run(config: RunConfig, directory: RunDirectory, resume: bool, log: RunLog) -
     ConfigError, and RunFailed if the engine does not start.
     """
     stored = directory.samples.read() if resume else []
-    parts = _parts(tasks.load(config), config.arms, stored)
+    loaded = tasks.load(config)
+    parts = _parts(loaded, config.arms, stored)
     make_model(config)
     model = SlotModel(ModelConfig(model_name=config.model), config)
     for part in parts:
         _recall(part, model)
     if any(part.pending for part in parts):
-        _start_engine(model)
+        model.start()
     for part in parts:
         part.requests = [model.request(doc, part.arm) for doc in part.pending]
         check_sampling(part.requests)
@@ -72,6 +73,9 @@ def run(config: RunConfig, directory: RunDirectory, resume: bool, log: RunLog) -
     try:
         for part in parts:
             _answer(part, model, directory)
+        if config.inspect and config.uses_slot and not directory.inspected:
+            with_slot = [arm for arm in config.arms if arm.steps]
+            directory.write_inspection(inspection.inspect_arms(model, with_slot, loaded))
     except BaseException:
         done = sum(len(part.samples) for part in parts)
         total = sum(len(part.task.docs) for part in parts)
@@ -83,14 +87,6 @@ def run(config: RunConfig, directory: RunDirectory, resume: bool, log: RunLog) -
     written = directory.write_results(as_json(config, results))
     logger.info("written: %s", written)
     return results
-
-
-def _start_engine(model: SlotModel) -> None:
-    logger.info("starting vLLM with %s", model.run.model)
-    started = time.monotonic()
-    with engine_output.logged():
-        model.start()
-    logger.info("vLLM is up after %.0f s", time.monotonic() - started)
 
 
 def _parts(
