@@ -41,6 +41,12 @@ def _parser() -> argparse.ArgumentParser:
         "compare-published", help="a run beside the published value, with both standard errors"
     )
     compare.add_argument("results", type=Path, metavar="RESULTS.json")
+    compare.add_argument(
+        "--published",
+        type=Path,
+        metavar="FILE",
+        help="default: logs/published_results.csv of the repository",
+    )
     compare.set_defaults(run=_compare_published)
     return parser
 
@@ -61,7 +67,7 @@ def _inspect(options: argparse.Namespace) -> None:
 def _compare_published(options: argparse.Namespace) -> None:
     from slot_vllm.evaluation import published
 
-    published.show(published.compare(options.results))
+    published.show(published.compare(options.results, options.published))
 
 
 if __name__ == "__main__":

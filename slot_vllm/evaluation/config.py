@@ -71,11 +71,13 @@ class Task(Strict):
 
     data: a local file (json, jsonl, csv, parquet) or directory in place of the hub's dataset.
     max_samples: how many problems, chosen by lighteval's fixed shuffle.
+    answers: how many per problem, for metrics over several (avg@n, pass@k); default: the task's.
     """
 
     name: Annotated[str, Field(min_length=1)]
     data: LocalPath | None = None
     max_samples: Positive | None = None
+    answers: Positive | None = None
 
 
 class Arm(SlotParams):
@@ -89,6 +91,32 @@ class Arm(SlotParams):
             return {"slot_steps": 0}
         settings = self.model_dump(mode="json", exclude={"name"})
         return {f"slot_{key}": value for key, value in settings.items()}
+
+
+class Sweep(Strict):
+    """A grid of arms: all numbers of steps with all learning rates. Steps 0 are the baseline."""
+
+    steps: Annotated[list[Integer], Field(min_length=1)]
+    lr: Annotated[list[Number], Field(min_length=1)]
+
+    def arms(self) -> list[Arm]:
+        """One per cell. Raises ValidationError for a value that no arm may have."""
+        steps = [count for count in self.steps if count]
+        baseline = [Arm(name=BASELINE, steps=0)] if len(steps) < len(self.steps) else []
+        return baseline + [
+            Arm(name=f"steps{count}-lr{lr:g}", steps=count, lr=lr)
+            for count in steps
+            for lr in self.lr
+        ]
+
+
+class Select(Strict):
+    """Picks the best arm of a sweep on a part of each task's problems, and reports on the rest.
+
+    split: the part's share of the problems.
+    """
+
+    split: Annotated[Number, Field(gt=0, lt=1)]
 
 
 class SlotLimits(Strict):
@@ -122,6 +150,7 @@ class RunConfig(Strict):
     ray: spreads the problems over replicas of the engine; without it there is one engine.
     custom_tasks: a Python file with a TASKS_TABLE of task definitions besides lighteval's own.
     inspect: at the end, reads the problems again and writes which tokens W delta raises and lowers.
+    sweep: arms of a grid, besides those under ``arms``.
     """
 
     name: Name
@@ -136,11 +165,25 @@ class RunConfig(Strict):
     custom_tasks: LocalPath | None = None
     inspect: bool = True
     tasks: Annotated[list[Task], Field(min_length=1)]
-    arms: Annotated[list[Arm], Field(min_length=1)]
+    arms: list[Arm] = []
+    sweep: Sweep | None = None
+    select: Select | None = None
+
+    @property
+    def cells(self) -> list[Arm]:
+        """The arms of the sweep, the baseline among them if it has one."""
+        return self.sweep.arms() if self.sweep else []
+
+    @property
+    def all_arms(self) -> list[Arm]:
+        """Those under ``arms`` and those of the sweep; a baseline of both is one arm."""
+        named = {arm.name for arm in self.arms}
+        own = BASELINE in named
+        return [*(c for c in self.cells if not (own and c.name == BASELINE)), *self.arms]
 
     @property
     def uses_slot(self) -> bool:
-        return any(arm.steps for arm in self.arms)
+        return any(arm.steps for arm in self.all_arms)
 
     def engine_slot(self) -> dict[str, Any] | None:
         """``additional_config["slot"]`` of the engine: SLOT is opt-in per request, losses are
@@ -291,25 +334,37 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def _check(config: RunConfig) -> None:
+    try:
+        arms = config.all_arms
+    except ValidationError as error:
+        raise ConfigError(f"sweep: {describe(error)}") from None
+    if not arms:
+        raise ConfigError("arms: no arm; required: at least one, here or in `sweep`")
     for key, names in {
-        "arms": [arm.name for arm in config.arms],
+        "sweep and arms" if config.sweep else "arms": [arm.name for arm in arms],
         "tasks": [task.name for task in config.tasks],
     }.items():
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ConfigError(f"{key}: two of them are named {twice!r}; every name is used once")
-    for index, arm in enumerate(config.arms):
+    if config.select and not config.sweep:
+        raise ConfigError("select: there is no `sweep` to select from")
+    for arm in arms:
         if (arm.name == BASELINE) != (arm.steps == 0):
             raise ConfigError(
-                f"arms.{index}: name={arm.name!r} with steps={arm.steps}; the arm with steps 0, "
-                f"and only that one, is named {BASELINE!r}"
+                f"{_key(config, arm)}: name={arm.name!r} with steps={arm.steps}; the arm with "
+                f"steps 0, and only that one, is named {BASELINE!r}"
             )
     for option in RESERVED_ENGINE_OPTIONS:
         if option in config.engine:
             raise ConfigError(f"engine.{option}: set by the evaluation, from `model` and `slot`")
     engine = SlotConfig.load(config.slot.model_dump(), {})
-    for index, arm in enumerate(config.arms):
+    for arm in arms:
         try:
             engine.resolve(arm.request_args())
         except SlotError as error:
-            raise ConfigError(f"arms.{index}: {error}") from None
+            raise ConfigError(f"{_key(config, arm)}: {error}") from None
+
+
+def _key(config: RunConfig, arm: Arm) -> str:
+    return f"arms.{config.arms.index(arm)}" if arm in config.arms else "sweep"

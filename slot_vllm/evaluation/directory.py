@@ -80,15 +80,16 @@ class RunDirectory:
         return self._results
 
     def _difference(self, config: RunConfig) -> str | None:
-        """The first setting that differs from the run that is here and changes its results."""
+        """The first setting that differs from the run that is here, other than the name, how many
+        replicas of the engine answer, and whether delta is inspected."""
         try:
             here = yaml.safe_load(self._config.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError):
             here = None
         if not isinstance(here, dict):
             return f"{self._config.name} cannot be read"
-        same = {"name": None, "inspect": None}
-        return _first_difference(_plain(config) | same, here | same)
+        free = {"name": None, "ray": None, "inspect": None}
+        return _first_difference({**_plain(config), **free}, {**here, **free})
 
 
 def _plain(config: RunConfig) -> dict[str, Any]:

@@ -33,9 +33,14 @@ class Completion:
     losses: list[float] | None
 
 
-# A request's id, and W delta of its prompt: [V] float32, what is added to every row of its logits
-# before the model's soft cap and scale. None if it has no delta.
-Shifted = tuple[str, np.ndarray | None]
+@dataclass(frozen=True)
+class Shifted:
+    """W delta of one request: [V] float32, what is added to every row of its logits before the
+    model's soft cap and scale. None if it has no delta."""
+
+    request_id: str
+    shifts: np.ndarray | None
+
 
 # Called with the number of tokens that were generated since the last call.
 OnTokens = Callable[[int], None]
@@ -148,7 +153,7 @@ class VllmEngine:
             reports = self._llm.collective_rpc("slot_token_shifts", args=(completion.request_id,))
             shifts = next((report for report in reports if report is not None), None)
             found = None if shifts is None else np.frombuffer(shifts, np.float32)
-            yield completion.request_id, found
+            yield Shifted(completion.request_id, found)
 
     def _losses(self, request: Request) -> list[float] | None:
         if not request.sampling.get("extra_args", {}).get("slot_steps"):

@@ -93,14 +93,14 @@ def command(options: argparse.Namespace) -> None:
 
 def _arms(config: RunConfig, name: str | None) -> list[Arm]:
     """The arm of that name, or all with SLOT."""
-    with_slot = [arm for arm in config.arms if arm.steps]
+    with_slot = [arm for arm in config.all_arms if arm.steps]
     if not with_slot:
         raise ConfigError("arms: none of them has SLOT; required: an arm with steps of 1 or more")
     if name is None:
         return with_slot
     found = [arm for arm in with_slot if arm.name == name]
     if not found:
-        known = any(arm.name == name for arm in config.arms)
+        known = any(arm.name == name for arm in config.all_arms)
         why = "it has no SLOT (steps=0)" if known else "no such arm"
         allowed = ", ".join(arm.name for arm in with_slot)
         raise ConfigError(f"--arm {name}: {why}; allowed: {allowed}")
@@ -137,5 +137,5 @@ def _in_order(engine: Engine, requests: Sequence[Request]) -> Iterator[Shifts | 
     """W delta of each request, in their order, whatever order they finish in."""
     for start in range(0, len(requests), _TOGETHER):
         together = requests[start : start + _TOGETHER]
-        found = dict(engine.token_shifts(together))
+        found = {one.request_id: one.shifts for one in engine.token_shifts(together)}
         yield from (found.pop(request.id) for request in together)

@@ -64,7 +64,7 @@ class SlotModel(LightevalModel):
         run: RunConfig | None = None,
     ) -> None:
         self.run = run or _run_from_environment(config.model_name)
-        self.arm = self.run.arms[0] if run else _arm_from_environment(self.run, os.environ)
+        self.arm = self.run.all_arms[0] if run else _arm_from_environment(self.run, os.environ)
         self.config = config.model_copy(update=_described(self.run))
         self._cache = _NoCache()
         self._request_numbers = itertools.count()
@@ -201,10 +201,10 @@ def _run_from_environment(model: str) -> RunConfig:
 
 
 def _arm_from_environment(run: RunConfig, environment: Mapping[str, str]) -> Arm:
-    arms = {arm.name: arm for arm in run.arms}
+    arms = {arm.name: arm for arm in run.all_arms}
     name = environment.get("SLOT_ARM")
     if name is None:
-        return next((arm for arm in run.arms if arm.name != BASELINE), run.arms[0])
+        return next((arm for arm in run.all_arms if arm.name != BASELINE), run.all_arms[0])
     if name not in arms:
         raise ConfigError(f"SLOT_ARM={name!r}: no such arm; allowed: {', '.join(arms)}")
     return arms[name]

@@ -1,5 +1,6 @@
 """Replicas of the engine as Ray actors, which share the problems."""
 
+import logging
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,7 +8,7 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 
 from slot_vllm.evaluation.config import ConfigError, Ray, RunFailed
 from slot_vllm.evaluation.generation import (
@@ -18,7 +19,9 @@ from slot_vllm.evaluation.generation import (
     VllmEngine,
 )
 
-# How often Ray starts a replica that died, and how often it repeats a batch that died with it.
+logger = logging.getLogger(__name__)
+
+# How often Ray starts a replica that died.
 RESTARTS = 3
 _LARGEST_BATCH = 64
 
@@ -32,65 +35,96 @@ class Replica:
     def max_model_len(self) -> int:
         return self._engine.max_model_len
 
-    def answer(self, requests: Sequence[Request]) -> list[Completion]:
-        return list(self._engine.generate(requests, lambda count: None))
+    def answer(self, requests: Sequence[Request]) -> Iterator[Completion]:
+        return self._engine.generate(requests, lambda count: None)
 
-    def token_shifts(self, requests: Sequence[Request]) -> list[Shifted]:
-        return list(self._engine.token_shifts(requests))
+    def token_shifts(self, requests: Sequence[Request]) -> Iterator[Shifted]:
+        return self._engine.token_shifts(requests)
 
 
 class Replicas:
-    """Engines that share the requests in batches. A replica that dies is started anew and repeats
-    the batch that it was at. ``options`` are the arguments of ``vllm.LLM``.
+    """Engines that share the requests in batches. A replica that dies is started anew, and what it
+    had not answered yet is asked again. ``options`` are the arguments of ``vllm.LLM``.
 
-    Raises RunFailed if the replicas do not start or die too often.
+    Raises ConfigError for more than the cluster has, RunFailed if one does not start or the last
+    one is lost.
     """
 
     def __init__(self, options: Mapping[str, Any], settings: Ray) -> None:
         _connect(settings.address)
         wanted = _resources(options, settings)
         check_resources(wanted, settings.replicas, ray.cluster_resources())
-        actor = ray.remote(Replica).options(
-            max_restarts=RESTARTS, max_task_retries=RESTARTS, **wanted
-        )
+        actor = ray.remote(Replica).options(max_restarts=RESTARTS, **wanted)
         self._replicas = [actor.remote(dict(options)) for _ in range(settings.replicas)]
-        self._max_model_len = min(self._each("max_model_len"))
+        self._max_model_len = min(_result([self._started(r) for r in self._replicas]))
 
     @property
     def max_model_len(self) -> int:
         return self._max_model_len
 
     def generate(self, requests: Sequence[Request], on_tokens: OnTokens) -> Iterator[Completion]:
-        """Yields completions batch by batch."""
         for completion in self._spread("answer", requests):
             on_tokens(sum(map(len, completion.tokens)))
             yield completion
 
     def token_shifts(self, requests: Sequence[Request]) -> Iterator[Shifted]:
-        """Yields W delta batch by batch."""
         return self._spread("token_shifts", requests)
+
+    def _spread(self, method: str, requests: Sequence[Request]) -> Iterator[Any]:
+        """What a method of the replicas yields for each of the requests, in any order."""
+        waiting = deque(_batches(requests, len(self._replicas)))
+        starting = {self._started(replica): replica for replica in self._replicas}
+        busy: dict[Any, tuple[Any, dict[str, Request]]] = {}
+        while waiting or busy:
+            [ready], _ = ray.wait([*busy, *starting], num_returns=1, fetch_local=False)
+            if ready in starting:
+                replica = starting.pop(ready)
+                try:
+                    _result(ready)
+                except RunFailed as error:
+                    if not (starting or busy):
+                        raise
+                    logger.warning("%s; the others go on without it", error)
+                else:
+                    self._ask(replica, method, waiting, busy)
+                continue
+            replica, asked = busy[ready]
+            try:
+                item = ray.get(next(ready))
+            except StopIteration:
+                del busy[ready]
+                self._ask(replica, method, waiting, busy)
+            except RayActorError as error:
+                del busy[ready]
+                logger.warning("a replica died with %s answers to come: %s", len(asked), error)
+                waiting.appendleft(list(asked.values()))
+                starting[self._started(replica)] = replica
+            else:
+                del asked[item.request_id]
+                yield item
+
+    def _started(self, replica: Any) -> Any:
+        """Is ready when the replica is; then it says how long its prompts may be."""
+        return replica.max_model_len.options(max_task_retries=-1).remote()
+
+    def _ask(
+        self,
+        replica: Any,
+        method: str,
+        waiting: deque[Sequence[Request]],
+        busy: dict[Any, tuple[Any, dict[str, Request]]],
+    ) -> None:
+        """Gives the replica the next batch, if there is one."""
+        if waiting:
+            batch = waiting.popleft()
+            answers = getattr(replica, method).options(num_returns="streaming").remote(batch)
+            busy[answers] = replica, {request.id: request for request in batch}
 
     def close(self) -> None:
         """Ends the replicas, and Ray if it was started for them."""
         for replica in self._replicas:
             ray.kill(replica)
         ray.shutdown()
-
-    def _spread(self, method: str, requests: Sequence[Request]) -> Iterator[Any]:
-        """What a method of the replicas returns for batches of the requests, item by item."""
-        waiting = deque(_batches(requests, len(self._replicas)))
-        idle = list(self._replicas)
-        busy: dict[Any, Any] = {}
-        while waiting or busy:
-            while idle and waiting:
-                replica = idle.pop()
-                busy[getattr(replica, method).remote(waiting.popleft())] = replica
-            [finished], _ = ray.wait(list(busy), num_returns=1)
-            idle.append(busy.pop(finished))
-            yield from _result(finished)
-
-    def _each(self, method: str) -> list[Any]:
-        return _result([getattr(replica, method).remote() for replica in self._replicas])
 
 
 def _connect(address: str | None) -> None:

@@ -3,8 +3,7 @@
 import math
 import os
 import platform
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -15,11 +14,12 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from slot_vllm.evaluation import pass_at_k
+from slot_vllm.evaluation import breakdown, pass_at_k
+from slot_vllm.evaluation.breakdown import Breakdown
 from slot_vllm.evaluation.comparison import Comparison, ProblemScores, compare
 from slot_vllm.evaluation.config import BASELINE, Arm, RunConfig
 from slot_vllm.evaluation.samples import Sample
-from slot_vllm.evaluation.scoring import Scores, aggregate, breakdown, mean
+from slot_vllm.evaluation.scoring import Scores, aggregate, mean
 from slot_vllm.evaluation.statistics import Interval, mean_interval
 from slot_vllm.evaluation.tasks import EvaluationTask
 
@@ -50,7 +50,8 @@ class Result:
         scores. pass_at_k: by k, where several answers per problem are right or wrong.
     comparison: with the baseline; its numbers stand beside these in ``results.json``.
     samples: problems. seconds: wall time. first_loss, last_loss: means over the answers, nats per
-    prompt token. breakdown: the score by why answers ended, and by level where the data has one.
+    prompt token. truncated: the share of answers that a limit on their length cut off.
+    breakdown: the score by why answers ended, and by the groups of problems that the data has.
     """
 
     name: str
@@ -68,7 +69,8 @@ class Result:
     last_loss: float | None
     metrics: dict[str, dict[str, Any]]
     pass_at_k: dict[str, dict[str, Any]]
-    breakdown: dict[str, dict[str, dict[str, float | int | None]]]
+    truncated: float
+    breakdown: dict[str, Breakdown]
     comparison: Comparison | None = None
 
     def as_json(self) -> dict[str, Any]:
@@ -76,6 +78,14 @@ class Result:
         entry = asdict(self)
         comparison = entry.pop("comparison")
         return entry | (comparison or {})
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a run found: its arms on its tasks, and the entries of its sweeps."""
+
+    rows: list[Result]
+    sweeps: list[dict[str, Any]]
 
 
 def result(
@@ -88,10 +98,7 @@ def result(
         name: {**asdict(value), "interval": _interval(_problem_scores(samples, name, value.value))}
         for name, value in values.items()
     }
-    splits = {"finish_reason": [(sample.finish_reason, sample.score) for sample in samples]}
-    if task.levels:
-        leveled = [sample for sample in samples if sample.id in task.levels]
-        splits["level"] = [(task.levels[sample.id], sample.score) for sample in leveled]
+    reasons = [(sample.finish_reason, sample.score) for sample in samples]
     return Result(
         name=arm.name,
         task=task.name,
@@ -108,32 +115,48 @@ def result(
         last_loss=mean([sample.last_loss for sample in samples]),
         metrics=metrics,
         pass_at_k=_pass_at_k(metrics, samples),
-        breakdown={name: breakdown(scored) for name, scored in splits.items()},
+        truncated=sum(reason == "length" for reason, _ in reasons) / len(reasons),
+        breakdown={"finish_reason": breakdown.of_answers(reasons)},
     )
 
 
-def compared(results: Sequence[Result], samples: Iterable[Sample]) -> list[Result]:
-    """The results with every arm compared with the baseline, on the problems of each task."""
-    of_part: dict[tuple[str, str], list[Sample]] = defaultdict(list)
-    for sample in samples:
-        of_part[sample.arm, sample.task].append(sample)
+def compared(
+    results: Sequence[Result],
+    samples: Mapping[str, Sequence[Sample]],
+    groups: Mapping[str, Mapping[str, str]],
+) -> list[Result]:
+    """The arms' results on one task, each compared with the baseline, also group by group.
+
+    samples: by arm. groups: by column of the data and problem id.
+    """
     scores = {
-        (row.name, row.task): _problem_scores(of_part[row.name, row.task], row.metric, row.value)
-        for row in results
+        row.name: _problem_scores(samples[row.name], row.metric, row.value) for row in results
     }
-    comparisons: dict[tuple[str, str], Comparison] = {}
-    for task in dict.fromkeys(row.task for row in results):
-        names = [row.name for row in results if row.task == task and row.name != BASELINE]
-        arms = {name: scores[name, task] for name in names}
-        for name, comparison in compare(task, arms, scores.get((BASELINE, task), {})).items():
-            comparisons[name, task] = comparison
-    return [replace(row, comparison=comparisons.get((row.name, row.task))) for row in results]
+    baseline = scores.pop(BASELINE, {})
+    comparisons = compare(results[0].task, scores, baseline)
+    scores[BASELINE] = baseline
+    return [
+        replace(
+            row,
+            comparison=comparisons.get(row.name),
+            breakdown=row.breakdown
+            | {
+                column: breakdown.of_problems(
+                    of_problem, scores[row.name], None if row.name == BASELINE else baseline
+                )
+                for column, of_problem in groups.items()
+                if scores[row.name]
+            },
+        )
+        for row in results
+    ]
 
 
-def as_json(config: RunConfig, results: Sequence[Result]) -> dict[str, Any]:
+def as_json(config: RunConfig, results: Results) -> dict[str, Any]:
     """The content of ``results.json``."""
     return {
-        "arms": [result.as_json() for result in results],
+        "arms": [row.as_json() for row in results.rows],
+        "sweeps": results.sweeps,
         "config": config.model_dump(mode="json"),
         "versions": _versions(),
         "machine": _machine(),
@@ -156,15 +179,38 @@ def table(results: Sequence[Result], narrow: bool = False) -> Table:
     return grid
 
 
-def show(results: Sequence[Result]) -> None:
-    """Prints the table, as wide as it needs to be where no terminal limits it, and the words."""
+def groups_table(results: Sequence[Result], column: str) -> Table:
+    """The results by the groups of one column: a row per group, arms beside each other."""
+    grid = Table(box=SIMPLE, padding=(0, 1))
+    for heading in (column, "problems", *(row.name for row in results)):
+        grid.add_column(heading, overflow="fold", justify="left" if heading == column else "right")
+    for group in dict.fromkeys(group for row in results for group in row.breakdown[column]):
+        figures = [row.breakdown[column].get(group, {}) for row in results]
+        count = str(max(figure.get("samples", 0) for figure in figures))
+        grid.add_row(group, count, *map(_value, figures))
+    return grid
+
+
+def show(results: Results) -> None:
+    """Prints the tables, as wide as needed where no terminal limits them, and the words."""
     console = Console()
     if not console.is_terminal:
         console.width = _WIDE
-    console.print(table(results, narrow=console.width < _NARROW))
-    for row in results:
+    console.print(table(results.rows, narrow=console.width < _NARROW))
+    cells = {cell["arm"] for sweep in results.sweeps for cell in sweep["cells"]}
+    cells -= {sweep["best"] for sweep in results.sweeps}
+    rows = [row for row in results.rows if row.name == BASELINE or row.name not in cells]
+    for task in dict.fromkeys(row.task for row in rows):
+        of_task = [row for row in rows if row.task == task]
+        columns = dict.fromkeys(column for row in of_task for column in row.breakdown)
+        for column in columns:
+            if all(column in row.breakdown for row in of_task) and column != "finish_reason":
+                console.print(groups_table(of_task, column))
+    for row in rows:
         if row.comparison is not None:
             console.print(row.comparison.words, highlight=False, markup=False)
+    for sweep in results.sweeps:
+        console.print(sweep["words"], highlight=False, markup=False)
 
 
 def _problem_scores(samples: Iterable[Sample], metric: str, value: float | None) -> ProblemScores:
@@ -196,21 +242,27 @@ def _pass_at_k(metrics: Iterable[str], samples: Sequence[Sample]) -> dict[str, d
 
 def _cells(row: Result) -> list[str]:
     setting = f"{row.steps}, {row.lr:g}" if row.steps else "-"
-    value = "-" if row.value is None else f"{row.value:.4f}"
-    if row.interval is not None:
-        value += f" [{row.interval[0]:.4f}, {row.interval[1]:.4f}]"
+    comparison = row.comparison
     difference = "-"
-    if row.comparison is not None:
-        difference = f"{row.comparison.difference:+.4f}"
-        if row.comparison.difference_interval is not None:
-            low, high = row.comparison.difference_interval
-            difference += f" [{low:+.4f}, {high:+.4f}]"
+    if comparison is not None:
+        interval = comparison.difference_interval
+        difference = f"{comparison.difference:+.4f}{_bounds(interval, '+.4f')}"
+    value = _value({"value": row.value, "interval": row.interval})
     rate = f"{row.generated_tokens / row.seconds:.0f}" if row.seconds else "-"
     loss = "-"
     if row.first_loss is not None and row.last_loss is not None:
         loss = f"{row.first_loss:.3f} → {row.last_loss:.3f}"
     counts = [str(row.samples), rate, f"{row.seconds:.1f}"]
     return [row.task, row.name, setting, row.metric, value, difference, *counts, loss]
+
+
+def _value(figures: Mapping[str, Any]) -> str:
+    value = figures.get("value")
+    return "-" if value is None else f"{value:.4f}{_bounds(figures.get('interval'), '.4f')}"
+
+
+def _bounds(interval: Interval | None, form: str) -> str:
+    return "" if interval is None else f" [{interval[0]:{form}}, {interval[1]:{form}}]"
 
 
 def _versions() -> dict[str, str]:

@@ -2,8 +2,7 @@
 
 import math
 import numbers
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,19 +49,6 @@ def aggregate(task: EvaluationTask, scores: Sequence[Scores]) -> dict[str, Value
         name: Value(number(value), number(values.get(f"{name}_stderr")))
         for name, value in values.items()
         if not name.endswith("_stderr")
-    }
-
-
-def breakdown(
-    scored: Iterable[tuple[str, float | None]],
-) -> dict[str, dict[str, float | int | None]]:
-    """The mean score and the number of answers per group, from pairs of group and score."""
-    groups: dict[str, list[float | None]] = defaultdict(list)
-    for group, value in scored:
-        groups[group].append(value)
-    return {
-        group: {"value": mean(values), "samples": len(values)}
-        for group, values in sorted(groups.items())
     }
 
 

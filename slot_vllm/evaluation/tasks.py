@@ -26,18 +26,26 @@ from slot_vllm.evaluation.config import ConfigError, RunConfig, Task
 SEED = 1234
 
 ROOT = Path(lighteval.tasks.__file__).parent
+# Columns by which a task's results are split.
+GROUP_COLUMNS = ("level", "subject", "format")
 DOWNLOAD_ON_IMPORT = {"tiny_benchmarks", "ifbench", "ifeval", "mix_eval", "mt_bench"}
 
 
 @dataclass(frozen=True)
 class EvaluationTask:
-    """A lighteval task and its problems. ``levels`` maps a problem's id to its level, where the
-    data has such a column."""
+    """A lighteval task and its problems. ``groups`` maps a column that the data has (level,
+    subject, format) and a problem's id to the problem's group."""
 
     name: str
     task: LightevalTask
     docs: list[Doc]
-    levels: dict[str, str]
+    groups: dict[str, dict[str, str]]
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Of the task's first metric."""
+        better = self.task.metrics[0].higher_is_better
+        return bool(next(iter(better.values())) if isinstance(better, dict) else better)
 
 
 def load(config: RunConfig) -> list[EvaluationTask]:
@@ -59,13 +67,15 @@ def _load(
     key: str, named: Task, temperature: float, custom_tasks: str | None
 ) -> Iterator[EvaluationTask]:
     for definition in definitions(named.name, f"{key}.name", custom_tasks):
+        if named.answers is not None:
+            _draw(definition, named.answers, key)
         task = LightevalTask(definition)
         name = task.full_name.removesuffix("|0")
         _check(key, name, task, temperature)
         dataset = _dataset(key, named, task)
         task.dataset = dataset
         docs = _docs(key, name, task, named.max_samples)
-        yield EvaluationTask(name, task, docs, _levels(task, dataset))
+        yield EvaluationTask(name, task, docs, _groups(task, dataset))
 
 
 def definitions(name: str, key: str, custom_tasks: str | None = None) -> list[LightevalTaskConfig]:
@@ -156,6 +166,29 @@ def _importable(files: Iterable[Path]) -> Iterator[ModuleType]:
         yield module
 
 
+def _draw(definition: LightevalTaskConfig, answers: int, key: str) -> None:
+    """Has the task's metrics judge this many answers per problem, and their names say so."""
+    for metric in definition.metrics:
+        name, _, settings = str(metric.metric_name).partition(":")
+        several = isinstance(metric.metric_name, str) and hasattr(metric.sample_level_fn, "n")
+        if not several:
+            raise ConfigError(
+                f"{key}.answers={answers}: {definition.name} has the metric {metric.metric_name}, "
+                "which judges one answer; allowed: tasks whose metrics are all avg@n, maj@n or "
+                "pass@k"
+            )
+        least = getattr(metric.sample_level_fn, "k", None) or 1
+        if answers < least:
+            raise ConfigError(
+                f"{key}.answers={answers}: {definition.name} has the metric {metric.metric_name}; "
+                f"allowed: {least} or more"
+            )
+        metric.sample_level_fn.n = answers
+        known = dict(setting.split("=") for setting in settings.split("&") if setting)
+        parameters = "&".join(f"{k}={v}" for k, v in {**known, "n": str(answers)}.items())
+        metric.metric_name = f"{name}:{parameters}"
+
+
 def _check(key: str, name: str, task: LightevalTask, temperature: float) -> None:
     if any(metric.category != SamplingMethod.GENERATIVE for metric in task.metrics):
         raise ConfigError(
@@ -211,11 +244,15 @@ def _docs(key: str, name: str, task: LightevalTask, max_samples: int | None) -> 
     return docs
 
 
-def _levels(task: LightevalTask, dataset: data.Dataset) -> dict[str, str]:
+def _groups(task: LightevalTask, dataset: data.Dataset) -> dict[str, dict[str, str]]:
     if len(task.evaluation_split) != 1:
         return {}
-    rows = dataset[task.evaluation_split[0]]
-    return {str(i): str(row["level"]) for i, row in enumerate(rows) if "level" in row}
+    rows = list(enumerate(dataset[task.evaluation_split[0]]))
+    groups = {
+        column: {str(i): str(row[column]) for i, row in rows if column in row}
+        for column in GROUP_COLUMNS
+    }
+    return {column: of_problem for column, of_problem in groups.items() if of_problem}
 
 
 def fresh(doc: Doc) -> Doc:

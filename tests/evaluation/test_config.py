@@ -1,5 +1,6 @@
 """Bad input: exit code 2, one line that says what, where and what is allowed, nothing written."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -77,7 +78,7 @@ def test_bad_settings(
         ("name: [1, 2\nmodel: x\n", ["run.yaml:2:", "not YAML"]),
         ("just words", ["run.yaml: a mapping"]),
         ("", ["run.yaml: a mapping"]),
-        ("name: test\nmodel: x\ntasks: [{name: aime24}]\n", ["run.yaml: arms: missing"]),
+        ("name: test\nmodel: x\ntasks: [{name: aime24}]\n", ["run.yaml: arms: no arm"]),
         (None, ["run.yaml: no such file"]),
     ],
 )
@@ -139,6 +140,44 @@ def test_set_lays_values_over_the_file(write_config: WriteConfig) -> None:
     assert config.generation.seed == 7
     assert (config.arms[1].lr, config.arms[1].steps) == (1e-4, 2)
     assert config.system_prompt == "Be kind"
+
+
+def test_a_sweep_is_a_grid_of_arms(write_config: WriteConfig) -> None:
+    config = configuration.load(write_config(sweep={"steps": [0, 1, 5], "lr": [1e-4, 1.0]}))
+    assert [(arm.name, arm.steps, arm.lr) for arm in config.all_arms] == [
+        ("steps1-lr0.0001", 1, 1e-4),
+        ("steps1-lr1", 1, 1.0),
+        ("steps5-lr0.0001", 5, 1e-4),
+        ("steps5-lr1", 5, 1.0),
+        ("baseline", 0, 0.1),
+        ("slot", 3, 0.1),
+    ]
+    alone = configuration.load(write_config(sweep={"steps": [0, 1], "lr": [0.1]}), ["arms=[]"])
+    assert [arm.name for arm in alone.all_arms] == ["baseline", "steps1-lr0.1"]
+    assert alone.uses_slot
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"sweep": {"steps": [1], "lr": [-1.0]}}, "sweep: lr=-1.0"),
+        ({"sweep": {"steps": [1, 1], "lr": [0.1]}}, "two of them are named 'steps1-lr0.1'"),
+        ({"sweep": {"steps": [99], "lr": [0.1]}}, "sweep: "),
+        ({"sweep": {"steps": [], "lr": [0.1]}}, "sweep.steps"),
+        ({"sweep": {"steps": [True], "lr": [0.1]}}, "sweep.steps.0"),
+        ({"select": {"split": 0.3}}, "select: there is no `sweep`"),
+        (
+            {"sweep": {"steps": [1], "lr": [0.1]}, "select": {"split": 1.0}},
+            "select.split",
+        ),
+        ({"arms": []}, "arms: no arm"),
+    ],
+)
+def test_what_a_sweep_may_not_be(
+    write_config: WriteConfig, settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        configuration.load(write_config(**settings))
 
 
 def test_every_slot_setting_of_an_arm_is_named(write_config: WriteConfig) -> None:

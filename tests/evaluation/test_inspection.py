@@ -42,7 +42,7 @@ class FakeEngine:
             request = requests[index]
             assert (request.sampling["max_tokens"], request.sampling["n"]) == (1, 1)
             assert request.sampling["extra_args"]["slot_steps"] == 3
-            yield request.id, self._shifts[int(request.id.split("/")[2])]
+            yield Shifted(request.id, self._shifts[int(request.id.split("/")[2])])
 
 
 def _model(config: Path, engine: Any = None) -> SlotModel:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import ray
 
 from slot_vllm.evaluation import config as configuration
-from slot_vllm.evaluation.config import ConfigError, Ray
+from slot_vllm.evaluation.config import ConfigError, Ray, RunFailed
 from slot_vllm.evaluation.generation import Completion, Request, Shifted, engine_options
 from slot_vllm.evaluation.replicas import Replicas, _batches, _resources, check_resources
 from tests.evaluation.conftest import RunMain, WriteConfig
@@ -42,43 +43,58 @@ class Echo:
     def max_model_len(self) -> int:
         return 128
 
-    def answer(self, requests: list[Request]) -> list[Completion]:
-        ids = [request.id for request in requests]
-        died_before = self._notes.exists() and f"{ids}\n" in self._notes.read_text()
-        with self._notes.open("a") as notes:
-            notes.write(f"{ids}\n")
-        if any(request.sampling for request in requests) and not died_before:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return [Completion(i, [i], [[0, 0]], ["stop"], None) for i in ids]
+    def answer(self, requests: list[Request]) -> Iterator[Completion]:
+        for request in requests:
+            died_before = self._notes.exists() and f"{request.id}\n" in self._notes.read_text()
+            with self._notes.open("a") as notes:
+                notes.write(f"{request.id}\n")
+            if request.sampling and not (died_before and request.sampling["die"] == "once"):
+                time.sleep(1)  # what was answered before is on its way
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield Completion(request.id, [request.id], [[0, 0]], ["stop"], None)
 
-    def token_shifts(self, requests: list[Request]) -> list[Shifted]:
-        self.answer(requests)
-        return [(request.id, np.full(3, float(request.id), np.float32)) for request in requests]
+    def token_shifts(self, requests: list[Request]) -> Iterator[Shifted]:
+        for completion in self.answer(requests):
+            yield Shifted(completion.request_id, np.full(3, int(completion.request_id), np.float32))
 
 
-def test_only_the_batch_that_a_replica_died_with_is_repeated(
+def _echoes(monkeypatch: pytest.MonkeyPatch, notes: Path) -> Replicas:
+    monkeypatch.setattr("slot_vllm.evaluation.replicas.Replica", Echo)
+    return Replicas({"notes": str(notes)}, Ray(**REPLICAS))
+
+
+def test_only_what_a_replica_left_unanswered_is_asked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_ray: None
 ) -> None:
-    monkeypatch.setattr("slot_vllm.evaluation.replicas.Replica", Echo)
     notes = tmp_path / "notes"
-    replicas = Replicas({"notes": str(notes)}, Ray(**REPLICAS))
+    replicas = _echoes(monkeypatch, notes)
     assert replicas.max_model_len == 128
-    requests = [Request(str(i), [], {"die": True} if i == 5 else {}) for i in range(8)]
+    requests = [Request(str(i), [], {"die": "once"} if i == 9 else {}) for i in range(16)]
     tokens: list[int] = []
     answered = [completion.request_id for completion in replicas.generate(requests, tokens.append)]
-    assert sorted(answered) == [str(i) for i in range(8)]
-    assert sum(tokens) == 16
-    batches = notes.read_text().splitlines()
-    assert sorted(batches) == sorted([*set(batches), "['4', '5']"])
+    assert sorted(answered, key=int) == [str(i) for i in range(16)]
+    assert sum(tokens) == 32
+    # 8 was answered by the batch that 9 ended; 10 and 11 had not been asked.
+    asked = sorted(map(int, notes.read_text().split()))
+    assert asked == sorted([*range(16), 9])
 
     notes.unlink()
-    shifts = dict(replicas.token_shifts(requests))
-    for i in range(8):
+    shifts = {one.request_id: one.shifts for one in replicas.token_shifts(requests)}
+    for i in range(16):
         one = shifts.pop(str(i))
         assert one is not None and one.tolist() == [i] * 3
     assert not shifts
-    assert sorted(notes.read_text().splitlines()) == sorted(batches)
+    assert sorted(map(int, notes.read_text().split())) == asked
     replicas.close()
+
+
+def test_a_replica_that_always_dies_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_ray: None
+) -> None:
+    replicas = _echoes(monkeypatch, tmp_path / "notes")
+    requests = [Request(str(i), [], {"die": "always"} if i == 2 else {}) for i in range(4)]
+    with pytest.raises(RunFailed, match="a replica failed"):
+        list(replicas.generate(requests, lambda count: None))
 
 
 @pytest.mark.full

@@ -10,7 +10,7 @@ from lighteval.tasks.tasks.aime import aime24_avg
 
 from slot_vllm.evaluation import tasks
 from slot_vllm.evaluation.config import Arm
-from slot_vllm.evaluation.results import Result, compared, result, show
+from slot_vllm.evaluation.results import Result, Results, compared, result, show
 from slot_vllm.evaluation.samples import Sample
 from slot_vllm.evaluation.statistics import tango
 from slot_vllm.evaluation.tasks import EvaluationTask
@@ -55,17 +55,18 @@ def results(
     metric: str,
     scores: Mapping[str, Sequence[float]],
     answers: int = 1,
+    groups: Mapping[str, Mapping[str, str]] | None = None,
 ) -> list[Result]:
     """Of the baseline and, if there are scores for it, SLOT."""
     loaded = EvaluationTask("task", LightevalTask(definition), [], {})
-    rows, drawn = [], []
+    rows, drawn = [], {}
     for arm in (BASELINE, SLOT):
         if arm.name in scores:
             of_arm = samples(arm, metric, scores[arm.name], answers)
             of_problems = [{metric: score} for score in scores[arm.name]]
             rows.append(result(arm, loaded, of_problems, of_arm))
-            drawn += of_arm
-    return compared(rows, drawn)
+            drawn[arm.name] = of_arm
+    return compared(rows, drawn, groups or {})
 
 
 def test_the_entries_of_results_json() -> None:
@@ -112,10 +113,28 @@ def test_a_metric_that_is_no_mean_has_no_interval() -> None:
 
 def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     scores = {"baseline": [1] * 10 + [0] * 20, "slot": [0] + [1] * 12 + [0] * 17}
-    show(results(gsm8k(), "extractive_match", scores))
+    show(Results(results(gsm8k(), "extractive_match", scores), []))
     lines = capsys.readouterr().out.splitlines()
     assert "0.3333 [0.1923, 0.5122]" in next(line for line in lines if " baseline " in line)
     low, high = tango(3, 1, 30)
     row = next(line for line in lines if " slot " in line)
     assert f"+0.0667 [{low:+.4f}, {high:+.4f}]" in row
     assert lines[-1].startswith("task, slot against the baseline: no difference can be told")
+
+
+def test_groups_of_problems(capsys: pytest.CaptureFixture[str]) -> None:
+    scores = {"baseline": [1, 1, 0, 0, 1], "slot": [1, 0, 0, 1, 1]}
+    groups = {"format": {"0": "rare", "1": "rare", "2": "plain", "3": "plain", "4": "plain"}}
+    rows = results(gsm8k(), "extractive_match", scores, groups=groups)
+    baseline, slot = (row.breakdown["format"] for row in rows)
+    assert list(baseline) == ["rare", "plain"]
+    assert (baseline["rare"]["value"], baseline["rare"]["samples"]) == (1, 2)
+    assert baseline["rare"]["interval"] == pytest.approx([0.3424, 1], abs=1e-4)  # Wilson, 2 of 2
+    assert "difference" not in baseline["rare"]
+    assert slot["rare"]["difference"] == -0.5
+    assert slot["plain"]["difference"] == pytest.approx(1 / 3)
+    assert slot["plain"]["difference_interval"] == tango(1, 0, 3)
+    show(Results(rows, []))
+    shown = capsys.readouterr().out.splitlines()
+    row = next(line for line in shown if line.split()[:2] == ["plain", "3"])
+    assert "0.3333" in row and "0.6667" in row

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lighteval.models.model_output import ModelResponse
 
 from slot_vllm.evaluation import tasks
-from slot_vllm.evaluation.config import ConfigError, RunConfig
+from slot_vllm.evaluation.config import ConfigError, Generation, RunConfig
+from slot_vllm.evaluation.scoring import score
 from tests.evaluation.conftest import ARMS, PROBLEMS
 
 QUESTIONS = [
@@ -67,10 +69,38 @@ def test_examples_in_the_prompt_need_their_split(tmp_path: Path) -> None:
     assert len(loaded.docs[0].fewshot_samples) == 2
 
 
-def test_levels(tmp_path: Path) -> None:
+def test_groups_of_problems(tmp_path: Path) -> None:
     path = tmp_path / "math.json"
-    path.write_text(json.dumps([{"problem": "x", "solution": "$1$", "level": 3}]))
-    assert _load("math_500", path).levels == {"0": "3"}
+    rows: list[dict[str, object]] = [
+        {"problem": "x", "solution": "$1$", "level": 3},
+        {"problem": "y", "solution": "$2$"},
+    ]
+    path.write_text(json.dumps([{**row, "subject": "Algebra"} for row in rows]))
+    assert _load("math_500", path).groups == {
+        "level": {"0": "3"},
+        "subject": {"0": "Algebra", "1": "Algebra"},
+    }
+
+
+def test_answers_per_problem(tmp_path: Path) -> None:
+    run = _run({"name": "aime24", "data": str(PROBLEMS), "answers": 16})
+    warm = run.model_copy(update={"generation": Generation(temperature=0.6)})
+    [loaded] = tasks.load(warm)
+    names = [metric.metric_name for metric in loaded.task.metrics]
+    assert names == ["pass@k:k=1&n=16", "avg@n:n=16"]
+    assert {doc.num_samples for doc in loaded.docs} == {16}
+    right, wrong = "$\\boxed{" + loaded.docs[0].get_golds()[0] + "}$", "$\\boxed{-7}$"
+    response = ModelResponse(input="", text=[right] * 4 + [wrong] * 12)
+    scores = score(loaded, loaded.docs[0], response)
+    assert scores == {"pass@k:k=1&n=16": 0.25, "avg@n:n=16": 0.25}
+    # lighteval's own definition stays as it is.
+    assert {doc.num_samples for doc in _load("aime24", PROBLEMS).docs} == {1}
+    with pytest.raises(ConfigError, match=r"draws 16 answers per problem"):
+        tasks.load(run)
+    sums = tmp_path / "sums.json"
+    sums.write_text(json.dumps([{"question": "1 + 1?", "answer": "#### 2"}]))
+    with pytest.raises(ConfigError, match=r"tasks.0.answers=2: gsm8k has the metric extractive"):
+        _load("gsm8k", sums, answers=2)
 
 
 def test_own_task_definitions(tmp_path: Path) -> None:

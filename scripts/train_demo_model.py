@@ -1,0 +1,211 @@
+"""Train the demo model: a small Qwen2 that solves word problems with worked steps.
+
+    python scripts/train_demo_model.py [DIRECTORY] [--problems FILE] [--steps N]
+
+Writes weights (bfloat16), tokenizer and model card to DIRECTORY, and held-out problems in AIME's
+schema to FILE. Everything follows from one seed. It takes less than half an hour on two CPU cores.
+"""
+
+import argparse
+import json
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from demo_problems import FORMATS, Problem, problem
+from lighteval.tasks.tasks.aime import aime_prompt
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.optim.lr_scheduler import OneCycleLR
+from transformers import (
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+
+SEED = 0
+HELD_OUT = 50  # problems of each format
+BATCH = 16
+STEPS = 3000
+SORTED_TOGETHER = 32  # batches, whose problems are grouped by length
+PEAK_LR = 1.5e-3
+THREADS = 2
+
+VOCABULARY = 1024
+PAD, END = "<|pad|>", "<|end|>"
+SPECIAL_TOKENS = [PAD, END, "<|system|>", "<|user|>", "<|assistant|>"]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+MODEL: dict[str, Any] = {
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": True,
+}
+
+
+def train(steps: int) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast, list[Problem], float]:
+    """The model, its tokenizer, the held-out problems and the seconds that training took."""
+    rng = random.Random(SEED)
+    training = [problem(rng) for _ in range(steps * BATCH)]
+    held_out = _held_out({p.text for p in training})
+    tokenizer = _tokenizer(training[:5000])
+    texts = [_prompt(tokenizer, p) + p.solution + END for p in training]
+    encoded = [e.ids for e in tokenizer.backend_tokenizer.encode_batch(texts)]
+    torch.manual_seed(SEED)
+    pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+    config = Qwen2Config(vocab_size=len(tokenizer), eos_token_id=end, pad_token_id=pad, **MODEL)
+    model = Qwen2ForCausalLM(config)
+    decayed = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=PEAK_LR, betas=(0.9, 0.95))
+    schedule = OneCycleLR(optimizer, PEAK_LR, total_steps=steps, pct_start=0.05, div_factor=10)
+    started = time.monotonic()
+    for step, rows in enumerate(_batches(encoded, rng)):
+        inputs, labels = _padded(rows, pad)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(input_ids=inputs, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step % 100 == 0 or step == steps - 1:
+            spent = time.monotonic() - started
+            print(f"step {step} of {steps}: loss {loss.item():.3f}, {spent:.0f} s", flush=True)
+    return model.to(torch.bfloat16).eval(), tokenizer, held_out, time.monotonic() - started
+
+
+def accuracy(
+    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, problems: Sequence[Problem]
+) -> dict[str, int]:
+    """How many problems of each format are solved by greedy decoding with transformers."""
+    model = model.float()
+    solved: Counter[str] = Counter()
+    for start in range(0, len(problems), 100):
+        part = problems[start : start + 100]
+        prompts = tokenizer(
+            [_prompt(tokenizer, p) for p in part],
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+        )
+        with torch.inference_mode():
+            tokens = model.generate(**prompts, do_sample=False, max_new_tokens=160)
+        answers = tokenizer.batch_decode(tokens[:, prompts["input_ids"].shape[1] :])
+        solved.update(
+            p.format.name
+            for p, text in zip(part, answers, strict=True)
+            if f"\\boxed{{{p.answer}}}" in text.split(END)[0]
+        )
+    return {form.name: solved[form.name] for form in FORMATS}
+
+
+def _held_out(seen: set[str]) -> list[Problem]:
+    rng = random.Random(f"{SEED} held out")
+    problems: list[Problem] = []
+    for form in FORMATS:
+        wanted = len(problems) + HELD_OUT
+        while len(problems) < wanted:
+            new = problem(rng, form)
+            if new.text not in seen:
+                seen.add(new.text)
+                problems.append(new)
+    return problems
+
+
+def _prompt(tokenizer: PreTrainedTokenizerFast, asked: Problem) -> str:
+    query = aime_prompt({"problem": asked.text, "answer": asked.answer}).query
+    messages = [{"role": "user", "content": query}]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def _tokenizer(problems: Sequence[Problem]) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    queries = (aime_prompt({"problem": p.text, "answer": p.answer}).query for p in problems)
+    texts = [*queries, *(p.solution for p in problems)]
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, chat_template=CHAT_TEMPLATE
+    )
+
+
+def _batches(encoded: list[list[int]], rng: random.Random) -> Iterator[list[list[int]]]:
+    together = BATCH * SORTED_TOGETHER
+    for start in range(0, len(encoded), together):
+        group = sorted(encoded[start : start + together], key=len)
+        batches = [group[i : i + BATCH] for i in range(0, len(group), BATCH)]
+        rng.shuffle(batches)
+        yield from batches
+
+
+def _padded(rows: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    inputs = torch.full((len(rows), max(map(len, rows))), pad)
+    labels = torch.full_like(inputs, -100)
+    for i, row in enumerate(rows):
+        inputs[i, : len(row)] = labels[i, : len(row)] = torch.tensor(row)
+    return inputs, labels
+
+
+def _write(
+    directory: Path,
+    model: Qwen2ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def _write_problems(file: Path, problems: Sequence[Problem]) -> None:
+    rows = [
+        {"id": i, "problem": p.text, "answer": p.answer, "format": p.format.name}
+        for i, p in enumerate(problems)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("directory", type=Path, nargs="?", default=ROOT / "models" / "demo")
+    parser.add_argument(
+        "--problems", type=Path, default=ROOT / "configs" / "data" / "demo.jsonl", metavar="FILE"
+    )
+    parser.add_argument("--steps", type=int, default=STEPS)
+    options = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    model, tokenizer, held_out, seconds = train(options.steps)
+    _write(options.directory, model, tokenizer)
+    _write_problems(options.problems, held_out)
+    cpu = sum(os.times()[:2])
+    print(f"trained in {seconds:.0f} s, {cpu:.0f} s of CPU time")
+    print(accuracy(model, tokenizer, held_out))
+
+
+if __name__ == "__main__":
+    main()

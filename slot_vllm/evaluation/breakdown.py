@@ -1,0 +1,62 @@
+"""Results by group of problems: by level, subject, answer format."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from slot_vllm.evaluation import statistics
+from slot_vllm.evaluation.comparison import ProblemScores
+
+# A group's figures, by the group's name.
+Breakdown = dict[str, dict[str, Any]]
+
+
+def of_answers(scored: Sequence[tuple[str, float | None]]) -> Breakdown:
+    """The mean score and the number of answers per group, from pairs of group and score."""
+    groups: dict[str, list[float]] = defaultdict(list)
+    counts: dict[str, int] = defaultdict(int)
+    for group, value in scored:
+        counts[group] += 1
+        groups[group] += [] if value is None else [value]
+    return {
+        group: {"value": _mean(groups[group]), "samples": count}
+        for group, count in sorted(counts.items())
+    }
+
+
+def of_problems(
+    groups: Mapping[str, str], scores: ProblemScores, baseline: ProblemScores | None = None
+) -> Breakdown:
+    """Mean score, its interval and the number of problems per group, in the order of the problems.
+
+    groups, scores: by problem id. With a baseline also the difference to it, over the problems that
+    both have a score for.
+    """
+    members: dict[str, list[str]] = defaultdict(list)
+    for problem, group in groups.items():
+        if problem in scores:
+            members[group].append(problem)
+    return {group: _figures(ids, scores, baseline) for group, ids in members.items()}
+
+
+def _figures(
+    ids: Sequence[str], scores: ProblemScores, baseline: ProblemScores | None
+) -> dict[str, Any]:
+    values = np.array([scores[i] for i in ids], float)
+    figures: dict[str, Any] = {
+        "value": float(values.mean()),
+        "samples": len(ids),
+        "interval": statistics.mean_interval(values),
+    }
+    both = [i for i in ids if baseline and i in baseline]
+    if baseline and both:
+        arm, own = np.array([(scores[i], baseline[i]) for i in both], float).T
+        figures["difference"] = float((arm - own).mean())
+        figures["difference_interval"] = statistics.difference_interval(arm, own)
+    return figures
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

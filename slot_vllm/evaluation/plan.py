@@ -1,0 +1,122 @@
+"""Which arm answers which problems, and what is answered."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from lighteval.tasks.requests import Doc
+
+from slot_vllm.evaluation.config import BASELINE, Arm, RunConfig
+from slot_vllm.evaluation.generation import Request
+from slot_vllm.evaluation.results import Result, Results, compared, result
+from slot_vllm.evaluation.samples import Sample
+from slot_vllm.evaluation.scoring import Scores
+from slot_vllm.evaluation.sweep import Grid
+from slot_vllm.evaluation.tasks import EvaluationTask
+
+
+@dataclass
+class Part:
+    """One arm on problems of one task. samples, scores: of those that are answered, by id.
+
+    requests: of those that were pending when the engine started.
+    """
+
+    arm: Arm
+    task: EvaluationTask
+    docs: list[Doc]
+    samples: dict[str, list[Sample]]
+    scores: dict[str, Scores] = field(default_factory=dict)
+    requests: list[Request] = field(default_factory=list)
+
+    @property
+    def pending(self) -> list[Doc]:
+        return [doc for doc in self.docs if doc.id not in self.samples]
+
+    @property
+    def seconds(self) -> float:
+        return max((s.seconds for answers in self.samples.values() for s in answers), default=0.0)
+
+    @property
+    def answered(self) -> list[Sample]:
+        """In the order of the problems, whatever order they finished in."""
+        return [sample for doc in self.docs for sample in self.samples[doc.id]]
+
+    def result(self) -> Result:
+        scores = [self.scores[doc.id] for doc in self.docs]
+        return result(self.arm, self.task, scores, self.answered)
+
+
+class Plan:
+    """Without ``select`` every arm answers all problems. With it the cells of the sweep and the
+    baseline answer a part of them, ``selecting``; on the others, ``reported``, a cell answers only
+    if it is the best.
+
+    stored: answers of an interrupted run.
+    """
+
+    def __init__(
+        self, config: RunConfig, tasks: Sequence[EvaluationTask], stored: Sequence[Sample]
+    ) -> None:
+        self._arms, self._tasks = config.all_arms, tasks
+        self._stored: dict[tuple[str, str, str], list[Sample]] = defaultdict(list)
+        for sample in stored:
+            self._stored[sample.arm, sample.task, sample.id].append(sample)
+        self._grids = [Grid(config, task) for task in tasks] if config.sweep else []
+        reported = {grid.task.name: grid.reported for grid in self._grids}
+        self._all_reported = [
+            self._part(arm, task, reported.get(task.name, task.docs))
+            for arm in self._arms
+            for task in tasks
+        ]
+        self.selecting = [
+            self._part(arm, grid.task, grid.docs)
+            for arm in self._arms
+            for grid in self._grids
+            if config.select and arm.name in {*grid.cells, BASELINE}
+        ]
+
+    @property
+    def parts(self) -> list[Part]:
+        """All that may have to be answered."""
+        return [*self.selecting, *self._all_reported]
+
+    @property
+    def reported(self) -> list[Part]:
+        """While a selection is not complete, none of its cells."""
+        out: set[tuple[str, str]] = set()
+        if self.selecting:
+            for grid in self._grids:
+                others = {*grid.cells} - {BASELINE, self._best(grid)}
+                out |= {(cell, grid.task.name) for cell in others}
+        return [part for part in self._all_reported if (part.arm.name, part.task.name) not in out]
+
+    @property
+    def wanted(self) -> list[Part]:
+        """What has to be answered, as far as is known."""
+        return [*self.selecting, *self.reported]
+
+    def results(self) -> Results:
+        """Of parts that are all answered."""
+        rows = [row for task in self._tasks for row in _compared(self.reported, task)]
+        names = [arm.name for arm in self._arms]
+        rows.sort(key=lambda row: names.index(row.name))
+        measured = self.selecting or self._all_reported
+        return Results(rows, [g.summary(_compared(measured, g.task)) for g in self._grids])
+
+    def _part(self, arm: Arm, task: EvaluationTask, docs: list[Doc]) -> Part:
+        stored = {doc.id: self._stored.get((arm.name, task.name, doc.id), []) for doc in docs}
+        whole = {doc.id: stored[doc.id] for doc in docs if len(stored[doc.id]) == doc.num_samples}
+        return Part(arm, task, docs, whole)
+
+    def _best(self, grid: Grid) -> str | None:
+        parts = [part for part in self.selecting if part.task is grid.task]
+        if any(part.pending for part in parts):
+            return None
+        return grid.best([part.result() for part in parts])
+
+
+def _compared(parts: Sequence[Part], task: EvaluationTask) -> list[Result]:
+    of_task = [part for part in parts if part.task is task]
+    samples = {part.arm.name: part.answered for part in of_task}
+    return compared([part.result() for part in of_task], samples, task.groups)

@@ -1,0 +1,92 @@
+"""The published runs: ``logs/published_results.csv``, read."""
+
+import csv
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from slot_vllm.evaluation.config import ConfigError
+
+# There where the repository is; an installation that is not editable does not bring it.
+TABLE = Path(__file__).parents[2] / "logs" / "published_results.csv"
+COLUMNS = ("task", "model", "steps", "lr", "accuracy")
+
+# How many problems a task has.
+PROBLEMS = {"aime24": 30, "math_500": 500, "gpqa:diamond": 198}
+
+# Of an interval at 95 %.
+CRITICAL = 1.96
+
+
+@dataclass(frozen=True)
+class PublishedRun:
+    """One answer to each of the task's problems. ``steps`` 0: without SLOT; ``lr`` then says
+    nothing. ``accuracy``: the share that is right, rounded as published."""
+
+    task: str
+    model: str
+    steps: int
+    lr: float
+    accuracy: float
+
+    @property
+    def problems(self) -> int:
+        return PROBLEMS[self.task]
+
+    @property
+    def stderr(self) -> float:
+        """As lighteval prints it, in the published logs too: sqrt(p (1 - p) / (n - 1)).
+
+        That is 0 where no problem or every problem is solved, as if nothing could vary: there it is
+        half of Wilson's interval, divided by 1.96.
+        """
+        p, n = self.accuracy, self.problems
+        if 0 < p < 1:
+            return math.sqrt(p * (1 - p) / (n - 1))
+        return CRITICAL / (2 * (n + CRITICAL**2))
+
+    def is_of(self, model: str) -> bool:
+        """Whether ``model``, a hub name or a directory, is called as this run's is.
+
+        Case does not matter, and neither does ``Meta-``, which the hub's Llama 3.1 has lost.
+        """
+        return _plain(PurePath(model).name) == _plain(self.model)
+
+
+def read(path: Path | None = None) -> list[PublishedRun]:
+    """The table's rows in their order; of TABLE without a path. Raises ConfigError."""
+    path = path or TABLE
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path}: no such file; --published FILE names the table of published runs, which is "
+            "logs/published_results.csv of the repository"
+        ) from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    if not rows:
+        raise ConfigError(f"{path}: no rows")
+    return [_run(f"{path}:{number}", row) for number, row in enumerate(rows, 2)]
+
+
+def _run(where: str, row: Mapping[str, str | None]) -> PublishedRun:
+    values = [row.get(column) for column in COLUMNS]
+    task, model, steps, lr, accuracy = (value or "" for value in values)
+    if not all(values):
+        raise ConfigError(f"{where}: a row needs {', '.join(COLUMNS)}")
+    if task not in PROBLEMS:
+        raise ConfigError(f"{where}: task={task!r}; allowed: {', '.join(PROBLEMS)}")
+    try:
+        run = PublishedRun(task, model, int(steps), float(lr), float(accuracy))
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    if not 0 <= run.accuracy <= 1:
+        raise ConfigError(f"{where}: accuracy={accuracy}; allowed: from 0 to 1")
+    return run
+
+
+def _plain(name: str) -> str:
+    return name.lower().removeprefix("meta-")

@@ -1,0 +1,125 @@
+"""What the page's sample browser shows: an arm's answers beside the baseline's."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from slot_vllm.evaluation.config import BASELINE
+from slot_vllm.evaluation.report.stored_run import Part, StoredRun
+from slot_vllm.evaluation.samples import Sample
+
+# At most: problems per arm and task, answers per problem and side, characters per text, and
+# characters of all texts together.
+PROBLEMS = 200
+ANSWERS = 4
+CHARACTERS = 6_000
+ALL_CHARACTERS = 8_000_000
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """One problem; difference: the arm's score minus the baseline's, if both have one."""
+
+    id: str
+    difference: float | None
+    baseline: list[Sample]
+    arm: list[Sample]
+
+
+@dataclass
+class _Texts:
+    """Prompts and answers, each kept once however many arms show it."""
+
+    prompts: list[dict[str, Any]] = field(default_factory=list)
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    characters: int = 0
+    _places: dict[Any, int] = field(default_factory=dict)
+
+    def prompt(self, sample: Sample) -> int:
+        key = (sample.task, sample.id, sample.prompt)
+        if key not in self._places:
+            self._places[key] = len(self.prompts)
+            gold = [self._kept(text) for text in sample.gold]
+            self.prompts.append({"text": self._kept(sample.prompt), "gold": gold})
+        return self._places[key]
+
+    def answer(self, sample: Sample) -> int:
+        key = id(sample)
+        if key not in self._places:
+            self._places[key] = len(self.answers)
+            self.answers.append(
+                {
+                    "text": self._kept(sample.completion),
+                    "score": sample.score,
+                    "tokens": sample.generated_tokens,
+                    "finish_reason": sample.finish_reason,
+                    "losses": [sample.first_loss, sample.last_loss],
+                }
+            )
+        return self._places[key]
+
+    def _kept(self, text: str) -> str:
+        # The end holds the answer, so it is the middle that goes.
+        left_out = len(text) - CHARACTERS
+        if left_out > 0:
+            half = CHARACTERS // 2
+            note = f"[… {left_out} characters are left out here; samples.jsonl has them …]"
+            text = f"{text[:half]}\n\n{note}\n\n{text[-half:]}"
+        self.characters += len(text)
+        return text
+
+
+def content(runs: Iterable[StoredRun]) -> dict[str, Any]:
+    """The data of the browser: largest differences first; where not all fits, every arm is shown
+    equally deep."""
+    ranked = [
+        (run, part, _ranked(part, run.baseline(task)))
+        for run in runs
+        for task in run.tasks
+        for part in run.of_task(task)
+        if part.arm != BASELINE or len(run.of_task(task)) == 1
+    ]
+    texts = _Texts()
+    shown: list[list[dict[str, Any]]] = [[] for _ in ranked]
+    for rank in range(PROBLEMS):
+        if texts.characters > ALL_CHARACTERS:
+            break
+        for kept, (_, _, problems) in zip(shown, ranked, strict=True):
+            kept.extend(_entry(problem, texts) for problem in problems[rank : rank + 1])
+    return {
+        "prompts": texts.prompts,
+        "answers": texts.answers,
+        "arms": [
+            {
+                "run": run.label,
+                "task": part.task,
+                "arm": part.arm,
+                "problems": kept,
+                "all": len(problems),
+            }
+            for kept, (run, part, problems) in zip(shown, ranked, strict=True)
+        ],
+    }
+
+
+def _ranked(part: Part, baseline: Part | None) -> list[_Problem]:
+    if baseline is None or baseline is part:
+        return [_Problem(i, None, [], answers) for i, answers in part.answers.items()]
+    problems = []
+    for i, answers in part.answers.items():
+        beside = baseline.answers.get(i, [])
+        after, before = answers[0].score, beside[0].score if beside else None
+        difference = None if after is None or before is None else after - before
+        problems.append(_Problem(i, difference, beside, answers))
+    return sorted(problems, key=lambda problem: -abs(problem.difference or 0.0))
+
+
+def _entry(problem: _Problem, texts: _Texts) -> dict[str, Any]:
+    return {
+        "id": problem.id,
+        "difference": problem.difference,
+        "prompt": texts.prompt(problem.arm[0]),
+        "baseline": [texts.answer(sample) for sample in problem.baseline[:ANSWERS]],
+        "arm": [texts.answer(sample) for sample in problem.arm[:ANSWERS]],
+        "drawn": len(problem.arm),
+    }

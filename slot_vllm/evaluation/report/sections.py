@@ -1,0 +1,179 @@
+"""What the page says about one task of one run."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from markupsafe import Markup
+
+from slot_vllm.evaluation import statistics
+from slot_vllm.evaluation.config import BASELINE
+from slot_vllm.evaluation.report import figures
+from slot_vllm.evaluation.report.figures import Pair
+from slot_vllm.evaluation.report.stored_run import Entry, Group, Part, StoredRun, Sweep
+from slot_vllm.evaluation.statistics import ALPHA, Interval, Numbers
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How long an arm's answers are and how many of them ended at the token limit.
+
+    seconds: wall time. truncated_interval: of the share that was cut off, over problems.
+    """
+
+    arm: str
+    tokens: Numbers
+    prompt_tokens: int
+    seconds: float
+    truncated: int
+    truncated_interval: Interval | None
+
+    @property
+    def generated_tokens(self) -> int:
+        return int(self.tokens.sum())
+
+    @property
+    def percentiles(self) -> list[float]:
+        """The 5th, 25th, 50th, 75th and 95th."""
+        return [float(value) for value in np.percentile(self.tokens, [5, 25, 50, 75, 95])]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """An arm's prompt losses, one per problem, before and after SLOT."""
+
+    arm: str
+    first: Numbers
+    last: Numbers
+
+
+@dataclass(frozen=True)
+class SweepSection:
+    """rest: the best setting's result on problems that had no part in the selection."""
+
+    sweep: Sweep
+    heat_map: Markup
+    rest: Entry | None
+
+
+@dataclass(frozen=True)
+class TaskSection:
+    """pairs: each arm's scores and the baseline's, on the problems that both answered."""
+
+    run: StoredRun
+    task: str
+    entries: list[Entry]
+    pairs: dict[str, Pair]
+    losses: list[Losses]
+    answers: list[Answers]
+    sweeps: list[SweepSection] = field(default_factory=list)
+
+    @property
+    def compared(self) -> list[Entry]:
+        return [entry for entry in self.entries if entry.words]
+
+    @property
+    def told(self) -> list[Entry]:
+        """The arms that differ from the baseline, after correction."""
+        p_values = [(entry, entry.p_value_holm) for entry in self.compared]
+        return [entry for entry, p in p_values if p is not None and p <= ALPHA]
+
+    @property
+    def right_or_wrong(self) -> bool:
+        return all(statistics.right_or_wrong(*pair) for pair in self.pairs.values())
+
+    @property
+    def breakdowns(self) -> dict[str, list[tuple[str, str, Group]]]:
+        """By split: each group's name, the arm and its result, group by group."""
+        found: dict[str, dict[str, list[tuple[str, str, Group]]]] = {}
+        for entry in self.entries:
+            for split, groups in entry.breakdown.items():
+                for name, group in groups.items():
+                    rows = found.setdefault(split, {}).setdefault(name, [])
+                    rows.append((name, entry.name, group))
+        return {
+            split: [row for rows in groups.values() for row in rows]
+            for split, groups in found.items()
+        }
+
+    @property
+    def differences_figure(self) -> Markup | None:
+        arms = {e.name: e for e in self.entries if e.difference is not None}
+        return figures.differences(arms) if arms else None
+
+    @property
+    def paired_figure(self) -> Markup | None:
+        if not self.pairs:
+            return None
+        draw = figures.gained_and_lost if self.right_or_wrong else figures.sorted_differences
+        return draw(self.pairs)
+
+    @property
+    def loss_figure(self) -> Markup | None:
+        arms = {losses.arm: (losses.first, losses.last) for losses in self.losses}
+        return figures.prompt_loss(arms) if arms else None
+
+    @property
+    def length_figure(self) -> Markup:
+        return figures.completion_length(
+            {answers.arm: answers.tokens for answers in self.answers},
+            {answers.arm: answers.truncated / len(answers.tokens) for answers in self.answers},
+        )
+
+
+def section(run: StoredRun, task: str) -> TaskSection:
+    """Of the run's results and samples."""
+    parts, baseline = run.of_task(task), run.baseline(task)
+    others = [part for part in parts if part.arm != BASELINE]
+    pairs = {part.arm: _pair(part, baseline) for part in others} if baseline else {}
+    losses = [_losses(part) for part in others]
+    return TaskSection(
+        run=run,
+        task=task,
+        entries=[part.entry for part in parts if part.entry],
+        pairs={arm: pair for arm, pair in pairs.items() if len(pair[0])},
+        losses=[found for found in losses if len(found.first)],
+        answers=[_answers(part) for part in parts],
+        sweeps=[
+            _sweep(sweep, parts)
+            for sweep in run.results.sweeps
+            if sweep.task == task and sweep.scored
+        ],
+    )
+
+
+def _pair(part: Part, baseline: Part) -> Pair:
+    ours, theirs = part.scores, baseline.scores
+    both = [problem for problem in ours if problem in theirs]
+    return np.array([ours[i] for i in both], float), np.array([theirs[i] for i in both], float)
+
+
+def _losses(part: Part) -> Losses:
+    known = [
+        (sample.first_loss, sample.last_loss)
+        for sample in part.problems.values()
+        if sample.first_loss is not None and sample.last_loss is not None
+    ]
+    first, last = np.array(known, float).reshape(-1, 2).T
+    return Losses(part.arm, first, last)
+
+
+def _answers(part: Part) -> Answers:
+    cut_off = {
+        problem: [sample.finish_reason == "length" for sample in samples]
+        for problem, samples in part.answers.items()
+    }
+    shares = [sum(flags) / len(flags) for flags in cut_off.values()]
+    return Answers(
+        arm=part.arm,
+        tokens=np.array([sample.generated_tokens for sample in part.samples], float),
+        prompt_tokens=sum(sample.prompt_tokens for sample in part.problems.values()),
+        seconds=max(sample.seconds for sample in part.samples),
+        truncated=sum(map(sum, cut_off.values())),
+        truncated_interval=statistics.mean_interval(np.array(shares)),
+    )
+
+
+def _sweep(sweep: Sweep, parts: list[Part]) -> SweepSection:
+    entries = [part.entry for part in parts if part.entry and part.arm == sweep.best]
+    rest = None if sweep.on_test_data else next(iter(entries), None)
+    return SweepSection(sweep, figures.heat_map(sweep), rest)

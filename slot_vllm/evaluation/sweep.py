@@ -1,0 +1,97 @@
+"""A grid of settings on one task: which problems it is measured on, and which cell is best."""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from slot_vllm.evaluation.config import ConfigError, RunConfig
+from slot_vllm.evaluation.results import Result
+from slot_vllm.evaluation.tasks import EvaluationTask
+
+_OF_RESULT = (
+    "steps",
+    "value",
+    "interval",
+    "first_loss",
+    "last_loss",
+    "truncated",
+    "difference",
+    "difference_interval",
+    "p_value",
+    "p_value_holm",
+)
+
+
+class Grid:
+    """The cells of a run's sweep on one task.
+
+    cells: the arms' names. docs: the problems that the cells are measured on; with ``select`` a
+    part of the task's, drawn by the run's seed, and otherwise all. reported: those that the results
+    are about, which the baseline, the best cell and the arms outside the grid answer: the others
+    with ``select``, and otherwise all too.
+    """
+
+    def __init__(self, config: RunConfig, task: EvaluationTask) -> None:
+        assert config.sweep is not None
+        self.task = task
+        self.cells = [cell.name for cell in config.cells]
+        self.docs = self.reported = task.docs
+        self._sweep = config.sweep
+        self._split = config.select.split if config.select else None
+        if self._split is not None:
+            drawn = _draw(len(task.docs), self._split, f"{config.generation.seed}|{task.name}")
+            self.docs = [doc for i, doc in enumerate(task.docs) if i in drawn]
+            self.reported = [doc for i, doc in enumerate(task.docs) if i not in drawn]
+
+    def best(self, results: Sequence[Result]) -> str:
+        """The cell with the best value; among equals the one of least steps, then of least lr."""
+        sign = -1 if self.task.higher_is_better else 1
+
+        def rank(row: Result) -> tuple[bool, float, int, float]:
+            return row.value is None, sign * (row.value or 0.0), row.steps, row.lr
+
+        return min((row for row in results if row.name in self.cells), key=rank).name
+
+    def summary(self, results: Sequence[Result]) -> dict[str, Any]:
+        """The entry of ``sweeps`` in ``results.json``, from the results on ``docs``."""
+        best = self.best(results)
+        rows = [row.as_json() for row in results if row.name in self.cells]
+        return {
+            "task": self.task.name,
+            "metric": results[0].metric,
+            "problems": len(self.docs),
+            "split": self._split,
+            "steps": self._sweep.steps,
+            "lr": self._sweep.lr,
+            "best": best,
+            "selected_on": "a part of the problems" if self._split else "test data",
+            "words": self._words(best),
+            "cells": [
+                {
+                    "arm": row["name"],
+                    "lr": row["lr"] if row["steps"] else None,
+                    **{key: row.get(key) for key in _OF_RESULT},
+                }
+                for row in rows
+            ],
+        }
+
+    def _words(self, best: str) -> str:
+        of = f"{self.task.name}: {best} is the best of {len(self.cells)} settings on"
+        if self._split is None:
+            return (
+                f"{of} the very problems that it is reported on; selected on test data, its value "
+                "is too high on average (`select` avoids that)."
+            )
+        drawn, others = len(self.docs), len(self.reported)
+        return f"{of} {drawn} problems; the results are those on the other {others}."
+
+
+def _draw(count: int, share: float, seed: str) -> set[int]:
+    part = round(share * count)
+    if not 0 < part < count:
+        raise ConfigError(
+            f"select.split={share}: it leaves {part} of {count} problems for the selection and "
+            f"{count - part} for the report; allowed: a share that leaves some for both"
+        )
+    return set(random.Random(seed).sample(range(count), part))

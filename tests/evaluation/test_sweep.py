@@ -1,0 +1,132 @@
+"""Grids of settings: what they are measured on, the best cell, a run with a selection."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slot_vllm.evaluation import lighteval_model, tasks
+from slot_vllm.evaluation.config import ConfigError, RunConfig
+from slot_vllm.evaluation.sweep import Grid
+from tests.evaluation.conftest import PROBLEMS, RunMain, WriteConfig
+
+SWEEP = {"steps": [0, 1, 2], "lr": [0.01, 0.1]}
+CELLS = ["baseline", "steps1-lr0.01", "steps1-lr0.1", "steps2-lr0.01", "steps2-lr0.1"]
+
+
+def grid(**settings: Any) -> Grid:
+    task = {"name": "aime24", "data": str(PROBLEMS)}
+    values = {"name": "test", "model": "m", "tasks": [task], "sweep": SWEEP, **settings}
+    config = RunConfig.model_validate(values)
+    return Grid(config, tasks.load(config)[0])
+
+
+def test_the_problems_of_a_grid() -> None:
+    assert grid().docs == grid().reported == grid().task.docs
+    split = grid(select={"split": 0.3})
+    parts = [{doc.id for doc in docs} for docs in (split.docs, split.reported)]
+    assert list(map(len, parts)) == [2, 6]
+    assert not parts[0] & parts[1]
+    drawn = {
+        seed: frozenset(
+            doc.id for doc in grid(select={"split": 0.3}, generation={"seed": seed}).docs
+        )
+        for seed in range(8)
+    }
+    assert drawn[0] == parts[0]
+    assert len(set(drawn.values())) > 1
+    with pytest.raises(ConfigError, match=r"select.split=0.01: it leaves 0 of 8"):
+        grid(select={"split": 0.01})
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's answers, replaced: baseline right on even problems, steps1-lr0.1 and
+    steps2-lr0.01 on all, any other on none."""
+    answers = lighteval_model.SlotModel.answers
+
+    def replaced(self: Any, docs: Any, requests: Any, on_tokens: Any) -> Any:
+        arm = requests[0].id.split("/")[0]
+        for answer in answers(self, docs, requests, on_tokens):
+            even = int(answer.doc.id) % 2 == 0
+            right = arm in ("steps1-lr0.1", "steps2-lr0.01") or (arm == "baseline" and even)
+            said = answer.doc.get_golds()[0] if right else "-1"
+            answer.completion.texts[0] = answer.response.text[0] = f"$\\boxed{{{said}}}$"
+            yield answer
+
+    monkeypatch.setattr(lighteval_model.SlotModel, "answers", replaced)
+
+
+@pytest.mark.usefixtures("scripted")
+def test_a_sweep(
+    write_config: WriteConfig,
+    run_main: RunMain,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    assert run_main("--config", write_config(arms=[], sweep=SWEEP), "--output-dir", out) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert [row["name"] for row in results["arms"]] == CELLS
+    assert [row["value"] for row in results["arms"]] == [0.5, 0, 1, 1, 0]
+    [sweep] = results["sweeps"]
+    assert (sweep["task"], sweep["problems"], sweep["split"]) == ("aime24", 8, None)
+    assert (sweep["steps"], sweep["lr"]) == ([0, 1, 2], [0.01, 0.1])
+    # Two cells are equally good: the one of fewer steps.
+    assert (sweep["best"], sweep["selected_on"]) == ("steps1-lr0.1", "test data")
+    assert [cell["arm"] for cell in sweep["cells"]] == CELLS
+    baseline, cell = sweep["cells"][0], sweep["cells"][2]
+    assert (baseline["value"], baseline["lr"], baseline["difference"]) == (0.5, None, None)
+    assert (cell["steps"], cell["lr"], cell["value"], cell["difference"]) == (1, 0.1, 1, 0.5)
+    # Four cells are compared with the baseline, so p is corrected for four.
+    assert cell["p_value"] == 0.125
+    assert cell["p_value_holm"] == pytest.approx(0.5)
+    assert cell["last_loss"] < cell["first_loss"]
+    assert "selected on test data" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("scripted")
+def test_a_selection(write_config: WriteConfig, run_main: RunMain, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    extra = [{"name": "own", "steps": 3, "lr": 0.5}]
+    config = write_config(arms=extra, sweep=SWEEP, select={"split": 0.25})
+    run = ["--config", config, "--output-dir", out]
+    assert run_main(*run) == 0
+    results = json.loads((out / "results.json").read_text())
+    [sweep] = results["sweeps"]
+    assert (sweep["problems"], sweep["best"]) == (2, "steps1-lr0.1")
+    assert sweep["selected_on"] == "a part of the problems"
+    assert [cell["arm"] for cell in sweep["cells"]] == CELLS
+    rows = {row["name"]: row for row in results["arms"]}
+    # What is reported was selected on none of it.
+    assert list(rows) == ["baseline", "steps1-lr0.1", "own"]
+    assert {row["samples"] for row in rows.values()} == {6}
+    lines = (out / "samples.jsonl").read_text().splitlines()
+    answered: dict[str, list[str]] = {}
+    for sample in map(json.loads, lines):
+        answered.setdefault(sample["arm"], []).append(sample["id"])
+    selecting = set(answered["steps2-lr0.1"])
+    assert len(selecting) == 2
+    assert {arm: len(ids) for arm, ids in answered.items()} == {
+        **dict.fromkeys(CELLS, 2),
+        "baseline": 8,
+        "steps1-lr0.1": 8,
+        "own": 6,
+    }
+    assert not selecting & set(answered["own"])
+    even = [i for i in answered["own"] if int(i) % 2 == 0]
+    assert rows["baseline"]["value"] == pytest.approx(len(even) / 6)
+    assert rows["steps1-lr0.1"]["difference"] == pytest.approx(1 - len(even) / 6)
+
+    # Interrupted in the selection, or after it: resuming gives the same.
+    (out / "results.json").unlink()
+    for kept in (3, 9, 13, len(lines)):
+        (out / "samples.jsonl").write_text("".join(line + "\n" for line in lines[:kept]))
+        assert run_main(*run, "--resume") == 0
+        resumed = json.loads((out / "results.json").read_text())
+        for row in [*resumed["arms"], *results["arms"]]:
+            row.pop("seconds", None)
+        assert resumed["arms"] == results["arms"]
+        assert resumed["sweeps"] == results["sweeps"]
+        (out / "results.json").unlink()
