@@ -179,6 +179,25 @@ def test_a_run_inspects_its_arms_once(
     assert not (out / "inspection.json").exists()
 
 
+def test_arms_of_a_sweep(
+    write_config: WriteConfig,
+    run_main: RunMain,
+    run_slot_vllm: RunMain,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sweep = {"steps": [0, 1, 2], "lr": [0.1]}
+    config, out = write_config(arms=[SMALL], sweep=sweep, select={"split": 0.25}), tmp_path / "out"
+    assert run_main("--config", config, "--output-dir", out) == 0
+    rows = json.loads((out / "results.json").read_text())["arms"]
+    reported = [(row["name"], row["samples"]) for row in rows if row["steps"]]
+    assert [(entry["arm"], entry["problems"]) for entry in _inspections(out)] == reported
+    assert ("small", 6) in reported
+    arguments = ["--config", config, "--prompt", "1 + 1?", "--arm", "steps2-lr0.1"]
+    assert run_slot_vllm("inspect", *arguments) == 0
+    assert "steps2-lr0.1 · --prompt: W delta" in capsys.readouterr().out
+
+
 def test_inspecting_a_prompt(
     write_config: WriteConfig,
     run_slot_vllm: RunMain,
