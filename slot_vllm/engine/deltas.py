@@ -157,6 +157,17 @@ class Deltas:
                 return learned
         return None
 
+    @torch.inference_mode()
+    def token_shifts(self, request_id: str) -> Tensor | None:
+        """W delta, (V,) float32, of a request that ``find`` finds."""
+        learned = self.find(request_id)
+        if learned is None:
+            return None
+        head = self.linear_head.head()
+        shifts = torch.empty(1, head.vocabulary, device=learned.delta.device)
+        head.exact_shift(learned.delta.unsqueeze(0), out=shifts)
+        return shifts[0]
+
     def stats(self) -> dict[str, int | float]:
         names = ("optimized", "shared", "bypassed", "prompt_tokens")
         return {

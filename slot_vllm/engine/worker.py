@@ -44,6 +44,17 @@ class SlotWorkerExtension:
         learned = _deltas(self).find(request_id)
         return None if learned is None else learned.losses.tolist()
 
+    def slot_token_shifts(self, request_id: str) -> bytes | None:
+        """W delta of the request: what it adds to the logit of each of the V tokens, before the
+        model's soft cap and scale, at every position alike. V is without the padding.
+
+        V float32 in the machine's byte order, for ``np.frombuffer(shifts, np.float32)``: vLLM's
+        messages between processes carry bytes, but no arrays. With ``slot_rounding: model`` the
+        logits get what rounding leaves of it. None as for ``slot_delta``.
+        """
+        shifts = _deltas(self).token_shifts(request_id)
+        return None if shifts is None else shifts.cpu().numpy().tobytes()
+
 
 def _deltas(worker: Any) -> Deltas:
     deltas = getattr(worker.model_runner, "slot_deltas", None)

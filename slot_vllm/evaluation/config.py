@@ -149,6 +149,7 @@ class RunConfig(Strict):
     chat_template: ``auto`` uses the tokenizer's, if it has one.
     ray: spreads the problems over replicas of the engine; without it there is one engine.
     custom_tasks: a Python file with a TASKS_TABLE of task definitions besides lighteval's own.
+    inspect: at the end, reads the problems again and writes which tokens W delta raises and lowers.
     sweep: arms of a grid, besides those under ``arms``.
     """
 
@@ -162,6 +163,7 @@ class RunConfig(Strict):
     chat_template: ChatTemplate = "auto"
     system_prompt: str | None = None
     custom_tasks: LocalPath | None = None
+    inspect: bool = True
     tasks: Annotated[list[Task], Field(min_length=1)]
     arms: list[Arm] = []
     sweep: Sweep | None = None

@@ -1,6 +1,7 @@
 """The directory of a run: its configuration, samples, results and log."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,11 @@ import yaml
 
 from slot_vllm.evaluation.config import ConfigError, RunConfig
 from slot_vllm.evaluation.samples import SampleFile, write_whole
+from slot_vllm.evaluation.token_shifts import Inspection
 
 
 class RunDirectory:
-    """``config.yaml`` (as it ran), samples, results, the report and the log.
+    """``config.yaml`` (as it ran), samples, results, inspection, report and log.
 
     A finished run is replaced by one of the same configuration. Anything else that is here would
     be lost: it is kept unless ``overwrite`` is given.
@@ -22,6 +24,7 @@ class RunDirectory:
         self.samples = SampleFile(path / "samples.jsonl")
         self.log = path / "run.log"
         self._config = path / "config.yaml"
+        self._inspection = path / "inspection.json"
         self._results = path / "results.json"
         self._report = path / "report.html"
 
@@ -32,7 +35,7 @@ class RunDirectory:
         if overwrite:
             return
         if not self._config.exists():
-            for file in (self.samples.path, self._results, self.log):
+            for file in (self.samples.path, self._inspection, self._results, self.log):
                 if file.exists():
                     raise ConfigError(
                         f"{file} is there, but no {self._config.name} that says which run it is "
@@ -56,10 +59,21 @@ class RunDirectory:
         """Creates the directory; what an earlier run left goes, unless this one resumes it."""
         self.path.mkdir(parents=True, exist_ok=True)
         if not resume:
-            for file in (self._results, self._report, self.samples.path, self.log):
+            files = (self._results, self._inspection, self._report, self.samples.path, self.log)
+            for file in files:
                 file.unlink(missing_ok=True)
         heading = "# The configuration of this run, defaults included.\n"
         write_whole(self._config, heading + yaml.safe_dump(_plain(config), sort_keys=False))
+
+    @property
+    def inspected(self) -> bool:
+        """Whether the run's inspection is here."""
+        return self._inspection.exists()
+
+    def write_inspection(self, inspections: Sequence[Inspection]) -> None:
+        """Writes ``inspection.json``."""
+        entries = [inspection.as_json() for inspection in inspections]
+        write_whole(self._inspection, json.dumps(entries, indent=2, allow_nan=False) + "\n")
 
     def write_results(self, results: dict[str, Any]) -> Path:
         """Writes ``results.json`` and returns its path."""
@@ -67,15 +81,15 @@ class RunDirectory:
         return self._results
 
     def _difference(self, config: RunConfig) -> str | None:
-        """The first setting that differs from the run that is here, other than the name and how
-        many replicas answer."""
+        """The first setting that differs from the run that is here, other than the name, how many
+        replicas of the engine answer, and whether delta is inspected."""
         try:
             here = yaml.safe_load(self._config.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError):
             here = None
         if not isinstance(here, dict):
             return f"{self._config.name} cannot be read"
-        free = {"name": None, "ray": None}
+        free = {"name": None, "ray": None, "inspect": None}
         return _first_difference({**_plain(config), **free}, {**here, **free})
 
 

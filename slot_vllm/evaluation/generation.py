@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
+import numpy as np
+
 from slot_vllm.evaluation.config import ConfigError, RunConfig, RunFailed
 
 
@@ -31,6 +33,15 @@ class Completion:
     losses: list[float] | None
 
 
+@dataclass(frozen=True)
+class Shifted:
+    """W delta of one request: [V] float32, what is added to every row of its logits before the
+    model's soft cap and scale. None if it has no delta."""
+
+    request_id: str
+    shifts: np.ndarray | None
+
+
 # Called with the number of tokens that were generated since the last call.
 OnTokens = Callable[[int], None]
 
@@ -43,6 +54,10 @@ class Engine(Protocol):
 
     def generate(self, requests: Sequence[Request], on_tokens: OnTokens) -> Iterator[Completion]:
         """Yields each request's completion when it has finished, in any order."""
+
+    def token_shifts(self, requests: Sequence[Request]) -> Iterator[Shifted]:
+        """Answers the requests, at most KEPT_LOSSES of them; yields W delta of each when it has
+        finished, in any order."""
 
     def close(self) -> None: ...
 
@@ -132,6 +147,13 @@ class VllmEngine:
                 if output.finished:
                     del running[output.request_id]
                     yield answers.completion(self._losses(answers.request))
+
+    def token_shifts(self, requests: Sequence[Request]) -> Iterator[Shifted]:
+        for completion in self.generate(requests, lambda count: None):
+            reports = self._llm.collective_rpc("slot_token_shifts", args=(completion.request_id,))
+            shifts = next((report for report in reports if report is not None), None)
+            found = None if shifts is None else np.frombuffer(shifts, np.float32)
+            yield Shifted(completion.request_id, found)
 
     def _losses(self, request: Request) -> list[float] | None:
         if not request.sampling.get("extra_args", {}).get("slot_steps"):

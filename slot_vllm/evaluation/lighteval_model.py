@@ -9,7 +9,9 @@ SLOT settings; of its arms, ``SLOT_ARM`` names the one that runs (default: the f
 import functools
 import hashlib
 import itertools
+import logging
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from lighteval.tasks.registry import Registry
 from lighteval.tasks.requests import Doc
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from slot_vllm.evaluation import engine_output
 from slot_vllm.evaluation.config import BASELINE, Arm, ConfigError, RunConfig, load
 from slot_vllm.evaluation.generation import (
     Completion,
@@ -34,6 +37,8 @@ from slot_vllm.evaluation.generation import (
 )
 from slot_vllm.evaluation.model_script import make_model
 from slot_vllm.evaluation.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -80,8 +85,14 @@ class SlotModel(LightevalModel):
         return Replicas(options, self.run.ray)
 
     def start(self) -> None:
-        """Starts the engine now."""
-        _ = self.engine
+        """Starts the engine, unless it has started. What vLLM prints goes to the log."""
+        if "engine" in vars(self):
+            return
+        logger.info("starting vLLM with %s", self.run.model)
+        started = time.monotonic()
+        with engine_output.logged():
+            _ = self.engine
+        logger.info("vLLM is up after %.0f s", time.monotonic() - started)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -87,7 +87,7 @@ class Plan:
         out: set[tuple[str, str]] = set()
         if self.selecting:
             for grid in self._grids:
-                others = {*grid.cells} - {BASELINE, self._best(grid)}
+                others = {*grid.cells} - {BASELINE, self._best(grid, self.selecting)}
                 out |= {(cell, grid.task.name) for cell in others}
         return [part for part in self._all_reported if (part.arm.name, part.task.name) not in out]
 
@@ -95,6 +95,16 @@ class Plan:
     def wanted(self) -> list[Part]:
         """What has to be answered, as far as is known."""
         return [*self.selecting, *self.reported]
+
+    @property
+    def inspected(self) -> list[Part]:
+        """Of the arms with SLOT, those outside a sweep and the best of its cells."""
+        measured = self.selecting or self._all_reported
+        best = {(self._best(grid, measured), grid.task.name) for grid in self._grids}
+        cells = {(cell, grid.task.name) for grid in self._grids for cell in grid.cells}
+        out = cells - best
+        with_slot = [part for part in self.reported if part.arm.steps]
+        return [part for part in with_slot if (part.arm.name, part.task.name) not in out]
 
     def results(self) -> Results:
         """Of parts that are all answered."""
@@ -109,8 +119,8 @@ class Plan:
         whole = {doc.id: stored[doc.id] for doc in docs if len(stored[doc.id]) == doc.num_samples}
         return Part(arm, task, docs, whole)
 
-    def _best(self, grid: Grid) -> str | None:
-        parts = [part for part in self.selecting if part.task is grid.task]
+    def _best(self, grid: Grid, measured: Sequence[Part]) -> str | None:
+        parts = [part for part in measured if part.task is grid.task]
         if any(part.pending for part in parts):
             return None
         return grid.best([part.result() for part in parts])

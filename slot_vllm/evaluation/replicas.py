@@ -11,7 +11,13 @@ import torch
 from ray.exceptions import RayActorError, RayError
 
 from slot_vllm.evaluation.config import ConfigError, Ray, RunFailed
-from slot_vllm.evaluation.generation import Completion, OnTokens, Request, VllmEngine
+from slot_vllm.evaluation.generation import (
+    Completion,
+    OnTokens,
+    Request,
+    Shifted,
+    VllmEngine,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -32,13 +38,16 @@ class Replica:
     def answer(self, requests: Sequence[Request]) -> Iterator[Completion]:
         return self._engine.generate(requests, lambda count: None)
 
+    def token_shifts(self, requests: Sequence[Request]) -> Iterator[Shifted]:
+        return self._engine.token_shifts(requests)
+
 
 class Replicas:
     """Engines that share the requests in batches. A replica that dies is started anew, and what it
     had not answered yet is asked again. ``options`` are the arguments of ``vllm.LLM``.
 
-    Raises ConfigError for more than the cluster has, RunFailed if one does not start or all are
-    lost.
+    Raises ConfigError for more than the cluster has, RunFailed if one does not start or the last
+    one is lost.
     """
 
     def __init__(self, options: Mapping[str, Any], settings: Ray) -> None:
@@ -54,6 +63,15 @@ class Replicas:
         return self._max_model_len
 
     def generate(self, requests: Sequence[Request], on_tokens: OnTokens) -> Iterator[Completion]:
+        for completion in self._spread("answer", requests):
+            on_tokens(sum(map(len, completion.tokens)))
+            yield completion
+
+    def token_shifts(self, requests: Sequence[Request]) -> Iterator[Shifted]:
+        return self._spread("token_shifts", requests)
+
+    def _spread(self, method: str, requests: Sequence[Request]) -> Iterator[Any]:
+        """What a method of the replicas yields for each of the requests, in any order."""
         waiting = deque(_batches(requests, len(self._replicas)))
         starting = {self._started(replica): replica for replica in self._replicas}
         busy: dict[Any, tuple[Any, dict[str, Request]]] = {}
@@ -68,23 +86,22 @@ class Replicas:
                         raise
                     logger.warning("%s; the others go on without it", error)
                 else:
-                    self._ask(replica, waiting, busy)
+                    self._ask(replica, method, waiting, busy)
                 continue
             replica, asked = busy[ready]
             try:
-                completion: Completion = ray.get(next(ready))
+                item = ray.get(next(ready))
             except StopIteration:
                 del busy[ready]
-                self._ask(replica, waiting, busy)
+                self._ask(replica, method, waiting, busy)
             except RayActorError as error:
                 del busy[ready]
                 logger.warning("a replica died with %s answers to come: %s", len(asked), error)
                 waiting.appendleft(list(asked.values()))
                 starting[self._started(replica)] = replica
             else:
-                del asked[completion.request_id]
-                on_tokens(sum(map(len, completion.tokens)))
-                yield completion
+                del asked[item.request_id]
+                yield item
 
     def _started(self, replica: Any) -> Any:
         """Is ready when the replica is; then it says how long its prompts may be."""
@@ -93,13 +110,14 @@ class Replicas:
     def _ask(
         self,
         replica: Any,
+        method: str,
         waiting: deque[Sequence[Request]],
         busy: dict[Any, tuple[Any, dict[str, Request]]],
     ) -> None:
         """Gives the replica the next batch, if there is one."""
         if waiting:
             batch = waiting.popleft()
-            answers = replica.answer.options(num_returns="streaming").remote(batch)
+            answers = getattr(replica, method).options(num_returns="streaming").remote(batch)
             busy[answers] = replica, {request.id: request for request in batch}
 
     def close(self) -> None:

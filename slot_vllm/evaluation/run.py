@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from lighteval.models.abstract_model import ModelConfig
 from lighteval.models.model_output import ModelResponse
 
-from slot_vllm.evaluation import engine_output, report, tasks
+from slot_vllm.evaluation import inspection, report, tasks
 from slot_vllm.evaluation.config import ConfigError, RunConfig
 from slot_vllm.evaluation.console import RunLog
 from slot_vllm.evaluation.directory import RunDirectory
@@ -37,7 +37,7 @@ def run(config: RunConfig, directory: RunDirectory, resume: bool, log: RunLog) -
     for part in plan.parts:
         _recall(part, model)
     if any(part.pending for part in plan.wanted):
-        _start_engine(model)
+        model.start()
         for part in plan.parts:
             part.requests = [model.request(doc, part.arm) for doc in part.pending]
             check_sampling(part.requests)
@@ -50,6 +50,10 @@ def run(config: RunConfig, directory: RunDirectory, resume: bool, log: RunLog) -
             _answer(part, model, directory)
         for part in plan.reported:
             _answer(part, model, directory)
+        if config.inspect and config.uses_slot and not directory.inspected:
+            directory.write_inspection(
+                [inspection.inspect(model, p.arm, p.task.name, p.docs) for p in plan.inspected]
+            )
     except BaseException:
         done = sum(len(part.samples) for part in plan.wanted)
         total = sum(len(part.docs) for part in plan.wanted)
@@ -60,14 +64,6 @@ def run(config: RunConfig, directory: RunDirectory, resume: bool, log: RunLog) -
     written = directory.write_results(as_json(config, results))
     logger.info("written: %s and %s", written, report.write([directory.path]).name)
     return results
-
-
-def _start_engine(model: SlotModel) -> None:
-    logger.info("starting vLLM with %s", model.run.model)
-    started = time.monotonic()
-    with engine_output.logged():
-        model.start()
-    logger.info("vLLM is up after %.0f s", time.monotonic() - started)
 
 
 def _recall(part: Part, model: SlotModel) -> None:

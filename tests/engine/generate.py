@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from tests.engine.cases import Case
 
 
@@ -35,6 +37,11 @@ def tokens_of(outputs: Sequence[Any]) -> list[list[int]]:
 def delta_of(llm: Any, output: Any) -> list[float] | None:
     (delta,) = llm.collective_rpc("slot_delta", args=(output.request_id,))
     return delta
+
+
+def shifts_of(llm: Any, output: Any) -> torch.Tensor | None:
+    (shifts,) = llm.collective_rpc("slot_token_shifts", args=(output.request_id,))
+    return None if shifts is None else torch.frombuffer(bytearray(shifts), dtype=torch.float32)
 
 
 def stats_of(llm: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from slot_vllm import cli
 from slot_vllm.evaluation.__main__ import main
 from slot_vllm.evaluation.generation import VllmEngine
 
@@ -58,8 +59,10 @@ def engines() -> dict[str, VllmEngine]:
 
 
 @pytest.fixture
-def run_main(engines: dict[str, VllmEngine], monkeypatch: pytest.MonkeyPatch) -> Iterator[RunMain]:
-    """run_main(*arguments): the command line in this process; returns its exit code."""
+def shared_engines(
+    engines: dict[str, VllmEngine], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Runs of this test use the session's engines; the logging that they set up goes after it."""
 
     def start(options: Mapping[str, Any]) -> VllmEngine:
         key = repr(sorted(options.items()))
@@ -71,7 +74,7 @@ def run_main(engines: dict[str, VllmEngine], monkeypatch: pytest.MonkeyPatch) ->
     root, metrics = logging.getLogger(), logging.getLogger("lighteval.metrics")
     before = root.level, list(root.handlers), metrics.level
 
-    yield lambda *arguments: main([str(argument) for argument in arguments])
+    yield
 
     for handler in set(root.handlers) - set(before[1]):
         handler.close()
@@ -80,3 +83,15 @@ def run_main(engines: dict[str, VllmEngine], monkeypatch: pytest.MonkeyPatch) ->
     metrics.setLevel(before[2])
     logging.captureWarnings(False)
     warnings.resetwarnings()
+
+
+@pytest.fixture
+def run_main(shared_engines: None) -> RunMain:
+    """run_main(*arguments): the evaluation's command line in this process; gives its exit code."""
+    return lambda *arguments: main([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def run_slot_vllm(shared_engines: None) -> RunMain:
+    """run_slot_vllm(*arguments): the same for ``slot-vllm``."""
+    return lambda *arguments: cli.main([str(argument) for argument in arguments])

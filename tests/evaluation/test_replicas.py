@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 
 from slot_vllm.evaluation import config as configuration
 from slot_vllm.evaluation.config import ConfigError, Ray, RunFailed
-from slot_vllm.evaluation.generation import Completion, Request, engine_options
+from slot_vllm.evaluation.generation import Completion, Request, Shifted, engine_options
 from slot_vllm.evaluation.replicas import Replicas, _batches, _resources, check_resources
 from tests.evaluation.conftest import RunMain, WriteConfig
 
@@ -52,6 +53,10 @@ class Echo:
                 os.kill(os.getpid(), signal.SIGKILL)
             yield Completion(request.id, [request.id], [[0, 0]], ["stop"], None)
 
+    def token_shifts(self, requests: list[Request]) -> Iterator[Shifted]:
+        for completion in self.answer(requests):
+            yield Shifted(completion.request_id, np.full(3, int(completion.request_id), np.float32))
+
 
 def _echoes(monkeypatch: pytest.MonkeyPatch, notes: Path) -> Replicas:
     monkeypatch.setattr("slot_vllm.evaluation.replicas.Replica", Echo)
@@ -72,6 +77,14 @@ def test_only_what_a_replica_left_unanswered_is_asked_again(
     # 8 was answered by the batch that 9 ended; 10 and 11 had not been asked.
     asked = sorted(map(int, notes.read_text().split()))
     assert asked == sorted([*range(16), 9])
+
+    notes.unlink()
+    shifts = {one.request_id: one.shifts for one in replicas.token_shifts(requests)}
+    for i in range(16):
+        one = shifts.pop(str(i))
+        assert one is not None and one.tolist() == [i] * 3
+    assert not shifts
+    assert sorted(map(int, notes.read_text().split())) == asked
     replicas.close()
 
 

@@ -36,6 +36,7 @@ def test_files_of_a_run(
     assert run_main("--config", write_config(), "--output-dir", out) == 0
     assert {path.name for path in out.iterdir()} == {
         "config.yaml",
+        "inspection.json",
         "report.html",
         "results.json",
         "run.log",

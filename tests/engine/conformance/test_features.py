@@ -14,7 +14,7 @@ from tests.engine.cases import (
     reference,
 )
 from tests.engine.conftest import V2, runner_of
-from tests.engine.generate import delta_of, run, sampling_params, stats_of, tokens_of
+from tests.engine.generate import delta_of, run, sampling_params, shifts_of, stats_of, tokens_of
 
 NEW = 8 if V2 else 24
 ROOMY = {"num_gpu_blocks_override": 200}
@@ -137,6 +137,8 @@ def test_in_bf16_a_small_delta_survives(
     head = runner_of(llm).slot_deltas.linear_head.head()
     expected = head.weight.float() @ torch.tensor(delta_of(llm, slot))
     assert (shift - expected).norm() <= 0.05 * expected.norm()
+    # In float32, not in the model's dtype.
+    torch.testing.assert_close(shifts_of(llm, slot), expected)
     # The published rounding, h + delta in bf16, loses most of it.
     rounded = {"slot_steps": 5, "slot_lr": lr, "slot_rounding": "model"}
     params = sampling_params(Case(tokens, 5, lr, 1), logprobs=-1)

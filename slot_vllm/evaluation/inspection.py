@@ -1,0 +1,141 @@
+"""What delta does: prompts read again with SLOT, and the tokens that W delta raises and lowers."""
+
+import argparse
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from lighteval.models.abstract_model import ModelConfig
+from lighteval.tasks.requests import Doc
+
+from slot_vllm.evaluation import config as configuration
+from slot_vllm.evaluation import inspection_view, tasks
+from slot_vllm.evaluation.config import Arm, ConfigError, RunConfig
+from slot_vllm.evaluation.console import RunLog
+from slot_vllm.evaluation.generation import Engine, Request, check_sampling
+from slot_vllm.evaluation.lighteval_model import SlotModel
+from slot_vllm.evaluation.model_script import make_model
+from slot_vllm.evaluation.progress import Progress
+from slot_vllm.evaluation.tasks import EvaluationTask
+from slot_vllm.evaluation.token_shifts import Inspection, Mean, PromptShifts, Shifts, extremes
+from slot_vllm.evaluation.token_text import TokenText
+
+logger = logging.getLogger(__name__)
+
+TOP = 15
+# So many W delta are in memory at most: 75 MiB with a vocabulary of 152 thousand.
+_TOGETHER = 128
+
+
+def inspect_arms(
+    model: SlotModel, arms: Sequence[Arm], loaded: Sequence[EvaluationTask], top: int = TOP
+) -> list[Inspection]:
+    """What the arms, which have SLOT, do on the tasks' problems: one inspection per arm and task.
+
+    top: tokens on each side. Prompts are read again as for the answers, with one generated token.
+    """
+    return [inspect(model, arm, task.name, task.docs, top) for arm in arms for task in loaded]
+
+
+def inspect(
+    model: SlotModel, arm: Arm, task: str, docs: Sequence[Doc], top: int = TOP
+) -> Inspection:
+    """What one arm does on documents, which ``task`` names.
+
+    Starts the engine if it has not started. Raises ConfigError and RunFailed.
+    """
+    text = TokenText(model.tokenizer)
+    mean = Mean()
+    prompts = []
+    model.start()
+    requests = [_one_token(model.request(doc, arm)) for doc in docs]
+    check_sampling(requests)
+    with Progress(f"{arm.name}, W delta", task, len(docs)) as progress:
+        for doc, shifts in zip(docs, _in_order(model.engine, requests), strict=True):
+            progress.add_tokens(1)
+            progress.advance()
+            if shifts is not None:
+                mean.add(shifts)
+                prompts.append(
+                    PromptShifts(doc.id, model.prompt(doc), *extremes(shifts, top, text))
+                )
+    if len(prompts) < len(docs):
+        missing = len(docs) - len(prompts)
+        logger.warning("%s, %s: %s prompts have no delta to inspect", arm.name, task, missing)
+    means = extremes(mean.value(), top, text)
+    return Inspection(arm.name, task, mean.count, *means, prompts)
+
+
+def command(options: argparse.Namespace) -> None:
+    """``slot-vllm inspect``: prints tables, and draws a chart if ``options.output`` names a file.
+
+    Raises ConfigError, and RunFailed if the engine does not start.
+    """
+    if options.top < 1:
+        raise ConfigError(f"--top {options.top}: allowed: 1 or more")
+    if options.output is not None:
+        inspection_view.check_output(options.output)
+    config = configuration.load(options.config, options.set)
+    try:
+        if options.prompt is not None:
+            # The tasks, and so their data, are not needed.
+            config = config.model_copy(update={"tasks": []})
+        configuration.check_paths(config)
+        arms = _arms(config, options.arm)
+        RunLog()
+        inspections = _inspections(config, arms, options.prompt, options.top)
+    except ConfigError as error:
+        raise ConfigError(f"{options.config}: {error}") from error
+    inspection_view.show(inspections)
+    if options.output is not None:
+        inspection_view.write_chart(inspections, options.output)
+
+
+def _arms(config: RunConfig, name: str | None) -> list[Arm]:
+    """The arm of that name, or all with SLOT."""
+    with_slot = [arm for arm in config.all_arms if arm.steps]
+    if not with_slot:
+        raise ConfigError("arms: none of them has SLOT; required: an arm with steps of 1 or more")
+    if name is None:
+        return with_slot
+    found = [arm for arm in with_slot if arm.name == name]
+    if not found:
+        known = any(arm.name == name for arm in config.all_arms)
+        why = "it has no SLOT (steps=0)" if known else "no such arm"
+        allowed = ", ".join(arm.name for arm in with_slot)
+        raise ConfigError(f"--arm {name}: {why}; allowed: {allowed}")
+    return found
+
+
+def _inspections(
+    config: RunConfig, arms: Sequence[Arm], prompt: str | None, top: int
+) -> list[Inspection]:
+    loaded = tasks.load(config) if prompt is None else []
+    make_model(config)
+    model = SlotModel(ModelConfig(model_name=config.model), config)
+    if prompt is None:
+        return inspect_arms(model, arms, loaded, top)
+    doc = Doc(prompt, [""], 0, id="prompt", task_name="--prompt")
+    _check_length(model, doc)
+    return [inspect(model, arm, "--prompt", [doc], top) for arm in arms]
+
+
+def _check_length(model: SlotModel, doc: Doc) -> None:
+    read = model.tokenizer.encode(model.prompt(doc), add_special_tokens=model.add_special_tokens)
+    if len(read) < 2:
+        raise ConfigError(
+            f"--prompt {doc.query!r}: {'a single token' if read else 'no token'}, from which "
+            "nothing can be learned, so all shifts are zero; allowed: two tokens or more"
+        )
+
+
+def _one_token(request: Request) -> Request:
+    return replace(request, sampling={**request.sampling, "n": 1, "max_tokens": 1})
+
+
+def _in_order(engine: Engine, requests: Sequence[Request]) -> Iterator[Shifts | None]:
+    """W delta of each request, in their order, whatever order they finish in."""
+    for start in range(0, len(requests), _TOGETHER):
+        together = requests[start : start + _TOGETHER]
+        found = {one.request_id: one.shifts for one in engine.token_shifts(together)}
+        yield from (found.pop(request.id) for request in together)

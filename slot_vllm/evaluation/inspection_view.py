@@ -1,0 +1,146 @@
+"""Inspections as tables on the terminal and as a bar chart."""
+
+from collections.abc import Sequence
+from itertools import zip_longest
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from slot_vllm.evaluation.config import ConfigError
+from slot_vllm.evaluation.token_shifts import Inspection, PromptShifts, TokenShift
+
+SUFFIXES = (".png", ".svg")
+RAISED, LOWERED = "#2a6f97", "#c1666b"
+
+_WIDE = 120
+# Of every prompt only a few tokens; of a task's first prompts.
+_PROMPTS, _PROMPT_TOKENS = 30, 3
+_BARS = 25
+_BAR_INCHES, _MARGIN_INCHES, _WIDTH_INCHES = 0.22, 0.9, 7.0
+# matplotlib draws no more in one direction.
+_DPI, _MOST_PIXELS = 100, 60_000
+
+
+def show(inspections: Sequence[Inspection]) -> None:
+    """Prints each inspection's tables."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = _WIDE
+    for inspection in inspections:
+        if inspection.problems > 1:
+            console.print(_prompts(inspection))
+        console.print(_means(inspection))
+        if not inspection.raised and not inspection.lowered:
+            console.print("W delta is zero: nothing was learned.")
+
+
+def chart(inspections: Sequence[Inspection]) -> Figure:
+    """Horizontal bars, one panel per arm and task, the tokens raised above those lowered; at most
+    25 on each side."""
+    rows = [_bars(inspection) for inspection in inspections]
+    heights = [_MARGIN_INCHES + _BAR_INCHES * max(len(bars), 1) for bars in rows]
+    height = sum(heights)
+    figure = Figure(
+        figsize=(_WIDTH_INCHES, height),
+        dpi=min(_DPI, _MOST_PIXELS / height),
+        layout="constrained",
+    )
+    panels = figure.subplots(len(rows), squeeze=False, height_ratios=heights)[:, 0]
+    for panel, inspection, bars in zip(panels, inspections, rows, strict=True):
+        _draw(panel, inspection, bars)
+    return figure
+
+
+def check_output(path: Path) -> None:
+    """Raises ConfigError if a chart cannot be written to ``path``."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"--output {path}: allowed: a file name that ends in .png or .svg")
+    if path.is_dir():
+        raise ConfigError(f"--output {path}: it is a directory; allowed: a file")
+    try:
+        _unfinished(path).touch()
+        _unfinished(path).unlink()
+    except OSError as error:
+        raise ConfigError(_unwritable(path, error)) from None
+
+
+def write_chart(inspections: Sequence[Inspection], path: Path) -> None:
+    """Writes all of the chart or nothing. Raises ConfigError."""
+    try:
+        with _unfinished(path).open("wb") as file:
+            chart(inspections).savefig(file, format=path.suffix.lower().removeprefix("."))
+        _unfinished(path).replace(path)
+    except OSError as error:
+        raise ConfigError(_unwritable(path, error)) from None
+
+
+def _means(inspection: Inspection) -> Table:
+    single = inspection.problems == 1
+    shift = "shift" if single else "mean shift"
+    title = f"{inspection.arm} · {inspection.task}: W delta"
+    if not single:
+        title += f", mean over {inspection.problems} problems"
+    grid = Table(box=SIMPLE, title=Text(title), title_justify="left")
+    for side in ("raised", "lowered"):
+        grid.add_column(side, overflow="fold")
+        grid.add_column(shift, justify="right")
+    for up, down in zip_longest(inspection.raised, inspection.lowered):
+        grid.add_row(*_cells(up), *_cells(down))
+    return grid
+
+
+def _cells(token: TokenShift | None) -> tuple[Text, Text]:
+    return (Text(token.token), Text(f"{token.shift:+.4f}")) if token else (Text(), Text())
+
+
+def _prompts(inspection: Inspection) -> Table:
+    title = f"{inspection.arm} · {inspection.task}: W delta of each prompt"
+    left_out = inspection.problems - _PROMPTS
+    caption = f"and {left_out} more" if left_out > 0 else None
+    grid = Table(box=SIMPLE, title=Text(title), title_justify="left", caption=caption)
+    grid.add_column("problem", overflow="fold")
+    for side in ("raised most", "lowered most"):
+        grid.add_column(side, overflow="fold")
+    for prompt in inspection.prompts[:_PROMPTS]:
+        grid.add_row(Text(prompt.id), _most(prompt.raised), _most(prompt.lowered))
+    return grid
+
+
+def _most(tokens: Sequence[TokenShift]) -> Text:
+    return Text("  ".join(f"{t.token} {t.shift:+.3f}" for t in tokens[:_PROMPT_TOKENS]))
+
+
+def _bars(inspection: Inspection | PromptShifts) -> list[TokenShift]:
+    """From the most raised down to the most lowered."""
+    return [*inspection.raised[:_BARS], *reversed(inspection.lowered[:_BARS])]
+
+
+def _draw(panel: Axes, inspection: Inspection, bars: Sequence[TokenShift]) -> None:
+    places = range(len(bars))
+    colours = [RAISED if bar.shift > 0 else LOWERED for bar in bars]
+    panel.barh(places, [bar.shift for bar in bars], color=colours)
+    # A dollar sign in a token starts no formula.
+    panel.set_yticks(places, [bar.token for bar in bars], parse_math=False, family="monospace")
+    panel.invert_yaxis()
+    panel.axvline(0, color="black", linewidth=0.8)
+    panel.margins(y=0.01)
+    panel.spines[["top", "right", "left"]].set_visible(False)
+    panel.tick_params(axis="y", length=0, labelsize=8)
+    counted = "1 prompt" if inspection.problems == 1 else f"mean over {inspection.problems}"
+    panel.set_title(
+        f"{inspection.arm} · {inspection.task} ({counted})", parse_math=False, fontsize=10
+    )
+    panel.set_xlabel("W delta: shift of the token's logit", fontsize=8)
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f"{path.name}.tmp")
+
+
+def _unwritable(path: Path, error: OSError) -> str:
+    return f"--output {path}: cannot be written: {error.strerror}; allowed: a file that can"
