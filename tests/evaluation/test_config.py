@@ -162,7 +162,7 @@ def test_a_sweep_is_a_grid_of_arms(write_config: WriteConfig) -> None:
     [
         ({"sweep": {"steps": [1], "lr": [-1.0]}}, "sweep: lr=-1.0"),
         ({"sweep": {"steps": [1, 1], "lr": [0.1]}}, "two of them are named 'steps1-lr0.1'"),
-        ({"sweep": {"steps": [99], "lr": [0.1]}}, "sweep: "),
+        ({"sweep": {"steps": [101], "lr": [0.1]}}, "sweep: slot_steps=101"),
         ({"sweep": {"steps": [], "lr": [0.1]}}, "sweep.steps"),
         ({"sweep": {"steps": [True], "lr": [0.1]}}, "sweep.steps.0"),
         ({"select": {"split": 0.3}}, "select: there is no `sweep`"),
@@ -197,7 +197,12 @@ def test_every_slot_setting_of_an_arm_is_named(write_config: WriteConfig) -> Non
 def test_the_repository_s_configs_are_valid(path: Path) -> None:
     config = configuration.load(path)
     assert config.name == path.stem
-    assert [arm.name for arm in config.arms] == ["baseline", "slot"]
+    if config.sweep is None:
+        assert [arm.name for arm in config.arms] == ["baseline", "slot"]
+    else:  # the published grid
+        assert config.sweep.steps == [0, 1, 2, 3, 4, 5]
+        assert config.sweep.lr == [1e-4, 1e-3, 1e-2, 1e-1, 1.0]
+        assert len(config.all_arms) == 26
 
 
 def test_a_hub_s_name_is_no_path() -> None:
