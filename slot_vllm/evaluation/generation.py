@@ -1,13 +1,14 @@
 """One vLLM engine that answers requests and hands out each answer as it finishes."""
 
 import gc
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
 
-from slot_vllm.evaluation.config import ConfigError, RunConfig, RunFailed
+from slot_vllm.evaluation.config import KEPT_LOSSES, ConfigError, RunConfig, RunFailed
 
 
 @dataclass(frozen=True)
@@ -134,13 +135,16 @@ class VllmEngine:
         from vllm.sampling_params import RequestOutputKind
 
         engine = self._llm.llm_engine
-        running = {}
-        for request in requests:
-            params = SamplingParams(**request.sampling, output_kind=RequestOutputKind.DELTA)
-            (prompt,) = self._llm.renderer.render_cmpl([{"prompt_token_ids": request.prompt}])
-            engine.add_request(request.id, prompt, params)
-            running[request.id] = _Answers(request, params.n)
-        while running:
+        waiting = deque(requests)
+        running: dict[str, _Answers] = {}
+        while waiting or running:
+            # The engine runs ahead of us, and keeps the losses of so many finished requests only.
+            while waiting and len(running) < KEPT_LOSSES:
+                request = waiting.popleft()
+                params = SamplingParams(**request.sampling, output_kind=RequestOutputKind.DELTA)
+                (prompt,) = self._llm.renderer.render_cmpl([{"prompt_token_ids": request.prompt}])
+                engine.add_request(request.id, prompt, params)
+                running[request.id] = _Answers(request, params.n)
             for output in engine.step():
                 answers = running[output.request_id]
                 on_tokens(sum(answers.add(part) for part in output.outputs))
