@@ -17,7 +17,7 @@ Settings = dict[str, Any]
 WriteConfig = Callable[..., Path]
 RunMain = Callable[..., int]
 
-PROBLEMS = Path(__file__).parents[2] / "configs" / "data" / "quickstart.jsonl"
+PROBLEMS = Path(__file__).with_name("problems.jsonl")
 ENGINE: Settings = {
     "dtype": "float32",
     "max_model_len": 2048,

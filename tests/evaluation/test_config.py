@@ -10,6 +10,7 @@ import pytest
 
 from slot_vllm.evaluation import config as configuration
 from slot_vllm.evaluation.config import ConfigError
+from tests.conftest import ROOT
 from tests.evaluation.conftest import ARMS, ENGINE, PROBLEMS, RunMain, WriteConfig
 
 BAD: list[tuple[dict[str, Any], list[str]]] = [
@@ -193,7 +194,7 @@ def test_every_slot_setting_of_an_arm_is_named(write_config: WriteConfig) -> Non
     }
 
 
-@pytest.mark.parametrize("path", sorted(PROBLEMS.parents[1].glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
 def test_the_repository_s_configs_are_valid(path: Path) -> None:
     config = configuration.load(path)
     assert config.name == path.stem
@@ -206,7 +207,7 @@ def test_the_repository_s_configs_are_valid(path: Path) -> None:
 
 
 def test_a_hub_s_name_is_no_path() -> None:
-    published = configuration.load(PROBLEMS.parents[1] / "aime24.yaml")
+    published = configuration.load(ROOT / "configs" / "aime24.yaml")
     configuration.check_paths(published)
     with pytest.raises(ConfigError, match="no such path"):
         configuration.check_paths(published.model_copy(update={"model": "a/b/c"}))
