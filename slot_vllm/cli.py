@@ -35,7 +35,9 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--prompt", metavar="TEXT", help="instead of the problems of the tasks")
     inspect.add_argument("--arm", metavar="NAME", help="default: every arm with SLOT")
     inspect.add_argument("--top", type=int, default=15, metavar="K", help="tokens on each side")
-    inspect.add_argument("--output", type=Path, metavar="FILE", help="write a bar chart (PNG)")
+    inspect.add_argument(
+        "--output", type=Path, metavar="FILE", help="write a bar chart (PNG or SVG)"
+    )
     inspect.set_defaults(run=_inspect)
     compare = commands.add_parser(
         "compare-published", help="a run beside the published value, with both standard errors"

@@ -347,6 +347,8 @@ def _check(config: RunConfig) -> None:
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ConfigError(f"{key}: two of them are named {twice!r}; every name is used once")
+    if config.sweep and not any(config.sweep.steps):
+        raise ConfigError("sweep.steps: none of them is above 0; required: at least one")
     if config.select and not config.sweep:
         raise ConfigError("select: there is no `sweep` to select from")
     for arm in arms:

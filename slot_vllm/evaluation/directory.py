@@ -73,7 +73,7 @@ class RunDirectory:
     def write_inspection(self, inspections: Sequence[Inspection]) -> None:
         """Writes ``inspection.json``."""
         entries = [inspection.as_json() for inspection in inspections]
-        write_whole(self._inspection, json.dumps(entries, indent=2, allow_nan=False) + "\n")
+        write_whole(self._inspection, json.dumps(entries, allow_nan=False) + "\n")
 
     def write_results(self, results: dict[str, Any]) -> Path:
         """Writes ``results.json`` and returns its path."""

@@ -62,8 +62,9 @@ def inspect(
     if len(prompts) < len(docs):
         missing = len(docs) - len(prompts)
         logger.warning("%s, %s: %s prompts have no delta to inspect", arm.name, task, missing)
-    means = extremes(mean.value(), top, text)
-    return Inspection(arm.name, task, mean.count, *means, prompts)
+    shifts = mean.value()
+    common = float(shifts.mean()) if len(shifts) else 0.0
+    return Inspection(arm.name, task, mean.count, common, *extremes(shifts, top, text), prompts)
 
 
 def command(options: argparse.Namespace) -> None:

@@ -85,7 +85,8 @@ def _means(inspection: Inspection) -> Table:
     title = f"{inspection.arm} · {inspection.task}: W delta"
     if not single:
         title += f", mean over {inspection.problems} problems"
-    grid = Table(box=SIMPLE, title=Text(title), title_justify="left")
+    common = f"over the whole vocabulary {inspection.vocabulary_mean:+.4f}, which changes nothing"
+    grid = Table(box=SIMPLE, title=Text(title), title_justify="left", caption=common)
     for side in ("raised", "lowered"):
         grid.add_column(side, overflow="fold")
         grid.add_column(shift, justify="right")

@@ -36,10 +36,11 @@ class Replica:
         return self._engine.max_model_len
 
     def answer(self, requests: Sequence[Request]) -> Iterator[Completion]:
-        return self._engine.generate(requests, lambda count: None)
+        # Ray streams what generator functions yield, and refuses others.
+        yield from self._engine.generate(requests, lambda count: None)
 
     def token_shifts(self, requests: Sequence[Request]) -> Iterator[Shifted]:
-        return self._engine.token_shifts(requests)
+        yield from self._engine.token_shifts(requests)
 
 
 class Replicas:
@@ -74,29 +75,38 @@ class Replicas:
         """What a method of the replicas yields for each of the requests, in any order."""
         waiting = deque(_batches(requests, len(self._replicas)))
         starting = {self._started(replica): replica for replica in self._replicas}
+        idle: list[Any] = []
         busy: dict[Any, tuple[Any, dict[str, Request]]] = {}
+        lost = RunFailed("there is no replica")
         while waiting or busy:
+            while waiting and idle:
+                replica, batch = idle.pop(), waiting.popleft()
+                answers = getattr(replica, method).options(num_returns="streaming").remote(batch)
+                busy[answers] = replica, {request.id: request for request in batch}
+            if not (busy or starting):
+                raise lost
             [ready], _ = ray.wait([*busy, *starting], num_returns=1, fetch_local=False)
             if ready in starting:
                 replica = starting.pop(ready)
                 try:
                     _result(ready)
+                    idle.append(replica)
                 except RunFailed as error:
-                    if not (starting or busy):
-                        raise
-                    logger.warning("%s; the others go on without it", error)
-                else:
-                    self._ask(replica, method, waiting, busy)
+                    logger.warning("%s; it is lost", error)
+                    lost = error
                 continue
             replica, asked = busy[ready]
             try:
                 item = ray.get(next(ready))
             except StopIteration:
                 del busy[ready]
-                self._ask(replica, method, waiting, busy)
-            except RayActorError as error:
+                idle.append(replica)
+            except RayError as error:
                 del busy[ready]
-                logger.warning("a replica died with %s answers to come: %s", len(asked), error)
+                reason = str(error).strip().splitlines()[-1]
+                logger.warning("a replica ended with %s answers to come: %s", len(asked), reason)
+                if not isinstance(error, RayActorError):  # its engine failed, it did not
+                    ray.kill(replica, no_restart=False)
                 waiting.appendleft(list(asked.values()))
                 starting[self._started(replica)] = replica
             else:
@@ -107,19 +117,6 @@ class Replicas:
         """Is ready when the replica is; then it says how long its prompts may be."""
         return replica.max_model_len.options(max_task_retries=-1).remote()
 
-    def _ask(
-        self,
-        replica: Any,
-        method: str,
-        waiting: deque[Sequence[Request]],
-        busy: dict[Any, tuple[Any, dict[str, Request]]],
-    ) -> None:
-        """Gives the replica the next batch, if there is one."""
-        if waiting:
-            batch = waiting.popleft()
-            answers = getattr(replica, method).options(num_returns="streaming").remote(batch)
-            busy[answers] = replica, {request.id: request for request in batch}
-
     def close(self) -> None:
         """Ends the replicas, and Ray if it was started for them."""
         for replica in self._replicas:
@@ -129,6 +126,8 @@ class Replicas:
 
 def _connect(address: str | None) -> None:
     passed_on = {k: v for k, v in os.environ.items() if k.startswith(("VLLM_", "HF_"))}
+    # An engine core in a process of its own could die without its replica: nobody would notice.
+    passed_on["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     ray.init(
         address=address,
         runtime_env={"env_vars": passed_on},

@@ -50,10 +50,6 @@ def run(config: RunConfig, directory: RunDirectory, resume: bool, log: RunLog) -
             _answer(part, model, directory)
         for part in plan.reported:
             _answer(part, model, directory)
-        if config.inspect and config.uses_slot and not directory.inspected:
-            directory.write_inspection(
-                [inspection.inspect(model, p.arm, p.task.name, p.docs) for p in plan.inspected]
-            )
     except BaseException:
         done = sum(len(part.samples) for part in plan.wanted)
         total = sum(len(part.docs) for part in plan.wanted)
@@ -62,7 +58,13 @@ def run(config: RunConfig, directory: RunDirectory, resume: bool, log: RunLog) -
         raise
     results = plan.results()
     written = directory.write_results(as_json(config, results))
-    logger.info("written: %s and %s", written, report.write([directory.path]).name)
+    logger.info("written: %s", written)
+    if config.inspect and config.uses_slot and not directory.inspected:
+        inspections = [
+            inspection.inspect(model, p.arm, p.task.name, p.docs) for p in plan.inspected
+        ]
+        directory.write_inspection(inspections)
+    logger.info("written: %s", report.write([directory.path]))
     return results
 
 

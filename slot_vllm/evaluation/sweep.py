@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from slot_vllm.evaluation.config import ConfigError, RunConfig
+from slot_vllm.evaluation.config import BASELINE, ConfigError, RunConfig
 from slot_vllm.evaluation.results import Result
 from slot_vllm.evaluation.tasks import EvaluationTask
 
@@ -25,10 +25,10 @@ _OF_RESULT = (
 class Grid:
     """The cells of a run's sweep on one task.
 
-    cells: the arms' names. docs: the problems that the cells are measured on; with ``select`` a
-    part of the task's, drawn by the run's seed, and otherwise all. reported: those that the results
-    are about, which the baseline, the best cell and the arms outside the grid answer: the others
-    with ``select``, and otherwise all too.
+    cells: the arms' names, the baseline's among them if the sweep has steps 0. docs: the problems
+    that the cells are measured on; with ``select`` a part of the task's, drawn by the run's seed,
+    and otherwise all. reported: those that the results are about, which the baseline, the best cell
+    and the arms outside the grid answer: the others with ``select``, and otherwise all too.
     """
 
     def __init__(self, config: RunConfig, task: EvaluationTask) -> None:
@@ -44,17 +44,15 @@ class Grid:
             self.reported = [doc for i, doc in enumerate(task.docs) if i not in drawn]
 
     def best(self, results: Sequence[Result]) -> str:
-        """The cell with the best value; among equals the one of least steps, then of least lr."""
-        sign = -1 if self.task.higher_is_better else 1
-
-        def rank(row: Result) -> tuple[bool, float, int, float]:
-            return row.value is None, sign * (row.value or 0.0), row.steps, row.lr
-
-        return min((row for row in results if row.name in self.cells), key=rank).name
+        """The cell with SLOT that has the best value; among equals the one of least steps, then of
+        least lr."""
+        cells = [row for row in results if row.name in self.cells and row.steps]
+        return min(cells, key=lambda row: (self._order(row), row.steps, row.lr)).name
 
     def summary(self, results: Sequence[Result]) -> dict[str, Any]:
         """The entry of ``sweeps`` in ``results.json``, from the results on ``docs``."""
         best = self.best(results)
+        by_name = {row.name: row for row in results}
         rows = [row.as_json() for row in results if row.name in self.cells]
         return {
             "task": self.task.name,
@@ -66,7 +64,7 @@ class Grid:
             "best": best,
             "selected_by": [doc.id for doc in self.docs] if self._split else [],
             "selected_on": "a part of the problems" if self._split else "test data",
-            "words": self._words(best),
+            "words": self._words(by_name[best], by_name.get(BASELINE)),
             "cells": [
                 {
                     "arm": row["name"],
@@ -77,15 +75,27 @@ class Grid:
             ],
         }
 
-    def _words(self, best: str) -> str:
-        of = f"{self.task.name}: {best} is the best of {len(self.cells)} settings on"
+    def _words(self, best: Result, baseline: Result | None) -> str:
+        settings = len([cell for cell in self.cells if cell != BASELINE])
+        of = f"{self.task.name}: {best.name} is the best of {settings} settings of SLOT on"
         if self._split is None:
-            return (
+            said = (
                 f"{of} the very problems that it is reported on; selected on test data, its value "
                 "is too high on average (`select` avoids that)."
             )
-        drawn, others = len(self.docs), len(self.reported)
-        return f"{of} {drawn} problems; the results are those on the other {others}."
+        else:
+            others = len(self.reported)
+            said = f"{of} {len(self.docs)} problems; the results are those on the other {others}."
+        if baseline is not None and baseline.value == best.value:
+            return f"{said} The baseline is as good there."
+        if baseline is not None and self._order(baseline) < self._order(best):
+            return f"{said} The baseline is better there."
+        return said
+
+    def _order(self, row: Result) -> tuple[bool, float]:
+        """Less is better; a row without a value comes last."""
+        sign = -1 if self.task.higher_is_better else 1
+        return row.value is None, sign * (row.value or 0.0)
 
 
 def _draw(count: int, share: float, seed: str) -> set[int]:

@@ -37,12 +37,14 @@ class Inspection:
     """The mean of W delta over a task's problems, of one arm.
 
     problems: how many are in the mean: those that have a delta. prompts: these, in the task's
-    order. raised, lowered: as in PromptShifts.
+    order. raised, lowered: as in PromptShifts. vocabulary_mean: of the mean over all tokens; what
+    is common to all shifts changes no probability.
     """
 
     arm: str
     task: str
     problems: int
+    vocabulary_mean: float
     raised: list[TokenShift]
     lowered: list[TokenShift]
     prompts: list[PromptShifts]

@@ -165,6 +165,7 @@ def test_a_sweep_is_a_grid_of_arms(write_config: WriteConfig) -> None:
         ({"sweep": {"steps": [1, 1], "lr": [0.1]}}, "two of them are named 'steps1-lr0.1'"),
         ({"sweep": {"steps": [101], "lr": [0.1]}}, "sweep: slot_steps=101"),
         ({"sweep": {"steps": [], "lr": [0.1]}}, "sweep.steps"),
+        ({"sweep": {"steps": [0], "lr": [0.1]}}, "sweep.steps: none of them is above 0"),
         ({"sweep": {"steps": [True], "lr": [0.1]}}, "sweep.steps.0"),
         ({"select": {"split": 0.3}}, "select: there is no `sweep`"),
         (

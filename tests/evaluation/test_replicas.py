@@ -14,8 +14,8 @@ import ray
 
 from slot_vllm.evaluation import config as configuration
 from slot_vllm.evaluation.config import ConfigError, Ray, RunFailed
-from slot_vllm.evaluation.generation import Completion, Request, Shifted, engine_options
-from slot_vllm.evaluation.replicas import Replicas, _batches, _resources, check_resources
+from slot_vllm.evaluation.generation import Completion, OnTokens, Request, Shifted, engine_options
+from slot_vllm.evaluation.replicas import Replica, Replicas, _batches, _resources, check_resources
 from tests.evaluation.conftest import RunMain, WriteConfig
 
 REPLICAS: dict[str, Any] = {"replicas": 2, "resources": {"num_cpus": 1.0}}
@@ -34,28 +34,35 @@ def _by_problem(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
     return {(sample["arm"], sample["id"]): sample for sample in samples}
 
 
-class Echo:
-    """Stands for a replica; it notes each batch, and dies the first time that it is told to."""
+class EchoEngine:
+    """Notes what it is asked, and dies or fails when it is told to."""
 
-    def __init__(self, options: dict[str, Any]) -> None:
-        self._notes = Path(options["notes"])
+    max_model_len = 128
 
-    def max_model_len(self) -> int:
-        return 128
+    def __init__(self, notes: Path) -> None:
+        self._notes = notes
 
-    def answer(self, requests: list[Request]) -> Iterator[Completion]:
+    def generate(self, requests: list[Request], on_tokens: OnTokens) -> Iterator[Completion]:
         for request in requests:
-            died_before = self._notes.exists() and f"{request.id}\n" in self._notes.read_text()
+            before = self._notes.exists() and f"{request.id}\n" in self._notes.read_text()
             with self._notes.open("a") as notes:
                 notes.write(f"{request.id}\n")
-            if request.sampling and not (died_before and request.sampling["die"] == "once"):
+            order = request.sampling.get("order")
+            if order == "die always" or (order and not before):
                 time.sleep(1)  # what was answered before is on its way
+                if order == "fail once":
+                    raise ValueError("the engine failed")
                 os.kill(os.getpid(), signal.SIGKILL)
             yield Completion(request.id, [request.id], [[0, 0]], ["stop"], None)
 
     def token_shifts(self, requests: list[Request]) -> Iterator[Shifted]:
-        for completion in self.answer(requests):
+        for completion in self.generate(requests, lambda count: None):
             yield Shifted(completion.request_id, np.full(3, int(completion.request_id), np.float32))
+
+
+class Echo(Replica):
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._engine: Any = EchoEngine(Path(options["notes"]))
 
 
 def _echoes(monkeypatch: pytest.MonkeyPatch, notes: Path) -> Replicas:
@@ -63,13 +70,14 @@ def _echoes(monkeypatch: pytest.MonkeyPatch, notes: Path) -> Replicas:
     return Replicas({"notes": str(notes)}, Ray(**REPLICAS))
 
 
+@pytest.mark.parametrize("order", ["die once", "fail once"])
 def test_only_what_a_replica_left_unanswered_is_asked_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_ray: None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_ray: None, order: str
 ) -> None:
     notes = tmp_path / "notes"
     replicas = _echoes(monkeypatch, notes)
     assert replicas.max_model_len == 128
-    requests = [Request(str(i), [], {"die": "once"} if i == 9 else {}) for i in range(16)]
+    requests = [Request(str(i), [], {"order": order} if i == 9 else {}) for i in range(16)]
     tokens: list[int] = []
     answered = [completion.request_id for completion in replicas.generate(requests, tokens.append)]
     assert sorted(answered, key=int) == [str(i) for i in range(16)]
@@ -78,23 +86,25 @@ def test_only_what_a_replica_left_unanswered_is_asked_again(
     asked = sorted(map(int, notes.read_text().split()))
     assert asked == sorted([*range(16), 9])
 
-    notes.unlink()
     shifts = {one.request_id: one.shifts for one in replicas.token_shifts(requests)}
     for i in range(16):
         one = shifts.pop(str(i))
         assert one is not None and one.tolist() == [i] * 3
     assert not shifts
-    assert sorted(map(int, notes.read_text().split())) == asked
     replicas.close()
 
 
-def test_a_replica_that_always_dies_ends_the_run(
+def test_a_problem_that_ends_every_replica_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_ray: None
 ) -> None:
     replicas = _echoes(monkeypatch, tmp_path / "notes")
-    requests = [Request(str(i), [], {"die": "always"} if i == 2 else {}) for i in range(4)]
+    requests = [Request(str(i), [], {"order": "die always"} if i == 2 else {}) for i in range(8)]
+    answered = []
     with pytest.raises(RunFailed, match="a replica failed"):
-        list(replicas.generate(requests, lambda count: None))
+        for completion in replicas.generate(requests, lambda count: None):
+            answered.append(completion.request_id)
+    # The others' answers are not lost with it: only its own batch is.
+    assert {"0", "1", "4", "5", "6", "7"} <= set(answered)
 
 
 @pytest.mark.full

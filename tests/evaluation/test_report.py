@@ -289,17 +289,19 @@ def test_many_arms_are_summed_up(page: Callable[..., Page]) -> None:
 
 def test_what_delta_does(tmp_path: Path) -> None:
     run = store(tmp_path / "run", answers(SCORES))
-    raised = [{"id": 1, "token": " so\n", "shift": 0.75}]
-    lowered = [{"id": 2, "token": "$x$", "shift": -0.5}]
+    raised = [{"id": 1, "token": repr(" so\n"), "shift": 0.75}]
+    lowered = [{"id": 2, "token": "<|end|>", "shift": -0.5}]
     shifts = {"raised": raised, "lowered": lowered}
     prompts = [{"id": str(i), "prompt": f"prompt {i}", **shifts} for i in range(30)]
     inspection = {"arm": "slot", "task": "sums", "problems": 30, **shifts, "prompts": prompts}
+    inspection["vocabulary_mean"] = 0.125
     (run / "inspection.json").write_text(json.dumps([inspection]), encoding="utf-8")
     found = Page(report.write([run]))
     assert "' so\\n'" in found.text
     assert "+0.750" in found.text
+    assert "Over the whole vocabulary the mean shift is +0.125" in found.text
     assert "Prompt by prompt: the first 20 of 30; all are in inspection.json" in found.text
-    assert ["19", "prompt 19", "' so\\n' +0.750", "'$x$' -0.500"] in found.rows
+    assert ["19", "prompt 19", "' so\\n' +0.750", "<|end|> -0.500"] in found.rows
 
 
 def test_without_an_inspection(page: Callable[..., Page]) -> None:
@@ -311,7 +313,7 @@ def test_a_run_of_the_repository(tmp_path: Path) -> None:
     found = Page(report.write([run], tmp_path / "report.html"))
     (arm,) = [a for a in json.loads((run / "results.json").read_text())["arms"] if a["steps"]]
     assert arm["words"] in found.text
-    assert "6.786 → 5.866" in found.text
+    assert "0.321 → 0.253" in found.text
     assert "vllm 0.32" in found.text
 
 

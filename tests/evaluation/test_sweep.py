@@ -84,7 +84,38 @@ def test_a_sweep(
     assert cell["p_value"] == 0.125
     assert cell["p_value_holm"] == pytest.approx(0.5)
     assert cell["last_loss"] < cell["first_loss"]
+    assert "the best of 4 settings of SLOT" in sweep["words"]
+    assert "baseline" not in sweep["words"]
     assert "selected on test data" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("scripted")
+@pytest.mark.parametrize("said", ["as good", "better"])
+def test_the_best_setting_is_reported_though_the_baseline_is_as_good(
+    write_config: WriteConfig, run_main: RunMain, tmp_path: Path, said: str
+) -> None:
+    # The settings that are right on all problems are left out, or in doubt with the baseline.
+    lr = [0.01] if said == "better" else [0.1]
+    out = tmp_path / "out"
+    sweep = {"steps": [0, 1], "lr": lr}
+    rows = [json.loads(line) for line in PROBLEMS.read_text().splitlines()]
+    data = tmp_path / "twice.jsonl"  # the baseline is right on all even problems, of these two
+    data.write_text("".join(json.dumps(row) + "\n" for row in (rows[0], rows[1], rows[2])))
+    run = ["--config", write_config(arms=[], sweep=sweep, select={"split": 0.34})]
+    seed = next(seed for seed in range(50) if [doc.id for doc in split_of(data, seed)] == ["0"])
+    settings = [f"tasks.0.data={data}", f"generation.seed={seed}"]
+    assert run_main(*run, "--output-dir", out, "--set", *settings) == 0
+    results = json.loads((out / "results.json").read_text())
+    [entry] = results["sweeps"]
+    assert entry["best"] == f"steps1-lr{lr[0]}"
+    assert entry["words"].endswith(f"The baseline is {said} there.")
+    assert [row["name"] for row in results["arms"]] == ["baseline", entry["best"]]
+    assert results["arms"][1]["difference"] == (0.5 if said == "as good" else -0.5)
+
+
+def split_of(data: Path, seed: int) -> list[Any]:
+    task = {"name": "aime24", "data": str(data)}
+    return grid(select={"split": 0.34}, generation={"seed": seed}, tasks=[task]).docs
 
 
 @pytest.mark.usefixtures("scripted")

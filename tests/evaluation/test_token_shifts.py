@@ -79,7 +79,7 @@ def test_leading_spaces_that_a_tokenizer_drops_at_the_start() -> None:
 
 def _inspection(tokens: list[TokenShift], arm: str = "slot") -> Inspection:
     raised = [token for token in tokens if token.shift > 0]
-    return Inspection(arm, "aime24", 3, raised, [t for t in tokens if t.shift < 0], [])
+    return Inspection(arm, "aime24", 3, 0.25, raised, [t for t in tokens if t.shift < 0], [])
 
 
 def test_the_chart_has_a_bar_for_every_token(tmp_path: Path) -> None:

@@ -199,7 +199,7 @@ def logit_shifts(inspection: Inspection) -> Markup:
         for row, shift in enumerate(shifts):
             axes.barh(row, shift.shift, height=0.7, color=MORE if shift.shift > 0 else LESS)
             _beside(axes, row, f"{shift.shift:+.3f}", 1.22, "right")
-        axes.set_yticks(range(len(shifts)), [svg.shortened(repr(s.token)) for s in shifts])
+        axes.set_yticks(range(len(shifts)), [svg.shortened(s.token) for s in shifts])
         axes.set_xlabel("mean shift of the logit")
         return svg.inline(figure, f"Logit shifts, {inspection.arm}, {inspection.task}")
 

@@ -28,7 +28,6 @@ def render(runs: Sequence[StoredRun]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["repr"] = repr
     # The page allows no other script than this one, whatever a completion holds.
     script = (_HERE / "sample_browser.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -126,11 +126,12 @@ class PromptShifts(BaseModel):
 
 
 class Inspection(BaseModel):
-    """The same, on average over the prompts of a task."""
+    """The same, on average over the prompts of a task; vocabulary_mean: over all tokens."""
 
     arm: str
     task: str
     problems: int
+    vocabulary_mean: float | None = None
     raised: list[Shift] = []
     lowered: list[Shift] = []
     prompts: list[PromptShifts] = []
