@@ -3,8 +3,8 @@
     python scripts/train_demo_model.py [DIRECTORY] [--problems FILE] [--steps N]
 
 Writes weights (bfloat16), tokenizer and model card to DIRECTORY, and held-out problems in AIME's
-schema to FILE. Everything follows from one seed. On two CPU cores with nothing else to do it takes less than half
-an hour.
+schema to FILE. Everything follows from one seed. On two CPU cores with nothing else to do it takes
+less than half an hour.
 """
 
 import argparse

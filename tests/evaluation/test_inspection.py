@@ -223,7 +223,8 @@ def test_inspecting_a_prompt(
     found = inspect(model, model.run.arms[1], "task", [doc], top=4)
     numbers = sorted(map(float, re.findall(r"[+-]\d+\.\d{4}", printed)))
     expected = (*found.raised, *found.lowered)
-    assert numbers == pytest.approx(sorted(token.shift for token in expected), abs=1e-3)
+    shifts = [token.shift for token in expected]
+    assert numbers == pytest.approx(sorted([*shifts, found.vocabulary_mean]), abs=1e-3)
     assert all(token.token in printed for token in expected)
 
 
