@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -115,18 +116,15 @@ def test_transformers_and_vllm_give_equal_tokens(
     assert got[0] != got[1]
 
 
-def _sampled(run_main: RunMain, data: Path, out: Path, *more: str) -> dict[str, Any]:
-    """A run of 16 answers per problem, without what a clock says."""
-    settings = [f"tasks.0.data={data}", "tasks.0.answers=16", "generation.temperature=0.8", *more]
-    assert run_main("--config", QUICKSTART, "--output-dir", out, "--set", *settings) == 0
-    results = json.loads((out / "results.json").read_text())
+def _without_times(out: Path) -> dict[str, Any]:
+    results: dict[str, Any] = json.loads((out / "results.json").read_text())
     for entry in results["arms"]:
         entry.pop("seconds")
     return results
 
 
 @pytest.mark.parametrize("count", [3, pytest.param(50, marks=pytest.mark.full)])
-def test_avg_at_16_twice(
+def test_avg_at_16_twice_and_after_a_kill(
     run_main: RunMain,
     every_eighth: Path,
     tmp_path: Path,
@@ -134,11 +132,16 @@ def test_avg_at_16_twice(
     count: int,
 ) -> None:
     monkeypatch.chdir(ROOT)
-    more = [f"tasks.0.max_samples={count}"]
-    once, again = (
-        _sampled(run_main, every_eighth, tmp_path / name, *more) for name in ("once", "again")
-    )
-    assert once == again
+    settings = [f"tasks.0.data={every_eighth}", f"tasks.0.max_samples={count}"]
+    settings += ["tasks.0.answers=16", "generation.temperature=0.8"]
+
+    def run(name: str) -> list[str]:
+        return ["--config", str(QUICKSTART), "--output-dir", str(tmp_path / name)]
+
+    for name in ("once", "again"):
+        assert run_main(*run(name), "--set", *settings) == 0
+    once = _without_times(tmp_path / "once")
+    assert once == _without_times(tmp_path / "again")
     for entry in once["arms"]:
         assert (entry["samples"], entry["metric"]) == (count, "pass@k:k=1&n=16")
         assert "avg@n:n=16" in entry["metrics"]
@@ -147,6 +150,23 @@ def test_avg_at_16_twice(
     lines = (tmp_path / "once" / "samples.jsonl").read_text().splitlines()
     texts = {(s["arm"], s["id"], s["completion"]) for s in map(json.loads, lines)}
     assert len(texts) > len(lines) / 4
+
+    # kill -9 in the middle of the second arm, which leaves half a line behind.
+    command = [sys.executable, "-m", "slot_vllm.evaluation", *run("killed"), "--set", *settings]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    samples = tmp_path / "killed" / "samples.jsonl"
+    deadline = time.monotonic() + 900
+    while not samples.exists() or samples.read_text().count("\n") <= 16 * count:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    kept = samples.read_text()
+    assert 16 * count < kept.count("\n") < 32 * count
+    samples.write_text(kept + kept.splitlines()[0][:100])
+    assert run_main(*run("killed"), "--set", *settings, "--resume") == 0
+    assert _without_times(tmp_path / "killed") == once
 
 
 @pytest.mark.full

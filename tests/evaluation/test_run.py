@@ -196,13 +196,11 @@ def _without_times(results: dict[str, Any]) -> dict[str, Any]:
     return results
 
 
-@pytest.mark.parametrize("ended_by", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill-9"])
 def test_interrupted_and_resumed(
     write_config: WriteConfig,
     run_main: RunMain,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    ended_by: signal.Signals,
 ) -> None:
     problems = [
         {"question": f"What is {a} plus {a}?", "answer": f"{a} + {a} = {2 * a}\n#### {2 * a}"}
@@ -231,14 +229,11 @@ def test_interrupted_and_resumed(
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    os.killpg(process.pid, ended_by)
+    os.killpg(process.pid, signal.SIGINT)
     said = process.communicate(timeout=60)[1]
-    if ended_by == signal.SIGINT:
-        assert process.returncode == 130, said
-        assert "of 48 answers are in" in said
-        assert "Traceback" not in said
-    else:
-        assert process.returncode == -signal.SIGKILL
+    assert process.returncode == 130, said
+    assert "of 48 answers are in" in said
+    assert "Traceback" not in said
     assert not (out / "results.json").exists()
     kept = _samples(out)
     assert 17 <= len(kept) < 48
