@@ -156,11 +156,13 @@ def test_avg_at_16_twice_and_after_a_kill(
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     samples = tmp_path / "killed" / "samples.jsonl"
     deadline = time.monotonic() + 900
-    while not samples.exists() or samples.read_text().count("\n") <= 16 * count:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.kill()
+    try:
+        while not samples.exists() or samples.read_text().count("\n") <= 16 * count:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.kill()
     process.wait()
     kept = samples.read_text()
     assert 16 * count < kept.count("\n") < 32 * count

@@ -224,13 +224,17 @@ def test_interrupted_and_resumed(
         start_new_session=True,
     )
     samples = out / "samples.jsonl"
-    deadline = time.monotonic() + 240
-    while not samples.exists() or samples.read_text().count("\n") < 17:
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)
-    said = process.communicate(timeout=60)[1]
+    deadline = time.monotonic() + 600
+    try:
+        while not samples.exists() or samples.read_text().count("\n") < 17:
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130, said
     assert "of 48 answers are in" in said
     assert "Traceback" not in said
