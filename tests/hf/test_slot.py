@@ -141,7 +141,10 @@ def test_several_sequences_per_prompt(model: Any) -> None:
         tokens = new_tokens(model, batch(), do_sample=True, num_return_sequences=3)
     assert len(tokens) == len(context.deltas) == 3 * len(CASES)
     for i in range(len(CASES)):
-        assert torch.equal(context.deltas[3 * i], context.deltas[3 * i + 2])
+        # A busy machine splits the sums over its threads differently from one to the next.
+        torch.testing.assert_close(
+            context.deltas[3 * i], context.deltas[3 * i + 2], rtol=0, atol=2e-4
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
