@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from slot_vllm.optim.head import Head
 from slot_vllm.optim.optimize import Prompt, optimize, smallest_workspace
-from slot_vllm.optim.oracle import oracle, published
+from slot_vllm.optim.oracle import oracle, published, tiled_oracle
 from slot_vllm.optim.workspace import Workspace
 from slot_vllm.params import SlotParams
 
@@ -100,6 +100,21 @@ def test_any_batch_in_any_workspace(
         for i, (n, steps, lr) in enumerate(requests)
     ]
     assert_equal_to_oracle(head, prompts, Workspace(smallest_workspace(head) + extra_bytes))
+
+
+@pytest.mark.parametrize(
+    ("soft_cap", "scale", "bias"), [(None, 1.0, False), (5.0, 2.0, True), (None, 0.5, True)]
+)
+def test_the_tiled_oracle_is_the_oracle(
+    monkeypatch: pytest.MonkeyPatch, soft_cap: float | None, scale: float, bias: bool
+) -> None:
+    monkeypatch.setattr("slot_vllm.optim.oracle._TILE_BYTES", 7 * 8 * 307)
+    monkeypatch.setattr("slot_vllm.optim.oracle._VOCABULARY_TILE", 100)
+    head = make_head(soft_cap=soft_cap, scale=scale, bias=bias, dtype=torch.bfloat16)
+    for length in (1, 2, 30):
+        prompt = make_prompt(head, length, SlotParams())
+        expected = oracle(head, prompt).delta
+        torch.testing.assert_close(tiled_oracle(head, prompt), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_own_hyperparameters_per_request() -> None:
