@@ -39,7 +39,10 @@ _MATRIX = (_POINTER, _INT, _LONG, _LONG)
 _SIGNATURES = {
     "slot_shift": (*_MATRIX, _LONG, _POINTER, _LONG, _POINTER, _LONG, _INT),
     "slot_pull_back": (*_MATRIX, _LONG, _POINTER, _LONG, _LONG, _POINTER, _INT),
-    "slot_exponentials": (*_MATRIX, _POINTER, _FLOAT, _POINTER, _POINTER, _POINTER, _INT),
+    "slot_exponentials": (
+        *(*_MATRIX, _POINTER, _FLOAT, _POINTER, _LONG, _POINTER, _LONG, _LONG, _POINTER),
+        *(_FLOAT, _POINTER, _POINTER, _POINTER, _INT),
+    ),
     "slot_exponential_sums": (*_MATRIX, _POINTER, _FLOAT, _POINTER, _POINTER, _INT),
 }
 

@@ -401,6 +401,63 @@ inline void exponential_row(T* row, ptrdiff_t size, const float* bias, float sca
     total = sum(s0 + s1);
 }
 
+// What the logits were made of, to make some of them again in float32. offset: their bias, or null.
+template <class T>
+struct Product {
+    Matrix<T> weight;
+    const T* hidden;
+    ptrdiff_t hidden_stride;
+    const float* offset;
+};
+
+template <class T>
+inline float exact_logit(const Product<T>& from, ptrdiff_t row, ptrdiff_t v) {
+    const T* h = from.hidden + row * from.hidden_stride;
+    const T* w = from.weight.row(v);
+    const ptrdiff_t d = from.weight.columns;
+    Floats total = {};
+    for (ptrdiff_t k = 0; k < d; k += PAIR) {
+        Pair x = load_up_to(h + k, d - k), y = load_up_to(w + k, d - k);
+        total += x.a * y.a;
+        total += x.b * y.b;
+    }
+    return sum(total) + (from.offset ? from.offset[v] : 0.0f);
+}
+
+inline float to_float(const float* p) { return *p; }
+inline float to_float(const bf16* p) {
+    uint32_t bits = (uint32_t)p->bits << 16;
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+inline void from_float(float* p, float value) { *p = value; }
+inline void from_float(bf16* p, float value) {
+    Words w = (Words)rounded(p, Floats{} + value);
+    p->bits = (uint16_t)(w[0] >> 16);
+}
+
+// Exponentials above `part` of the row's total once more, from logits that were not rounded.
+template <class T>
+inline void sharpen_row(T* row, ptrdiff_t size, const Product<T>& from, ptrdiff_t index,
+                        float scale, float maximum, float part, float& total) {
+    const float least = part * total;
+    for (ptrdiff_t v = 0; v < size; v += PAIR) {
+        Pair e = load_up_to(row + v, size - v);
+        Integers hot = (e.a > least) | (e.b > least);
+        int any = 0;
+        for (int i = 0; i < LANES; ++i) any |= hot[i];
+        if (!any) continue;
+        const ptrdiff_t end = std::min(size, v + PAIR);
+        for (ptrdiff_t u = v; u < end; ++u) {
+            const float old = to_float(row + u);
+            if (!(old > least)) continue;
+            from_float(row + u, std::exp(exact_logit(from, index, u) * scale - maximum));
+            total += to_float(row + u) - old;
+        }
+    }
+}
+
 constexpr ptrdiff_t COLUMNS = 1024;
 
 // part += sum_j weights[j] rows[j] for R rows. part is paired.
@@ -458,7 +515,8 @@ inline ptrdiff_t block_rows(ptrdiff_t row_bytes) {
 
 template <class T>
 void exponentials(T* rows, ptrdiff_t count, ptrdiff_t vocabulary, const float* bias, float scale,
-                  float* sums, float* maxima, float* totals, int threads) {
+                  const Product<T>& from, float part, float* sums, float* maxima, float* totals,
+                  int threads) {
     const ptrdiff_t block = block_rows(vocabulary * (ptrdiff_t)sizeof(T));
     std::vector<float> weights(count), paired(bias ? padded(vocabulary) : 0);
     if (bias) into_pairs<T>(bias, vocabulary, paired.data());
@@ -474,6 +532,7 @@ void exponentials(T* rows, ptrdiff_t count, ptrdiff_t vocabulary, const float* b
                 exponential_row<T, true>(row, vocabulary, paired.data(), scale, m, t);
             else
                 exponential_row<T, false>(row, vocabulary, nullptr, scale, m, t);
+            if (from.hidden) sharpen_row(row, vocabulary, from, first + i, scale, m, part, t);
             maxima[first + i] = m;
             totals[first + i] = t;
             weights[first + i] = scale / t;
@@ -561,12 +620,21 @@ void slot_pull_back(const void* w, int brief, int64_t stride, int64_t vocabulary
                          out, threads);
 }
 
+// hidden: null to leave all exponentials as the given logits make them.
 void slot_exponentials(void* rows, int brief, int64_t count, int64_t vocabulary, const float* bias,
-                       float scale, float* sums, float* maxima, float* totals, int threads) {
+                       float scale, const void* hidden, int64_t hidden_stride, const void* w,
+                       int64_t stride, int64_t d, const float* offset, float part, float* sums,
+                       float* maxima, float* totals, int threads) {
     if (brief)
-        exponentials((bf16*)rows, count, vocabulary, bias, scale, sums, maxima, totals, threads);
+        exponentials<bf16>((bf16*)rows, count, vocabulary, bias, scale,
+                           {{(const bf16*)w, stride, vocabulary, d}, (const bf16*)hidden,
+                            hidden_stride, offset},
+                           part, sums, maxima, totals, threads);
     else
-        exponentials((float*)rows, count, vocabulary, bias, scale, sums, maxima, totals, threads);
+        exponentials<float>((float*)rows, count, vocabulary, bias, scale,
+                            {{(const float*)w, stride, vocabulary, d}, (const float*)hidden,
+                             hidden_stride, offset},
+                            part, sums, maxima, totals, threads);
 }
 
 void slot_exponential_sums(const void* rows, int brief, int64_t count, int64_t vocabulary,

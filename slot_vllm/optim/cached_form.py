@@ -11,7 +11,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from slot_vllm.kernels.exponentials import RANGE, add_exponential_sums, stored, to_exponentials
+from slot_vllm.kernels.exponentials import (
+    RANGE,
+    Product,
+    add_exponential_sums,
+    stored,
+    to_exponentials,
+)
 from slot_vllm.kernels.shift import shift
 from slot_vllm.optim.head import Head
 from slot_vllm.optim.prompt import Prompt
@@ -124,15 +130,21 @@ class CachedForm:
         losses: Tensor,
         margins: Tensor | None = None,
     ) -> None:
+        stop = start + len(logits)
         row_losses = torch.empty(len(logits))
+        product = None
+        if self._head.weight.dtype != torch.float32:
+            hidden = self._prompts[i].hidden[start:stop].to(self._head.weight.dtype)
+            product = Product(hidden, self._head.weight, self._head.bias)
         to_exponentials(
             logits,
             self._shifts[i] if shifted else None,
-            self._prompts[i].tokens[start + 1 : start + len(logits) + 1],
+            self._prompts[i].tokens[start + 1 : stop + 1],
             self._head.scale,
             self._scratch,
             self._sums[i],
             row_losses,
             torch.empty(len(logits)) if margins is None else margins,
+            product,
         )
         losses[i] += row_losses.sum(dtype=torch.float64)
