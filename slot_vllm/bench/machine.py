@@ -9,13 +9,15 @@ import torch
 
 
 def describe_machine(device: str) -> dict[str, Any]:
-    """processor, cores (usable), threads (torch's), memory_bytes, load_before (1 min average of
-    runnable processes: above 0, others were using the machine), versions and, on CUDA, the GPU."""
+    """processor, cores (usable), threads (torch's), wait_policy (of OpenMP), memory_bytes, versions
+    and, on CUDA, the GPU. load_before: the 1 min average of runnable processes; above 0, others
+    were using the machine."""
     description: dict[str, Any] = {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         "load_before": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
         "torch": torch.__version__,

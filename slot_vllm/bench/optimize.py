@@ -18,7 +18,9 @@ from slot_vllm.bench.peak_memory import peak_extra_bytes
 from slot_vllm.bench.roofline import roofline
 from slot_vllm.bench.shape import DTYPES, Shape, make_problem
 from slot_vllm.bench.timing import fastest
-from slot_vllm.bench.variants import OURS, PUBLISHED, bare_products, make_variant, names
+from slot_vllm.bench.variants import OURS, PUBLISHED, bare_products, make_variant, names, warm_up
+from slot_vllm.kernels.compiled import library_for
+from slot_vllm.optim.head import Head
 from slot_vllm.optim.oracle import tiled_oracle
 
 # Above this the float64 oracle, which takes T products, takes minutes on two cores.
@@ -76,12 +78,13 @@ def measure(shape: Shape, rounds: int, oracle: str) -> dict[str, Any]:
     _say("peak memory, one process per variant")
     peaks = {name: peak_extra_bytes(shape, name) for name in names(shape.device)}
     head, prompts = make_problem(shape)
-    variants = {
-        name: make_variant(name, head, prompts, shape.workspace_mb) for name in names(shape.device)
-    }
+    variants = {}
+    for name in names(shape.device):
+        warm_up(shape, name)
+        variants[name] = make_variant(name, head, prompts, shape.workspace_mb)
     _say("seconds")
-    seconds = fastest({**variants, **bare_products(head, prompts)}, rounds, shape.device)
-    bare = min(("mm", "linear"), key=lambda name: seconds[name])
+    timings = fastest({**variants, **bare_products(head, prompts)}, rounds, shape.device)
+    bare = min(("mm", "linear"), key=lambda name: timings[name].seconds)
 
     operations = 2 * shape.rows * shape.vocabulary * shape.hidden * shape.steps
     exact = None
@@ -89,30 +92,47 @@ def measure(shape: Shape, rounds: int, oracle: str) -> dict[str, Any]:
         _say("the float64 oracle")
         exact = torch.stack([tiled_oracle(head, prompt) for prompt in prompts])
     entries = {}
-    for name, variant in variants.items():
+    for name in variants:
+        seconds = timings[name].seconds
         entries[name] = {
-            "seconds": seconds[name],
-            "speedup": seconds[PUBLISHED] / seconds[name],
-            "gemm_multiple": seconds[name] / seconds[bare],
+            "seconds": seconds,
+            "cpu_seconds": timings[name].cpu_seconds,
+            "speedup": timings[PUBLISHED].seconds / seconds,
+            "gemm_multiple": seconds / timings[bare].seconds,
             "peak_extra_bytes": peaks[name],
-            "largest_difference": None if exact is None else _difference(variant(), exact),
+            "largest_difference": None
+            if exact is None
+            else _difference(timings[name].result, exact),
         }
     ours = entries[OURS]
     result = {
         "benchmark": "optimize",
         "shape": shape.as_dict(),
         "machine": machine,
+        "kernels": _kernels(head),
         "rounds": rounds,
-        "bare": {"name": bare, "seconds": seconds[bare], "mm": seconds["mm"]}
-        | {"linear": seconds["linear"]},
+        "bare": {
+            "name": bare,
+            "seconds": timings[bare].seconds,
+            "cpu_seconds": timings[bare].cpu_seconds,
+            "mm": timings["mm"].seconds,
+            "linear": timings["linear"].seconds,
+        },
         "variants": entries,
         "speedup": ours["speedup"],
         "gemm_multiple": ours["gemm_multiple"],
         "peak_extra_bytes": ours["peak_extra_bytes"],
     }
     if torch.device(shape.device).type == "cuda":
-        result["roofline"] = roofline(head, shape, seconds[bare], seconds[OURS])
+        result["roofline"] = roofline(head, shape, timings[bare].seconds, timings[OURS].seconds)
     return result
+
+
+def _kernels(head: Head) -> str:
+    """Which of our kernels ran: ``compiled`` or ``torch`` on a CPU, else the device."""
+    if head.weight.device.type != "cpu":
+        return head.weight.device.type
+    return "torch" if library_for(head.weight) is None else "compiled"
 
 
 def _difference(deltas: Tensor, exact: Tensor) -> float:

@@ -7,7 +7,6 @@ model and the prompts were there, on CUDA the same of torch's allocator. Our wor
 """
 
 import contextlib
-import dataclasses
 import json
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 import torch
 
 from slot_vllm.bench.shape import Shape, make_problem
-from slot_vllm.bench.variants import make_variant
+from slot_vllm.bench.variants import make_variant, warm_up
 
 
 def peak_extra_bytes(shape: Shape, variant: str) -> int:
@@ -31,11 +30,7 @@ def peak_extra_bytes(shape: Shape, variant: str) -> int:
 
 
 def _measure(shape: Shape, variant: str) -> int:
-    # Code and thread pools come with the first call, whatever its size.
-    small = dataclasses.replace(shape, hidden=64, vocabulary=256, tokens=4, workspace_mb=1)
-    head, prompts = make_problem(small)
-    make_variant(variant, head, prompts, small.workspace_mb)()
-
+    warm_up(shape, variant)
     head, prompts = make_problem(shape)
     if torch.device(shape.device).type == "cuda":
         torch.cuda.synchronize()

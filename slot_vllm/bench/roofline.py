@@ -21,7 +21,9 @@ def roofline(head: Head, shape: Shape, bare_seconds: float, our_seconds: float) 
     logit_bytes = shape.rows * shape.vocabulary * DTYPES[shape.dtype].itemsize
     moved = 2 * shape.steps * weight_bytes + (shape.steps + 1) * logit_bytes
     target = torch.empty_like(head.weight)
-    copy_seconds = fastest({"copy": lambda: target.copy_(head.weight)}, 10, shape.device)["copy"]
+    copy_seconds = fastest({"copy": lambda: target.copy_(head.weight)}, 10, shape.device)[
+        "copy"
+    ].seconds
     matmul_rate = operations / bare_seconds
     copy_rate = 2 * weight_bytes / copy_seconds
     least = max(operations / matmul_rate, moved / copy_rate)

@@ -45,9 +45,10 @@ def test_json_alone_is_printed_and_written(tmp_path: Path) -> None:
     assert result == json.loads(written.read_text())
     assert result["shape"]["tokens"] == 12 and result["shape"]["requests"] == 3
     assert result["machine"]["cores"] >= 1
+    assert result["kernels"] in ("compiled", "torch")
     for name in ("published", "ours"):
         entry = result["variants"][name]
-        assert entry["seconds"] > 0 and entry["peak_extra_bytes"] >= 0
+        assert entry["seconds"] > 0 and entry["cpu_seconds"] > 0 and entry["peak_extra_bytes"] >= 0
         assert math.isfinite(entry["largest_difference"])
     ours, theirs = result["variants"]["ours"], result["variants"]["published"]
     bare = result["bare"]
