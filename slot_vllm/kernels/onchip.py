@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-# Measured on 2 cores with 1 MiB of second and 32 MiB of third level cache, d 1536: tiles of 4 to 12
-# MiB are equal, smaller ones pay per call, larger ones go to memory.
+# Measured on two cores with 1 MiB of second and 32 MiB of third level cache, d 1536: tiles of 4 to
+# 12 MiB take equally long, smaller ones pay per call, larger ones go to memory.
 TILE_BYTES = 6 << 20
 
 

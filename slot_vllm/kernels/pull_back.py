@@ -1,6 +1,7 @@
 """W^T s for a batch of column sums: the gradients with respect to the deltas.
 
-Floor: as of ``shift``, W read once.
+Floor: as of ``shift``, 8.1 ms in its example. The compiled form takes 10.0 ms for one request, 11
+for four, 22 for eight; the torch form 25 to 35 for one (torch's own bf16 product: 44 to 88).
 """
 
 import torch
