@@ -1,8 +1,8 @@
 """W delta for a batch of deltas: what each request adds to its logits.
 
 Floor: W is read once, V d itemsize bytes, and 2 B V d operations, which take over from four deltas
-on. In bf16 at d 1536, V 151936 (467 MB) two cores read W in 8.1 ms. The compiled form takes 9.0 ms
-for one delta, 18 for four, 36 for eight; the torch form 25 to 35 for one (torch's own mv: 30 to 55).
+on. In bf16 at d 1536, V 151936 (467 MB) two cores read W in 8.1 ms. Compiled it takes 9.0 ms for
+one delta, 18 for four, 36 for eight; in torch 25 to 35 for one (torch's own mv: 30 to 55).
 """
 
 import torch
