@@ -23,8 +23,8 @@ from slot_vllm.kernels.compiled import library_for
 from slot_vllm.optim.head import Head
 from slot_vllm.optim.oracle import tiled_oracle
 
-# Above this the float64 oracle, which takes T products, takes minutes on two cores.
-_ORACLE_OPERATIONS = 2e12
+# Above this the float64 oracle, which takes T products, takes over a minute on two cores.
+_ORACLE_OPERATIONS = 3e12
 
 
 def add_command(commands: Any) -> None:
