@@ -16,6 +16,7 @@ from slot_vllm.engine.admission import RESOLVED, read_resolved
 from slot_vllm.engine.delta_table import DeltaTable
 from slot_vllm.engine.linear_head import Additions, LinearHead
 from slot_vllm.engine.pending import PendingRows
+from slot_vllm.kernels.compiled import library_for
 from slot_vllm.optim.optimize import Learned, Prompt, optimize, smallest_workspace, to_device
 from slot_vllm.optim.workspace import Workspace
 from slot_vllm.params import SlotConfig, SlotError, SlotParams, named
@@ -84,6 +85,8 @@ class Deltas:
                 f"slot.workspace_mb={config.workspace_mb}: too small for a head of "
                 f"{linear_head.describe()}; allowed: {-(-smallest // MIB)} or more"
             )
+        # Compiled now, where they are compiled at all: not in the first request's time.
+        library_for(head.weight)
         self.device = device
         self.workspace = Workspace(config.workspace_mb * MIB, device)
         self.table = DeltaTable(max_requests, head)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from slot_vllm.kernels.shift import shift
+
 
 @dataclass(frozen=True)
 class Head:
@@ -48,6 +50,9 @@ class Head:
         This is what is added to the logits: in bf16 a small delta would be rounded away.
         """
         deltas = deltas.float()
+        if self.weight.device.type == "cpu":
+            shift(self.weight, deltas, out)
+            return
         if self.weight.dtype == torch.float32:
             torch.mm(deltas, self.weight.T, out=out)
             return

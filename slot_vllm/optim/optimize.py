@@ -9,34 +9,20 @@ product, T passes over Z0 and 2 T - 1 over W; the passes over W are shared by th
 Rows of Z0 that do not fit the workspace are computed again in every step, tile by tile.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from slot_vllm.kernels.adamw import adamw_step
-from slot_vllm.kernels.softmax_sums import add_softmax_sums
+from slot_vllm.kernels.pull_back import pull_back
+from slot_vllm.optim.cached_form import CachedForm
 from slot_vllm.optim.head import Head
-from slot_vllm.optim.workspace import Workspace, aligned
-from slot_vllm.params import SlotParams
-
-_MAX_TILE_ROWS = 64
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """hidden: (n, d) last hidden states in the model's dtype. tokens: (n,) int64, same device."""
-
-    hidden: Tensor
-    tokens: Tensor
-    params: SlotParams
-
-    @property
-    def rows(self) -> int:
-        """How many rows have a target: the last one has none."""
-        return max(self.hidden.shape[0] - 1, 0)
+from slot_vllm.optim.plain_form import PlainForm
+from slot_vllm.optim.prompt import Prompt
+from slot_vllm.optim.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -50,25 +36,44 @@ class Learned:
     finite: Tensor
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """How a group of requests uses the workspace."""
+class Form(Protocol):
+    """A way to the column sums. Made for one group of prompts, from the emptied workspace."""
 
-    tile_rows: int
-    cached_rows: int
+    def __init__(self, head: Head, prompts: Sequence[Prompt], workspace: Workspace) -> None: ...
+
+    @staticmethod
+    def vector_bytes(head: Head) -> int: ...
+
+    @staticmethod
+    def smallest_rows_bytes(head: Head) -> int: ...
+
+    def sums(self, active: int, deltas: Tensor | None) -> tuple[Tensor, Tensor]: ...
+
+
+def form_for(head: Head) -> type[Form]:
+    """The fastest form that serves the head on its device."""
+    if head.weight.device.type == "cpu" and head.soft_cap is None:
+        return CachedForm
+    return PlainForm
 
 
 def smallest_workspace(head: Head) -> int:
     """The bytes that one request with a one-row tile needs."""
-    return _vector_bytes(head, 1) + _tile_bytes(head, 1)
+    form = form_for(head)
+    return form.vector_bytes(head) + form.smallest_rows_bytes(head)
 
 
 def optimize(
-    head: Head, prompts: Sequence[Prompt], workspace: Workspace, final_loss: bool = False
+    head: Head,
+    prompts: Sequence[Prompt],
+    workspace: Workspace,
+    final_loss: bool = False,
+    form: type[Form] | None = None,
 ) -> list[Learned]:
     """Learn one delta per prompt; the results are in the order of ``prompts``.
 
     final_loss: also compute the loss after the last step, which costs one more pass.
+    form: how, if not as ``form_for`` says.
     All tensors of size V or n x V come from ``workspace``. Raises MemoryError if it is smaller
     than ``smallest_workspace``.
     """
@@ -78,10 +83,11 @@ def optimize(
         (i for i, p in enumerate(prompts) if p.rows and p.params.steps),
         key=lambda i: -prompts[i].params.steps,
     )
-    capacity = max(1, (workspace.size // 4) // _vector_bytes(head, 1))
+    form = form or form_for(head)
+    capacity = max(1, (workspace.size // 4) // form.vector_bytes(head))
     for start in range(0, len(order), capacity):
         group = order[start : start + capacity]
-        learned = _optimize_group(head, [prompts[i] for i in group], workspace, final_loss)
+        learned = _optimize_group(form, head, [prompts[i] for i in group], workspace, final_loss)
         for i, result in zip(group, learned, strict=True):
             results[i] = result
     return [r if r is not None else _nothing_learned(head) for r in results]
@@ -92,62 +98,16 @@ def _nothing_learned(head: Head) -> Learned:
     return Learned(zeros, zeros[:0], torch.ones((), dtype=torch.bool, device=zeros.device))
 
 
-def _vector_bytes(head: Head, requests: int) -> int:
-    """Column sums and bias of each request in float32, and both once more in the model's dtype
-    on their way through W."""
-    low = head.weight.dtype.itemsize if head.weight.dtype != torch.float32 else 0
-    return 2 * aligned(requests * head.vocabulary * 4) + aligned(requests * head.vocabulary * low)
-
-
-def _tile_bytes(head: Head, rows: int) -> int:
-    scratches = 1 if head.soft_cap is None else 2
-    elements = rows * head.vocabulary
-    return aligned(scratches * elements * 4) + aligned(elements * head.weight.dtype.itemsize)
-
-
-def _layout(head: Head, rows: int, free: int) -> _Layout:
-    itemsize = head.weight.dtype.itemsize
-    tile_rows = min(_MAX_TILE_ROWS, rows, max(1, (free // 4) // _tile_bytes(head, 1)))
-    left = free - _tile_bytes(head, tile_rows) - aligned(1)
-    cached_rows = min(rows, max(0, left // (head.vocabulary * itemsize)))
-    return _Layout(tile_rows, cached_rows)
-
-
-def _tiles(prompts: Sequence[Prompt], layout: _Layout) -> Iterator[tuple[int, int, int, int]]:
-    """(request, first row and last row + 1 within it, first row within the group). A tile belongs
-    to one request and is cached as a whole or not at all."""
-    offset = 0
-    for i, prompt in enumerate(prompts):
-        start = 0
-        while start < prompt.rows:
-            stop = min(start + layout.tile_rows, prompt.rows)
-            if offset + start < layout.cached_rows:
-                stop = min(stop, layout.cached_rows - offset)
-            yield i, start, stop, offset + start
-            start = stop
-        offset += prompt.rows
-
-
 def _optimize_group(
-    head: Head, prompts: Sequence[Prompt], workspace: Workspace, final_loss: bool
+    form: type[Form],
+    head: Head,
+    prompts: Sequence[Prompt],
+    workspace: Workspace,
+    final_loss: bool,
 ) -> list[Learned]:
     device, count = head.weight.device, len(prompts)
-    vocabulary = head.vocabulary
     workspace.reset()
-    all_sums = workspace.take((count, vocabulary), torch.float32)
-    all_biases = workspace.take((count, vocabulary), torch.float32)
-    low = None
-    if head.weight.dtype != torch.float32:
-        low = workspace.take((count, vocabulary), head.weight.dtype)
-    rows = sum(p.rows for p in prompts)
-    layout = _layout(head, rows, workspace.free)
-    scratch = workspace.take(
-        (1 if head.soft_cap is None else 2, layout.tile_rows, vocabulary), torch.float32
-    )
-    fresh = workspace.take((layout.tile_rows, vocabulary), head.weight.dtype)
-    cache = workspace.take((layout.cached_rows, vocabulary), head.weight.dtype)
-    _fill_cache(head, prompts, cache)
-
+    logits = form(head, prompts, workspace)
     settings = to_device([_settings(p) for p in prompts], torch.float32, device)
     lr, beta1, beta2, eps, weight_decay, inverse_rows = settings.split(1, dim=1)
     deltas = torch.zeros(count, head.hidden_size, dtype=torch.float32, device=device)
@@ -155,41 +115,16 @@ def _optimize_group(
     steps = [p.params.steps for p in prompts]
     passes = steps[0] + int(final_loss)
     losses = torch.zeros(count, passes, dtype=torch.float64, device=device)
-    row_losses = torch.empty(layout.tile_rows, dtype=torch.float32, device=device)
-    tiles = list(_tiles(prompts, layout))
 
     for t in range(1, passes + 1):
         # In a request's pass after its last step only the loss is wanted.
         active = sum(s + int(final_loss) >= t for s in steps)
-        sums, biases = all_sums[:active].zero_(), all_biases[:active]
-        if t > 1:
-            _shift(head, deltas[:active], biases, low)
-        for i, start, stop, offset in tiles:
-            if i >= active:
-                break
-            size = stop - start
-            if offset < layout.cached_rows:
-                logits = cache[offset : offset + size]
-            else:
-                logits = fresh[:size]
-                head.product(prompts[i].hidden[start:stop], out=logits)
-            add_softmax_sums(
-                logits,
-                biases[i] if t > 1 else None,
-                prompts[i].tokens[start + 1 : stop + 1],
-                head.soft_cap,
-                head.scale,
-                scratch[:, :size],
-                sums[i],
-                row_losses[:size],
-            )
-            losses[i, t - 1] += row_losses[:size].sum(dtype=torch.float64)
+        sums, losses[:active, t - 1] = logits.sums(active, deltas[:active] if t > 1 else None)
         learning = sum(s >= t for s in steps)
         if learning:
-            gradient = _pull_back(head, sums[:learning], low) * inverse_rows[:learning]
             adamw_step(
                 deltas[:learning],
-                gradient,
+                pull_back(head.weight, sums[:learning]) * inverse_rows[:learning],
                 first[:learning],
                 second[:learning],
                 t,
@@ -204,37 +139,6 @@ def _optimize_group(
         Learned(deltas[i].clone(), mean[i, : steps[i] + int(final_loss)].clone(), finite[i].clone())
         for i in range(count)
     ]
-
-
-def _fill_cache(head: Head, prompts: Sequence[Prompt], cache: Tensor) -> None:
-    """The leading rows of Z0, in as few products as there are prompts with many rows."""
-    offset = 0
-    waiting: list[Tensor] = []
-    for prompt in prompts:
-        room = cache.shape[0] - offset - sum(h.shape[0] for h in waiting)
-        waiting.append(prompt.hidden[: min(prompt.rows, room)])
-        count = sum(h.shape[0] for h in waiting)
-        full = offset + count == cache.shape[0]
-        # Short prompts share a product: below some tens of rows W is read for nothing else.
-        if count and (full or count >= _MAX_TILE_ROWS or prompt is prompts[-1]):
-            hidden = waiting[0] if len(waiting) == 1 else torch.cat(waiting)
-            head.product(hidden, out=cache[offset : offset + count])
-            offset, waiting = offset + count, []
-        if full:
-            return
-
-
-def _shift(head: Head, deltas: Tensor, out: Tensor, low: Tensor | None) -> None:
-    if low is None:
-        torch.mm(deltas, head.weight.T, out=out)
-    else:
-        out.copy_(torch.mm(deltas.to(low.dtype), head.weight.T, out=low[: len(deltas)]))
-
-
-def _pull_back(head: Head, sums: Tensor, low: Tensor | None) -> Tensor:
-    if low is None:
-        return sums @ head.weight
-    return (low[: len(sums)].copy_(sums) @ head.weight).float()
 
 
 def _settings(prompt: Prompt) -> list[float]:

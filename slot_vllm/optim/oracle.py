@@ -7,6 +7,9 @@ from torch import Tensor
 from slot_vllm.optim.head import Head
 from slot_vllm.optim.optimize import Learned, Prompt
 
+_TILE_BYTES = 256 << 20
+_VOCABULARY_TILE = 4096
+
 
 def oracle(head: Head, prompt: Prompt) -> Learned:
     """The exact answer: torch.optim.AdamW on autograd gradients, all in float64."""
@@ -20,6 +23,45 @@ def published(head: Head, prompt: Prompt) -> Learned:
     2 T full products with W for T steps.
     """
     return _autograd(head, prompt, head.weight.dtype)
+
+
+def tiled_oracle(head: Head, prompt: Prompt) -> Tensor:
+    """The oracle's delta (d,) float64 where V is too large for autograd: rows in tiles of some
+    hundred megabytes, W in float64 a few thousand rows at a time.
+
+    The gradient of a row's loss with respect to its hidden state is W^T f'(z) (softmax(f(z)) - c);
+    T steps take T products of the whole h + delta.
+    """
+    params, rows = prompt.params, prompt.rows
+    hidden, targets = prompt.hidden[:-1].double(), prompt.tokens[1:]
+    delta = torch.zeros(head.hidden_size, dtype=torch.float64, device=head.weight.device)
+    if not rows or not params.steps:
+        return delta
+    optimizer = torch.optim.AdamW(
+        [delta], params.lr, betas=params.betas, eps=params.eps, weight_decay=params.weight_decay
+    )
+    tile = max(1, _TILE_BYTES // (8 * head.vocabulary))
+    parts = range(0, head.vocabulary, _VOCABULARY_TILE)
+    weights = [head.weight[v : v + _VOCABULARY_TILE] for v in parts]
+    for _ in range(params.steps):
+        sums = torch.zeros(head.vocabulary, dtype=torch.float64, device=delta.device)
+        for h, c in zip(hidden.split(tile), targets.split(tile), strict=True):
+            z = torch.cat([(h + delta) @ w.double().T for w in weights], dim=1)
+            if head.bias is not None:
+                z += head.bias.double()
+            slope = torch.full_like(z[:1], head.scale)
+            if head.soft_cap is not None:
+                slope = head.scale * (1 - torch.tanh(z / head.soft_cap) ** 2)
+            wrong = torch.softmax(head.activate(z), dim=1)
+            wrong[torch.arange(len(c), device=c.device), c] -= 1
+            sums += (wrong * slope).sum(dim=0)
+        split = sums.split(_VOCABULARY_TILE)
+        delta.grad = torch.stack([s @ w.double() for s, w in zip(split, weights, strict=True)]).sum(
+            dim=0
+        )
+        delta.grad /= rows
+        optimizer.step()
+    return delta
 
 
 def _autograd(head: Head, prompt: Prompt, dtype: torch.dtype) -> Learned:

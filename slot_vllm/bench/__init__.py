@@ -1,0 +1,1 @@
+"""What SLOT costs: ``python -m slot_vllm.bench optimize``."""

@@ -1,0 +1,167 @@
+"""``optimize``: seconds, memory and error of learning the deltas, ours beside the published loop's.
+
+All times are of one process and one run, in alternating rounds; each variant's peak memory is
+measured in a process of its own.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slot_vllm.bench.machine import describe_machine
+from slot_vllm.bench.peak_memory import peak_extra_bytes
+from slot_vllm.bench.roofline import roofline
+from slot_vllm.bench.shape import DTYPES, Shape, make_problem
+from slot_vllm.bench.timing import fastest
+from slot_vllm.bench.variants import OURS, PUBLISHED, bare_products, make_variant, names, warm_up
+from slot_vllm.kernels.compiled import library_for
+from slot_vllm.optim.head import Head
+from slot_vllm.optim.oracle import tiled_oracle
+
+# Above this the float64 oracle, which takes T products, takes over a minute on two cores.
+_ORACLE_OPERATIONS = 3e12
+
+
+def add_command(commands: Any) -> None:
+    """Adds ``optimize`` to argparse's subparsers."""
+    parser = commands.add_parser("optimize", help=__doc__.partition(":")[2].split(".")[0].strip())
+    parser.add_argument("--hidden", type=_positive, default=1536, help="d (default %(default)s)")
+    parser.add_argument("--vocab", type=_positive, default=151936, help="V (default %(default)s)")
+    parser.add_argument(
+        "--tokens", type=_positive, default=256, help="of each request (default %(default)s)"
+    )
+    parser.add_argument("--requests", type=_positive, default=1)
+    parser.add_argument("--steps", type=_positive, default=5)
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workspace-mb", type=_positive, default=512, help="ours, MiB")
+    parser.add_argument("--rounds", type=_positive, default=3, help="timed calls of each variant")
+    parser.add_argument(
+        "--oracle",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="compare with float64; auto: where that takes less than about a minute",
+    )
+    parser.add_argument("--json", action="store_true", help="print nothing but the JSON")
+    parser.add_argument("--output", type=Path, help="also write the JSON to this file")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    shape = Shape(
+        hidden=options.hidden,
+        vocabulary=options.vocab,
+        tokens=options.tokens,
+        requests=options.requests,
+        steps=options.steps,
+        dtype=options.dtype,
+        device=options.device,
+        workspace_mb=options.workspace_mb,
+    )
+    result = measure(shape, options.rounds, options.oracle)
+    text = json.dumps(result, indent=2)
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(text + "\n")
+    print(text if options.json else _table(result))
+    return 0
+
+
+def measure(shape: Shape, rounds: int, oracle: str) -> dict[str, Any]:
+    """The result as it is written to the file. oracle: ``auto``, ``on`` or ``off``."""
+    machine = describe_machine(shape.device)
+    _say("peak memory, one process per variant")
+    peaks = {name: peak_extra_bytes(shape, name) for name in names(shape.device)}
+    head, prompts = make_problem(shape)
+    variants = {}
+    for name in names(shape.device):
+        warm_up(shape, name)
+        variants[name] = make_variant(name, head, prompts, shape.workspace_mb)
+    _say("seconds")
+    timings = fastest({**variants, **bare_products(head, prompts)}, rounds, shape.device)
+    bare = min(("mm", "linear"), key=lambda name: timings[name].seconds)
+
+    operations = 2 * shape.rows * shape.vocabulary * shape.hidden * shape.steps
+    exact = None
+    if oracle == "on" or (oracle == "auto" and operations <= _ORACLE_OPERATIONS):
+        _say("the float64 oracle")
+        exact = torch.stack([tiled_oracle(head, prompt) for prompt in prompts])
+    entries = {}
+    for name in variants:
+        seconds = timings[name].seconds
+        entries[name] = {
+            "seconds": seconds,
+            "cpu_seconds": timings[name].cpu_seconds,
+            "speedup": timings[PUBLISHED].seconds / seconds,
+            "gemm_multiple": seconds / timings[bare].seconds,
+            "peak_extra_bytes": peaks[name],
+            "largest_difference": None
+            if exact is None
+            else _difference(timings[name].result, exact),
+        }
+    ours = entries[OURS]
+    result = {
+        "benchmark": "optimize",
+        "shape": shape.as_dict(),
+        "machine": machine,
+        "kernels": _kernels(head),
+        "rounds": rounds,
+        "bare": {
+            "name": bare,
+            "seconds": timings[bare].seconds,
+            "cpu_seconds": timings[bare].cpu_seconds,
+            "mm": timings["mm"].seconds,
+            "linear": timings["linear"].seconds,
+        },
+        "variants": entries,
+        "speedup": ours["speedup"],
+        "gemm_multiple": ours["gemm_multiple"],
+        "peak_extra_bytes": ours["peak_extra_bytes"],
+    }
+    if torch.device(shape.device).type == "cuda":
+        result["roofline"] = roofline(head, shape, timings[bare].seconds, timings[OURS].seconds)
+    return result
+
+
+def _kernels(head: Head) -> str:
+    """Which of our kernels ran: ``compiled`` or ``torch`` on a CPU, else the device."""
+    if head.weight.device.type != "cpu":
+        return head.weight.device.type
+    return "torch" if library_for(head.weight) is None else "compiled"
+
+
+def _difference(deltas: Tensor, exact: Tensor) -> float:
+    return (deltas.double() - exact).abs().max().item()
+
+
+def _table(result: dict[str, Any]) -> str:
+    lines = [f"{'':20}{'seconds':>10}{'speedup':>10}{'x bare':>10}{'peak MiB':>10}{'error':>12}"]
+    for name, entry in result["variants"].items():
+        error = entry["largest_difference"]
+        lines.append(
+            f"{name:20}{entry['seconds']:10.3f}{entry['speedup']:10.2f}"
+            f"{entry['gemm_multiple']:10.2f}{entry['peak_extra_bytes'] / 2**20:10.0f}"
+            + ("           -" if error is None else f"{error:12.2e}")
+        )
+    bare = result["bare"]
+    lines.append(f"{'bare ' + bare['name']:20}{bare['seconds']:10.3f}")
+    if "roofline" in result:
+        lines.append(f"{'roofline':20}{result['roofline']['seconds']:10.3f}")
+        lines.append(f"share of the roofline {result['roofline']['share']:.2f}")
+    return "\n".join(lines)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

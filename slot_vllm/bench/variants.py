@@ -1,0 +1,52 @@
+"""What is timed: each variant runs the whole batch once and gives its deltas."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from slot_vllm.bench.fused_library import Loss, fused_delta, installed_losses
+from slot_vllm.bench.published import published_delta
+from slot_vllm.bench.shape import Shape, make_problem
+from slot_vllm.optim.head import Head
+from slot_vllm.optim.optimize import Prompt, optimize
+from slot_vllm.optim.workspace import Workspace
+
+OURS = "ours"
+PUBLISHED = "published"
+
+# The deltas (B, d) of one run.
+Variant = Callable[[], Tensor]
+
+
+def names(device: str) -> list[str]:
+    return [PUBLISHED, *installed_losses(device), OURS]
+
+
+def make_variant(name: str, head: Head, prompts: Sequence[Prompt], workspace_mb: int) -> Variant:
+    """Allocates what the variant keeps between runs: our workspace."""
+    if name == OURS:
+        workspace = Workspace(workspace_mb << 20, head.weight.device)
+        return lambda: torch.stack([r.delta for r in optimize(head, prompts, workspace)])
+    if name == PUBLISHED:
+        return lambda: torch.stack([published_delta(head, p) for p in prompts])
+    loss: Loss = installed_losses(head.weight.device.type)[name]
+    return lambda: torch.stack([fused_delta(loss, head, p) for p in prompts])
+
+
+def warm_up(shape: Shape, name: str) -> None:
+    """Code, kernels and thread pools come with the first call, whatever its size."""
+    small = dataclasses.replace(shape, hidden=64, vocabulary=256, tokens=4, workspace_mb=1)
+    head, prompts = make_problem(small)
+    make_variant(name, head, prompts, small.workspace_mb)()
+
+
+def bare_products(head: Head, prompts: Sequence[Prompt]) -> dict[str, Callable[[], Tensor]]:
+    """The head product of all rows at once, both ways that torch has."""
+    hidden = torch.cat([p.hidden for p in prompts])
+    return {
+        "mm": lambda: torch.mm(hidden, head.weight.T),
+        "linear": lambda: F.linear(hidden, head.weight),
+    }

@@ -1,0 +1,47 @@
+"""W^T s for a batch of column sums: the gradients with respect to the deltas.
+
+Floor: as of ``shift``, 8.1 ms in its example. The compiled form takes 10.0 ms for one request, 11
+for four, 22 for eight; the torch form 25 to 35 for one (torch's own bf16 product: 44 to 88).
+"""
+
+import torch
+from torch import Tensor
+
+from slot_vllm.kernels.compiled import address, library_for
+from slot_vllm.kernels.onchip import widened
+
+
+def pull_back(weight: Tensor, sums: Tensor) -> Tensor:
+    """(B, d) float32: sums weight. On a CPU with float32 products whatever the weight's dtype.
+
+    weight: (V, d), rows contiguous. sums: (B, V) float32, rows contiguous.
+    """
+    if weight.device.type != "cpu":
+        return (sums.to(weight.dtype) @ weight).float()
+    library = library_for(weight)
+    if library is None or sums.stride(1) != 1:
+        return pull_back_torch(weight, sums)
+    out = torch.empty(sums.shape[0], weight.shape[1], dtype=torch.float32)
+    library.slot_pull_back(
+        address(weight),
+        weight.dtype == torch.bfloat16,
+        weight.stride(0),
+        *weight.shape,
+        address(sums),
+        sums.stride(0),
+        sums.shape[0],
+        address(out),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def pull_back_torch(weight: Tensor, sums: Tensor) -> Tensor:
+    """The same in torch: W widened to float32 a cacheful at a time."""
+    out = torch.zeros(sums.shape[0], weight.shape[1], dtype=torch.float32, device=weight.device)
+    for start, stop, rows in widened(weight):
+        if len(sums) == 1:
+            out[0].addmv_(rows.T, sums[0, start:stop])
+        else:
+            out.addmm_(sums[:, start:stop], rows)
+    return out

@@ -1,0 +1,48 @@
+"""W delta for a batch of deltas: what each request adds to its logits.
+
+Floor: W is read once, V d itemsize bytes, and 2 B V d operations, which take over from four deltas
+on. In bf16 at d 1536, V 151936 (467 MB) two cores read W in 8.1 ms. Compiled it takes 9.0 ms for
+one delta, 18 for four, 36 for eight; in torch 25 to 35 for one (torch's own mv: 30 to 55).
+"""
+
+import torch
+from torch import Tensor
+
+from slot_vllm.kernels.compiled import address, library_for
+from slot_vllm.kernels.onchip import widened
+
+
+def shift(weight: Tensor, deltas: Tensor, out: Tensor) -> None:
+    """out = deltas weight^T. On a CPU with float32 products and sums whatever the weight's dtype.
+
+    weight: (V, d), rows contiguous. deltas: (B, d) float32. out: (B, V) float32, rows contiguous.
+    """
+    assert out.shape == (deltas.shape[0], weight.shape[0])
+    if weight.device.type != "cpu":
+        out.copy_(deltas.to(weight.dtype) @ weight.T)
+        return
+    library = library_for(weight)
+    if library is None or out.stride(1) != 1:
+        shift_torch(weight, deltas, out)
+        return
+    deltas = deltas.contiguous()
+    library.slot_shift(
+        address(weight),
+        weight.dtype == torch.bfloat16,
+        weight.stride(0),
+        *weight.shape,
+        address(deltas),
+        deltas.shape[0],
+        address(out),
+        out.stride(0),
+        torch.get_num_threads(),
+    )
+
+
+def shift_torch(weight: Tensor, deltas: Tensor, out: Tensor) -> None:
+    """The same in torch: W widened to float32 a cacheful at a time."""
+    for start, stop, rows in widened(weight):
+        if len(deltas) == 1:
+            torch.mv(rows, deltas[0], out=out[0, start:stop])
+        else:
+            out[:, start:stop] = deltas @ rows.T

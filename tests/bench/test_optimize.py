@@ -1,0 +1,96 @@
+"""The command that measures; no test looks at a time."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from slot_vllm.bench.optimize import measure
+from slot_vllm.bench.published import published_delta
+from slot_vllm.bench.shape import Shape, make_problem
+from slot_vllm.optim.oracle import published
+
+ROOT = Path(__file__).parents[2]
+TINY = ["--hidden", "64", "--vocab", "500", "--tokens", "12", "--workspace-mb", "2"]
+
+
+def shape(**changes: int | str) -> Shape:
+    values = {
+        "hidden": 64,
+        "vocabulary": 500,
+        "tokens": 12,
+        "requests": 2,
+        "steps": 3,
+        "dtype": "bfloat16",
+        "device": "cpu",
+        "workspace_mb": 2,
+    }
+    return Shape(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "slot_vllm.bench", "optimize", *TINY, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_json_alone_is_printed_and_written(tmp_path: Path) -> None:
+    written = tmp_path / "new" / "result.json"
+    done = run("--json", "--requests", "3", "--device", "cpu", "--output", str(written))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result == json.loads(written.read_text())
+    assert result["shape"]["tokens"] == 12 and result["shape"]["requests"] == 3
+    assert result["machine"]["cores"] >= 1
+    assert result["kernels"] in ("compiled", "torch")
+    for name in ("published", "ours"):
+        entry = result["variants"][name]
+        assert entry["seconds"] > 0 and entry["cpu_seconds"] > 0 and entry["peak_extra_bytes"] >= 0
+        assert math.isfinite(entry["largest_difference"])
+    ours, theirs = result["variants"]["ours"], result["variants"]["published"]
+    bare = result["bare"]
+    assert bare["seconds"] == min(bare["mm"], bare["linear"])
+    assert result["speedup"] == pytest.approx(theirs["seconds"] / ours["seconds"])
+    assert result["gemm_multiple"] == pytest.approx(ours["seconds"] / bare["seconds"])
+
+
+def test_a_table_is_printed_otherwise() -> None:
+    done = run("--device", "cpu", "--oracle", "off")
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == [
+        "published",
+        "ours",
+        "bare",
+    ]
+
+
+@pytest.mark.parametrize("bad", [["--tokens", "0"], ["--dtype", "int8"], ["--steps", "x"]])
+def test_a_bad_flag_is_an_error(bad: list[str]) -> None:
+    done = run(*bad)
+    assert done.returncode == 2 and bad[0] in done.stderr and not done.stdout
+
+
+def test_without_the_oracle_no_difference_is_claimed() -> None:
+    result = measure(shape(requests=1), rounds=1, oracle="off")
+    assert result["variants"]["ours"]["largest_difference"] is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_published_loop_equals_the_one_of_the_oracle(dtype: str) -> None:
+    head, prompts = make_problem(shape(dtype=dtype, steps=5, tokens=40))
+    for prompt in prompts:
+        expected = published(head, prompt).delta
+        found = published_delta(head, prompt)
+        assert found.dtype == expected.dtype and found.any()
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_problems_are_equal_and_prompts_differ() -> None:
+    head, prompts = make_problem(shape())
+    again, same = make_problem(shape())
+    assert torch.equal(head.weight, again.weight)
+    assert all(torch.equal(a.hidden, b.hidden) for a, b in zip(prompts, same, strict=True))
+    assert not torch.equal(prompts[0].tokens, prompts[1].tokens)
