@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from slot_vllm.evaluation.config import ConfigError, RunFailed
+from slot_vllm.evaluation.interruption import EXIT_INTERRUPTED, Interruption
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,12 +38,16 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 def exit_code(run: Callable[[], None]) -> int:
     """Runs; tells what went wrong on standard error and returns the exit code."""
+    interruption = Interruption()
     try:
-        run()
-    except (ConfigError, RunFailed) as error:
+        with interruption:
+            run()
+    except BaseException as error:
+        if interruption.happened:
+            print("interrupted", file=sys.stderr)
+            return EXIT_INTERRUPTED
+        if not isinstance(error, ConfigError | RunFailed):
+            raise
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT if isinstance(error, ConfigError) else EXIT_FAILED
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
     return 0

@@ -231,12 +231,12 @@ def test_interrupted_and_resumed(
             assert time.monotonic() < deadline
             time.sleep(0.02)
         os.killpg(process.pid, signal.SIGINT)
-        said = process.communicate(timeout=60)[1]
+        said = process.communicate(timeout=120)[1]
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130, said
-    assert "of 48 answers are in" in said
+    assert "of 48 answers are in" in said or "answers that are in are kept" in said
     assert "Traceback" not in said
     assert not (out / "results.json").exists()
     kept = _samples(out)
