@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from slot_vllm.kernels import backend
+
 
 def adamw_step(
     parameter: Tensor,
@@ -21,6 +23,28 @@ def adamw_step(
     Source: Loshchilov and Hutter, Decoupled Weight Decay Regularization, algorithm 2, in the
     order of operations of torch.optim.AdamW.
     """
+    if backend.uses_triton(parameter):
+        from slot_vllm.kernels.triton.adamw import adamw_step as on_device
+
+        on_device(parameter, gradient, first, second, step, lr, beta1, beta2, eps, weight_decay)
+    else:
+        torch_adamw_step(
+            parameter, gradient, first, second, step, lr, beta1, beta2, eps, weight_decay
+        )
+
+
+def torch_adamw_step(
+    parameter: Tensor,
+    gradient: Tensor,
+    first: Tensor,
+    second: Tensor,
+    step: int,
+    lr: Tensor,
+    beta1: Tensor,
+    beta2: Tensor,
+    eps: Tensor,
+    weight_decay: Tensor,
+) -> None:
     parameter.mul_(1 - lr * weight_decay)
     first.lerp_(gradient, 1 - beta1)
     second.mul_(beta2).addcmul_((1 - beta2) * gradient, gradient)

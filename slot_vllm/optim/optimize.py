@@ -16,12 +16,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from slot_vllm.kernels import backend
 from slot_vllm.kernels.adamw import adamw_step
 from slot_vllm.kernels.pull_back import pull_back
 from slot_vllm.optim.cached_form import CachedForm
 from slot_vllm.optim.head import Head
 from slot_vllm.optim.plain_form import PlainForm
 from slot_vllm.optim.prompt import Prompt
+from slot_vllm.optim.two_pass_form import TwoPassForm
 from slot_vllm.optim.workspace import Workspace
 
 
@@ -52,6 +54,8 @@ class Form(Protocol):
 
 def form_for(head: Head) -> type[Form]:
     """The fastest form that serves the head on its device."""
+    if backend.uses_triton(head.weight):
+        return TwoPassForm
     if head.weight.device.type == "cpu" and head.soft_cap is None:
         return CachedForm
     return PlainForm

@@ -1,0 +1,57 @@
+"""Column sums of the softmax's gradient, for each request.
+
+With z = logits + shift and y = f(z), request r's sums are, for each column j,
+
+    sums[r, j] += sum over its rows i of (exp(y[i, j] - lse[i]) - [j is i's target]) f'(z[i, j])
+
+so that W^T sums is the gradient of its summed losses with respect to delta (see softmax_sums).
+"""
+
+import torch
+from torch import Tensor
+
+from slot_vllm.kernels import backend
+from slot_vllm.kernels.activation import Activation
+from slot_vllm.kernels.ragged import RowPart
+from slot_vllm.kernels.row_statistics import shifted
+
+
+def add_column_sums(
+    logits: Tensor,
+    shifts: Tensor | None,
+    lse: Tensor,
+    part: RowPart,
+    f: Activation,
+    sums: Tensor,
+    first_token: int = 0,
+) -> None:
+    """Add to ``sums`` (B, V) float32, in place, the rows of ``part``.
+
+    logits: (r, V), any float dtype, before f. shifts: (B, V) float32 or None. lse: (r,) float32,
+    over the whole vocabulary. first_token: where this shard of the vocabulary begins.
+    The result is the same in every run: no sum depends on the order in which programs finish.
+    """
+    if backend.uses_triton(logits):
+        from slot_vllm.kernels.triton.column_sums import add_column_sums as on_device
+
+        on_device(logits, shifts, lse, part, f, sums, first_token)
+    else:
+        torch_add_column_sums(logits, shifts, lse, part, f, sums, first_token)
+
+
+def torch_add_column_sums(
+    logits: Tensor,
+    shifts: Tensor | None,
+    lse: Tensor,
+    part: RowPart,
+    f: Activation,
+    sums: Tensor,
+    first_token: int = 0,
+) -> None:
+    y, slope = f.value_and_slope(shifted(logits, shifts, part))
+    p = (y - lse.unsqueeze(1)).exp_()
+    columns = torch.arange(logits.shape[1], device=logits.device)
+    p -= (columns == (part.targets - first_token).unsqueeze(1)).float()
+    p *= slope
+    for request, start, stop in part.spans():
+        sums[request] += p[start:stop].sum(dim=0)

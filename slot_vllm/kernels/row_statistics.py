@@ -1,0 +1,88 @@
+"""Log-sum-exp and target logit of each row of cached logits, after each request's shift and f.
+
+With y = f(z + shift): lse[i] = log sum_j exp(y[i, j]), in two parts, so that a row may be spread
+over many programs, column ranges or devices: partial maxima and totals over ranges of columns,
+then one log-sum-exp over the partials.
+"""
+
+import torch
+from torch import Tensor
+
+from slot_vllm.kernels import backend
+from slot_vllm.kernels.activation import Activation
+from slot_vllm.kernels.ragged import RowPart
+
+
+def row_partials(
+    logits: Tensor, shifts: Tensor | None, part: RowPart, f: Activation
+) -> tuple[Tensor, Tensor]:
+    """Maxima m and totals sum exp(y - m) over S ranges of columns, both (S, r) float32.
+
+    logits: (r, V), any float dtype, before f; its rows are those of ``part``. shifts: (B, V)
+    float32 or None, added to the rows of each request. S is the implementation's choice. With
+    V = 0, an empty vocabulary shard, the maxima are -inf and the totals 0.
+    """
+    if logits.shape[1] and backend.uses_triton(logits):
+        from slot_vllm.kernels.triton.row_statistics import row_partials as on_device
+
+        return on_device(logits, shifts, part, f)
+    return torch_row_partials(logits, shifts, part, f)
+
+
+def finish_rows(
+    maxima: Tensor,
+    totals: Tensor,
+    logits: Tensor,
+    shifts: Tensor | None,
+    part: RowPart,
+    f: Activation,
+    first_token: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp and target logit of each row, both (r,) float32.
+
+    maxima, totals: of ``row_partials`` or ``head_product``. logits, shifts: as there.
+    first_token: where this shard of the vocabulary begins; a target outside of
+    [first_token, first_token + V) has the logit -inf here.
+    """
+    if backend.uses_triton(logits):
+        from slot_vllm.kernels.triton.row_statistics import finish_rows as on_device
+
+        return on_device(maxima, totals, logits, shifts, part, f, first_token)
+    return torch_finish_rows(maxima, totals, logits, shifts, part, f, first_token)
+
+
+def shifted(logits: Tensor, shifts: Tensor | None, part: RowPart) -> Tensor:
+    """z + shift in float32, of size r x V: for the plain versions, which are there to compare."""
+    z = logits.float()
+    return z if shifts is None else z + shifts[part.requests.long()]
+
+
+def torch_row_partials(
+    logits: Tensor, shifts: Tensor | None, part: RowPart, f: Activation
+) -> tuple[Tensor, Tensor]:
+    y, _ = f.value_and_slope(shifted(logits, shifts, part))
+    if not y.shape[1]:
+        return torch.full_like(y.sum(1), -torch.inf)[None], y.sum(1)[None]
+    maxima = y.amax(dim=1)
+    return maxima[None], (y - maxima.unsqueeze(1)).exp().sum(dim=1)[None]
+
+
+def torch_finish_rows(
+    maxima: Tensor,
+    totals: Tensor,
+    logits: Tensor,
+    shifts: Tensor | None,
+    part: RowPart,
+    f: Activation,
+    first_token: int = 0,
+) -> tuple[Tensor, Tensor]:
+    lse = torch.logsumexp(maxima + totals.log(), dim=0)
+    columns = part.targets - first_token
+    here = (columns >= 0) & (columns < logits.shape[1])
+    target_logits = torch.full_like(lse, -torch.inf)
+    rows = here.nonzero().squeeze(1)
+    z = logits[rows, columns[rows]].float()
+    if shifts is not None:
+        z = z + shifts[part.requests[rows].long(), columns[rows]]
+    target_logits[rows], _ = f.value_and_slope(z)
+    return lse, target_logits

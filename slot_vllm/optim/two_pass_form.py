@@ -1,0 +1,202 @@
+"""Z0 of a group of prompts where one row of it does not stay on chip: softmax in two passes.
+
+The log-sum-exp of every row first, then the column sums. All requests' rows are one ragged batch:
+the passes are a few launches, however many prompts there are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from slot_vllm.kernels.activation import Activation
+from slot_vllm.kernels.column_sums import add_column_sums
+from slot_vllm.kernels.head_product import head_product
+from slot_vllm.kernels.ragged import RaggedRows, RowPart
+from slot_vllm.kernels.request_losses import add_request_losses
+from slot_vllm.kernels.row_statistics import finish_rows, row_partials
+from slot_vllm.kernels.shard import Shard
+from slot_vllm.optim.head import Head
+from slot_vllm.optim.prompt import Prompt
+from slot_vllm.optim.workspace import Workspace, aligned
+
+# So many rows make the product bound by its operations; more at once gain nothing.
+_MAX_CHUNK_ROWS = 1024
+# Whole tiles of the product.
+_TILE_ROWS = 128
+# Rows of Z0 begin at multiples of 128 bytes in any 16-bit dtype.
+_ROW_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """cached_rows of Z0 are kept. chunk_rows are gathered, or made again, at a time."""
+
+    cached_rows: int
+    chunk_rows: int
+
+
+class TwoPassForm:
+    """Z0 = H W^T + bias of B prompts, what fits of it kept in ``workspace`` in the model's dtype.
+
+    prompts: each with at least one row that has a target. shard: set if ``head`` is one rank's part
+    of the vocabulary; the sums are then this part's, and the gradient is the sum over the ranks.
+    All of size V or n x V is in the workspace; outside of it are some 100 bytes per row, at most.
+    """
+
+    def __init__(
+        self,
+        head: Head,
+        prompts: Sequence[Prompt],
+        workspace: Workspace,
+        shard: Shard | None = None,
+    ) -> None:
+        self._head, self._shard = head, shard
+        self._f = Activation(head.soft_cap, head.scale)
+        self._hidden = [p.hidden[: p.rows] for p in prompts]
+        targets = torch.cat([p.tokens[1:] for p in prompts])
+        self._rows = RaggedRows([p.rows for p in prompts], targets)
+
+        shape, dtype = (len(prompts), head.vocabulary), head.weight.dtype
+        columns = head.vocabulary if shard is None else shard.widest
+        room = workspace.free - _vectors_bytes(len(prompts), columns, dtype)
+        self._sums = workspace.take(shape, torch.float32)
+        self._shifts = workspace.take(shape, torch.float32)
+        self._rounded = None if dtype == torch.float32 else workspace.take(shape, dtype)
+        total = self._rows.bounds[-1]
+        gathers = len(prompts) > 1 or not self._is_ready(self._hidden[0])
+        layout = _layout(head, columns, total, gathers, room)
+        self._gathered = None
+        if gathers:
+            self._gathered = workspace.take((layout.chunk_rows, head.hidden_size), dtype)
+        self._cache = self._take_logits(workspace, layout.cached_rows)
+        self._fresh = None
+        if layout.cached_rows < total:
+            self._fresh = self._take_logits(workspace, layout.chunk_rows)
+        self._filling_rows = layout.chunk_rows if gathers else total
+        self._fresh_rows = layout.chunk_rows
+        self._filled = False
+
+    @staticmethod
+    def vector_bytes(head: Head) -> int:
+        """What one request needs besides its rows."""
+        return _vectors_bytes(1, head.vocabulary, head.weight.dtype)
+
+    @staticmethod
+    def smallest_rows_bytes(head: Head) -> int:
+        """What a group needs besides ``vector_bytes``, with chunks of one row."""
+        itemsize = head.weight.dtype.itemsize
+        row = _padded(head.vocabulary) * itemsize
+        return aligned(row) + aligned(head.hidden_size * itemsize)
+
+    def sums(self, active: int, deltas: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Of the first ``active`` prompts at ``deltas`` (active, d), None for zero: column sums
+        less those of the targets (active, V) float32, so that W^T sums is the gradient of the
+        summed losses; and those losses (active,) float64.
+
+        The first call takes all prompts: it fills the cache. Nothing waits for the device.
+        """
+        sums = self._sums[:active].zero_()
+        losses = torch.zeros(active, dtype=torch.float64, device=sums.device)
+        shifts = None
+        if deltas is not None:
+            shifts = self._shifts[:active]
+            self._shift(deltas, shifts)
+        stop = self._rows.bounds[active]
+        cached = min(stop, len(self._cache))
+        if not self._filled:
+            assert active == len(self._hidden)
+            self._filled = True
+            for first in range(0, cached, self._filling_rows):
+                part = self._rows.part(first, min(first + self._filling_rows, cached))
+                logits = self._cache[part.first : part.stop]
+                self._add_product(part, shifts, logits, sums, losses)
+        elif cached:
+            part = self._rows.part(0, cached)
+            logits = self._cache[:cached]
+            partials = row_partials(logits, shifts, part, self._f)
+            self._add_part(part, shifts, logits, partials, sums, losses)
+        for first in range(len(self._cache), stop, self._fresh_rows):
+            part = self._rows.part(first, min(first + self._fresh_rows, stop))
+            assert self._fresh is not None
+            self._add_product(part, shifts, self._fresh[: len(part)], sums, losses)
+        return sums, losses
+
+    def _shift(self, deltas: Tensor, out: Tensor) -> None:
+        weight = self._head.weight
+        if self._rounded is None:
+            torch.mm(deltas, weight.T, out=out)
+        else:
+            rounded = self._rounded[: len(deltas)]
+            out.copy_(torch.mm(deltas.to(weight.dtype), weight.T, out=rounded))
+
+    def _add_product(
+        self, part: RowPart, shifts: Tensor | None, logits: Tensor, sums: Tensor, losses: Tensor
+    ) -> None:
+        head = self._head
+        partials = head_product(
+            self._hidden_of(part), head.weight, head.bias, shifts, part, self._f, out=logits
+        )
+        self._add_part(part, shifts, logits, partials, sums, losses)
+
+    def _add_part(
+        self,
+        part: RowPart,
+        shifts: Tensor | None,
+        logits: Tensor,
+        partials: tuple[Tensor, Tensor],
+        sums: Tensor,
+        losses: Tensor,
+    ) -> None:
+        first_token = 0 if self._shard is None else self._shard.first_token
+        lse, target_logits = finish_rows(*partials, logits, shifts, part, self._f, first_token)
+        if self._shard is not None:
+            lse, target_logits = self._shard.merge(lse, target_logits)
+        add_column_sums(logits, shifts, lse, part, self._f, sums, first_token)
+        add_request_losses(lse, target_logits, part, losses)
+
+    def _is_ready(self, hidden: Tensor) -> bool:
+        return hidden.dtype == self._head.weight.dtype and hidden.stride(1) == 1
+
+    def _hidden_of(self, part: RowPart) -> Tensor:
+        """(r, d): a view where the rows are one prompt's, else gathered."""
+        spans = []
+        for request, start, stop in part.spans():
+            shift = part.first - self._rows.bounds[request]
+            spans.append(self._hidden[request][start + shift : stop + shift])
+        if len(spans) == 1 and self._is_ready(spans[0]):
+            return spans[0]
+        assert self._gathered is not None
+        out = self._gathered[: len(part)]
+        for (_, start, stop), rows in zip(part.spans(), spans, strict=True):
+            out[start:stop].copy_(rows)
+        return out
+
+    def _take_logits(self, workspace: Workspace, rows: int) -> Tensor:
+        padded = workspace.take((rows, _padded(self._head.vocabulary)), self._head.weight.dtype)
+        return padded[:, : self._head.vocabulary]
+
+
+def _vectors_bytes(requests: int, columns: int, dtype: torch.dtype) -> int:
+    """Sums, shifts, and these once more in the model's dtype on their way."""
+    rounded = 0 if dtype == torch.float32 else aligned(requests * columns * dtype.itemsize)
+    return 2 * aligned(requests * columns * 4) + rounded
+
+
+def _padded(columns: int) -> int:
+    return -(-columns // _ROW_ALIGNMENT) * _ROW_ALIGNMENT
+
+
+def _layout(head: Head, columns: int, rows: int, gathers: bool, free: int) -> _Layout:
+    itemsize = head.weight.dtype.itemsize
+    row = _padded(columns) * itemsize
+    gathered = head.hidden_size * itemsize if gathers else 0
+    chunk = min(rows, _MAX_CHUNK_ROWS)
+    if aligned(chunk * gathered) + rows * row <= free:
+        return _Layout(rows, chunk)
+    # Every row that is not cached costs a product in each step: the chunk gets the smaller part.
+    chunk = min(chunk, max(1, (free // 4) // (row + gathered)))
+    chunk -= chunk % _TILE_ROWS if chunk > _TILE_ROWS else 0
+    left = free - aligned(chunk * row) - aligned(chunk * gathered)
+    return _Layout(min(rows - 1, max(0, left // row)), chunk)

@@ -1,0 +1,131 @@
+"""The whole optimization on the Triton kernels, under the interpreter, against the oracle."""
+
+# First of all: Triton decides on import whether it interprets.
+import tests.kernels.own_process.interpreter  # isort: skip  # noqa: F401
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slot_vllm.kernels import backend
+from slot_vllm.kernels.triton import column_sums, head_product, row_statistics
+from slot_vllm.optim.optimize import optimize, smallest_workspace
+from slot_vllm.optim.oracle import oracle, published
+from slot_vllm.optim.workspace import Workspace
+from slot_vllm.params import SlotParams
+from tests.optim.test_optimize import MIB, assert_equal_to_oracle, make_head, make_prompt
+from tests.optim.test_two_pass_form import assert_shards_equal_the_whole
+
+
+@pytest.fixture(autouse=True, scope="module")
+def on_triton() -> Iterator[None]:
+    """Triton for CPU tensors too, in blocks of which a small vocabulary has several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "uses_triton", lambda tensor: True)
+        patch.setattr(
+            head_product,
+            "product_blocks",
+            lambda *a: head_product.ProductBlocks(32, 64, 32, 3, 4, 2),
+        )
+        patch.setattr(
+            row_statistics, "partial_blocks", lambda *a: row_statistics.PartialBlocks(8, 128, 2, 4)
+        )
+        patch.setattr(column_sums, "sum_blocks", lambda *a: column_sums.SumBlocks(16, 128, 4, 2))
+        yield
+
+
+requests = st.lists(
+    st.tuples(
+        st.sampled_from([1, 2, 3, 17, 40, 70]),
+        st.integers(0, 3),
+        st.sampled_from([0.001, 0.1, 1.0]),
+    ),
+    min_size=1,
+    max_size=4,
+)
+soft_caps = st.sampled_from([None, 5.0])
+scales = st.sampled_from([1.0, 0.5])
+# Rows of Z0 of 129 and 307 columns are 768 and 1280 bytes: none fits beside the chunk, some, all.
+extras = st.sampled_from([0, 4_000, 40_000, 1 << 22])
+vocabularies = st.sampled_from([2, 129, 307])
+
+
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(requests, soft_caps, scales, st.booleans(), extras, vocabularies)
+def test_any_batch_in_any_workspace(
+    requests: list[tuple[int, int, float]],
+    soft_cap: float | None,
+    scale: float,
+    bias: bool,
+    extra_bytes: int,
+    vocabulary: int,
+) -> None:
+    check(requests, soft_cap, scale, bias, extra_bytes, vocabulary)
+
+
+@pytest.mark.full
+@settings(max_examples=150, deadline=None)
+@given(requests, soft_caps, scales, st.booleans(), extras, vocabularies)
+def test_any_batch_in_any_workspace_long(
+    requests: list[tuple[int, int, float]],
+    soft_cap: float | None,
+    scale: float,
+    bias: bool,
+    extra_bytes: int,
+    vocabulary: int,
+) -> None:
+    check(requests, soft_cap, scale, bias, extra_bytes, vocabulary)
+
+
+def check(
+    requests: list[tuple[int, int, float]],
+    soft_cap: float | None,
+    scale: float,
+    bias: bool,
+    extra_bytes: int,
+    vocabulary: int,
+) -> None:
+    head = make_head(vocabulary, 32, soft_cap, scale, bias)
+    prompts = [
+        make_prompt(head, n, SlotParams(steps=steps, lr=lr), seed=i)
+        for i, (n, steps, lr) in enumerate(requests)
+    ]
+    assert_equal_to_oracle(head, prompts, Workspace(smallest_workspace(head) + extra_bytes))
+
+
+def test_one_request_without_steps_among_others() -> None:
+    head = make_head(hidden=32)
+    prompts = [
+        make_prompt(head, n, SlotParams(steps=steps), seed=n)
+        for n, steps in ((2, 2), (30, 0), (9, 3))
+    ]
+    assert_equal_to_oracle(head, prompts, Workspace(MIB))
+    assert not optimize(head, prompts, Workspace(MIB))[1].delta.any()
+
+
+def test_recomputed_rows_give_the_same_deltas_as_cached_ones() -> None:
+    head = make_head(hidden=32, dtype=torch.bfloat16)
+    prompts = [make_prompt(head, n, SlotParams(steps=2), seed=n) for n in (33, 12)]
+    cached = optimize(head, prompts, Workspace(4 * MIB))
+    recomputed = optimize(head, prompts, Workspace(smallest_workspace(head) * 4))
+    for a, b in zip(cached, recomputed, strict=True):
+        assert (a.delta - b.delta).abs().max() <= 1e-5
+
+
+def test_bf16_is_no_farther_from_the_oracle_than_the_published_loop() -> None:
+    head = make_head(vocabulary=500, hidden=64, dtype=torch.bfloat16)
+    prompt = make_prompt(head, 60, SlotParams(lr=0.01, steps=3))
+    expected = oracle(head, prompt).delta
+    (mine,) = optimize(head, [prompt], Workspace(8 * MIB))
+    ours = (mine.delta.double() - expected).abs().mean()
+    theirs = (published(head, prompt).delta.double() - expected).abs().mean()
+    assert ours <= theirs
+
+
+@pytest.mark.parametrize("soft_cap", [None, 5.0])
+def test_vocabulary_shards_one_of_them_empty(soft_cap: float | None) -> None:
+    # Rows of 89 columns are 512 bytes: two or so are cached, the others made again, one at a time.
+    assert_shards_equal_the_whole(soft_cap, [0, 40, 40, 129], [2, 9], 1_500)
