@@ -93,7 +93,8 @@ class SlotConfig(SlotParams):
     """The settings of one engine: the defaults of its requests, and its limits.
 
     max_steps: the most steps that a request may ask for.
-    workspace_mb: memory of the optimizer, MiB, allocated when the model is loaded.
+    workspace_mb: memory of the optimizer, MiB, allocated when the model is loaded. None: 512 on a
+        CPU; on CUDA 2 % of the memory free by then, at least 256 and at most 4096.
     pending_mb: hidden states of prompts that are not complete yet, MiB on the device; what
         exceeds it waits in host memory.
     report_loss: compute the prompt loss after the last step too (one more pass per prompt) and
@@ -102,7 +103,7 @@ class SlotConfig(SlotParams):
     """
 
     max_steps: Annotated[Integer, Field(ge=0, le=1000)] = 100
-    workspace_mb: Annotated[Integer, Field(ge=1)] = 512
+    workspace_mb: Annotated[Integer, Field(ge=1)] | None = None
     pending_mb: Annotated[Integer, Field(ge=0)] = 256
     report_loss: Annotated[bool, Field(strict=True)] = False
     keep_deltas: Annotated[Integer, Field(ge=0)] = 0

@@ -18,7 +18,7 @@ from slot_vllm.engine.linear_head import Additions, LinearHead
 from slot_vllm.engine.pending import PendingRows
 from slot_vllm.kernels.compiled import library_for
 from slot_vllm.optim.optimize import Learned, Prompt, optimize, smallest_workspace, to_device
-from slot_vllm.optim.workspace import Workspace
+from slot_vllm.optim.workspace import Workspace, choose_size
 from slot_vllm.params import SlotConfig, SlotError, SlotParams, named
 
 logger = logging.getLogger("vllm.slot_vllm")
@@ -80,15 +80,16 @@ class Deltas:
         self.linear_head = linear_head
         head = linear_head.head()
         smallest = smallest_workspace(head)
-        if config.workspace_mb * MIB < smallest:
+        self.workspace_size = choose_size(config.workspace_mb, device)
+        if self.workspace_size.bytes < smallest:
             raise SlotError(
-                f"slot.workspace_mb={config.workspace_mb}: too small for a head of "
+                f"slot.workspace_mb={self.workspace_size.mb}: too small for a head of "
                 f"{linear_head.describe()}; allowed: {-(-smallest // MIB)} or more"
             )
         # Compiled now, where they are compiled at all: not in the first request's time.
         library_for(head.weight)
         self.device = device
-        self.workspace = Workspace(config.workspace_mb * MIB, device)
+        self.workspace = Workspace(self.workspace_size.bytes, device)
         self.table = DeltaTable(max_requests, head)
         self.pending = PendingRows(config.pending_mb * MIB, device)
         self.requests: dict[str, Request] = {}

@@ -123,7 +123,7 @@ class SlotLimits(Strict):
     """The engine's own SLOT settings; the arms say steps and learning rates."""
 
     max_steps: Integer = SlotConfig.model_fields["max_steps"].default
-    workspace_mb: Integer = SlotConfig.model_fields["workspace_mb"].default
+    workspace_mb: Integer | None = SlotConfig.model_fields["workspace_mb"].default
     pending_mb: Integer = SlotConfig.model_fields["pending_mb"].default
 
 

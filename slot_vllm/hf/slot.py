@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from slot_vllm.hf.linear_head import LinearHead, find_head, last_hidden_state
 from slot_vllm.optim.optimize import Prompt, optimize, smallest_workspace
-from slot_vllm.optim.workspace import Workspace
+from slot_vllm.optim.workspace import Workspace, choose_size
 from slot_vllm.params import SlotConfig, SlotError, SlotParams
 
 _ENGINE_ONLY = ("pending_mb", "keep_deltas")
@@ -107,14 +107,15 @@ class Slot:
         del self._found, self._workspace
 
     def _new_workspace(self) -> Workspace:
-        head, size = self._found.head, self._config.workspace_mb << 20
+        head = self._found.head
+        size = choose_size(self._config.workspace_mb, head.weight.device)
         needed = smallest_workspace(head)
-        if size < needed:
+        if size.bytes < needed:
             raise SlotError(
-                f"slot.workspace_mb={self._config.workspace_mb}: too small for a vocabulary of "
+                f"slot.workspace_mb={size.mb}: too small for a vocabulary of "
                 f"{head.vocabulary}; allowed: an integer from {-(-needed >> 20)}"
             )
-        return Workspace(size, head.weight.device)
+        return Workspace(size.bytes, head.weight.device)
 
     def _hooks(self) -> list[Any]:
         module, decoder = self._found.module, self._found.decoder

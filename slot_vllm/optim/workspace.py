@@ -1,11 +1,51 @@
 """A block of memory of fixed size from which the optimizer takes all its large tensors."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 _ALIGNMENT = 64
+_MIB = 1 << 20
+_CPU_MB = 512
+# On CUDA: of the memory free when the model is loaded. Logits of 4096 rows over 152k tokens are
+# 1.2 GB in 16 bits; a larger share would be taken from the KV cache.
+_SHARE = 0.02
+_LEAST_MB, _MOST_MB = 256, 4096
+
+
+@dataclass(frozen=True)
+class WorkspaceSize:
+    """mb: MiB. reason: where it comes from, for the log."""
+
+    mb: int
+    reason: str
+
+    @property
+    def bytes(self) -> int:
+        return self.mb * _MIB
+
+
+def choose_size(workspace_mb: int | None, device: torch.device) -> WorkspaceSize:
+    """``workspace_mb``, or if that is None the default: 512 MiB on a CPU; on CUDA what
+    ``share_of`` gives of the memory that is free now."""
+    if workspace_mb is not None:
+        return WorkspaceSize(workspace_mb, "as set")
+    if device.type != "cuda":
+        return WorkspaceSize(_CPU_MB, f"default on {device.type}")
+    free, _ = torch.cuda.mem_get_info(device)
+    return share_of(free)
+
+
+def share_of(free: int) -> WorkspaceSize:
+    """2 % of ``free`` bytes in whole MiB, at least 256 and at most 4096."""
+    mb = min(_MOST_MB, max(_LEAST_MB, int(free * _SHARE) // _MIB))
+    return WorkspaceSize(
+        mb,
+        f"default: {_SHARE:.0%} of the {free // _MIB} MiB free at load, "
+        f"at least {_LEAST_MB}, at most {_MOST_MB}",
+    )
 
 
 class Workspace:
