@@ -1,1 +1,1 @@
-"""What SLOT costs: ``python -m slot_vllm.bench optimize``."""
+"""What SLOT costs: ``python -m slot_vllm.bench optimize | serve | table | plot``."""

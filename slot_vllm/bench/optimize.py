@@ -5,14 +5,12 @@ measured in a process of its own.
 """
 
 import argparse
-import json
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from slot_vllm.bench.command_line import add_result_flags, give, positive, say
 from slot_vllm.bench.machine import describe_machine
 from slot_vllm.bench.peak_memory import peak_extra_bytes
 from slot_vllm.bench.roofline import roofline
@@ -30,25 +28,24 @@ _ORACLE_OPERATIONS = 3e12
 def add_command(commands: Any) -> None:
     """Adds ``optimize`` to argparse's subparsers."""
     parser = commands.add_parser("optimize", help=__doc__.partition(":")[2].split(".")[0].strip())
-    parser.add_argument("--hidden", type=_positive, default=1536, help="d (default %(default)s)")
-    parser.add_argument("--vocab", type=_positive, default=151936, help="V (default %(default)s)")
+    parser.add_argument("--hidden", type=positive, default=1536, help="d (default %(default)s)")
+    parser.add_argument("--vocab", type=positive, default=151936, help="V (default %(default)s)")
     parser.add_argument(
-        "--tokens", type=_positive, default=256, help="of each request (default %(default)s)"
+        "--tokens", type=positive, default=256, help="of each request (default %(default)s)"
     )
-    parser.add_argument("--requests", type=_positive, default=1)
-    parser.add_argument("--steps", type=_positive, default=5)
+    parser.add_argument("--requests", type=positive, default=1)
+    parser.add_argument("--steps", type=positive, default=5)
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workspace-mb", type=_positive, default=512, help="ours, MiB")
-    parser.add_argument("--rounds", type=_positive, default=3, help="timed calls of each variant")
+    parser.add_argument("--workspace-mb", type=positive, default=512, help="ours, MiB")
+    parser.add_argument("--rounds", type=positive, default=3, help="timed calls of each variant")
     parser.add_argument(
         "--oracle",
         choices=("auto", "on", "off"),
         default="auto",
         help="compare with float64; auto: where that takes less than about a minute",
     )
-    parser.add_argument("--json", action="store_true", help="print nothing but the JSON")
-    parser.add_argument("--output", type=Path, help="also write the JSON to this file")
+    add_result_flags(parser)
     parser.set_defaults(run=run)
 
 
@@ -64,32 +61,28 @@ def run(options: argparse.Namespace) -> int:
         workspace_mb=options.workspace_mb,
     )
     result = measure(shape, options.rounds, options.oracle)
-    text = json.dumps(result, indent=2)
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(text + "\n")
-    print(text if options.json else _table(result))
+    give(result, _table(result), options)
     return 0
 
 
 def measure(shape: Shape, rounds: int, oracle: str) -> dict[str, Any]:
     """The result as it is written to the file. oracle: ``auto``, ``on`` or ``off``."""
     machine = describe_machine(shape.device)
-    _say("peak memory, one process per variant")
+    say("peak memory, one process per variant")
     peaks = {name: peak_extra_bytes(shape, name) for name in names(shape.device)}
     head, prompts = make_problem(shape)
     variants = {}
     for name in names(shape.device):
         warm_up(shape, name)
         variants[name] = make_variant(name, head, prompts, shape.workspace_mb)
-    _say("seconds")
+    say("seconds")
     timings = fastest({**variants, **bare_products(head, prompts)}, rounds, shape.device)
     bare = min(("mm", "linear"), key=lambda name: timings[name].seconds)
 
     operations = 2 * shape.rows * shape.vocabulary * shape.hidden * shape.steps
     exact = None
     if oracle == "on" or (oracle == "auto" and operations <= _ORACLE_OPERATIONS):
-        _say("the float64 oracle")
+        say("the float64 oracle")
         exact = torch.stack([tiled_oracle(head, prompt) for prompt in prompts])
     entries = {}
     for name in variants:
@@ -154,14 +147,3 @@ def _table(result: dict[str, Any]) -> str:
         lines.append(f"{'roofline':20}{result['roofline']['seconds']:10.3f}")
         lines.append(f"share of the roofline {result['roofline']['share']:.2f}")
     return "\n".join(lines)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

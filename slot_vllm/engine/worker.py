@@ -76,8 +76,8 @@ def install(worker: Any) -> None:
     linear_head.hook(deltas.take)
     runner.slot_deltas = deltas
     logger.info(
-        "SLOT %s on the %s model runner; head %s; workspace %d MiB (%s); defaults: steps %d, lr %g, "
-        "betas %s, eps %g, weight_decay %g, rounding %s; at most %d steps",
+        "SLOT %s on the %s model runner; head %s; workspace %d MiB (%s); defaults: steps %d, "
+        "lr %g, betas %s, eps %g, weight_decay %g, rounding %s; at most %d steps",
         __version__,
         "V2" if v2 else "V1",
         linear_head.describe(),
