@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# All benchmarks of one CUDA machine in under 10 minutes, correctness first: what is wrong stops it.
+# Writes logs/bench/*_gpu*.json and the table of them, logs/bench/gpu.md.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+fail() { printf 'bench_gpu: error: %s\n' "$*" >&2; exit 1; }
+[[ $(nvidia-smi --list-gpus 2>/dev/null || true) == *GPU* ]] || fail "no NVIDIA GPU (nvidia-smi lists none)"
+python=$(bash "$root/scripts/setup.sh")
+PATH="$(dirname "$python"):$PATH"
+cd "$root"
+python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || fail "torch sees no CUDA device; its driver or build does not fit"
+
+began=$SECONDS
+bench() { python -m slot_vllm.bench "$@" --output "logs/bench/$output" >&2; }
+python -m pytest -x -q tests/kernels tests/optim tests/bench >&2 || fail "wrong results; nothing was measured"
+for load in 512x1 4096x1 128x8; do
+    output="optimize_gpu_$load.json"
+    bench optimize --device cuda --hidden 3584 --vocab 152064 --tokens "${load%x*}" --requests "${load#*x}" --workspace-mb 2048
+done
+output=serve_gpu_qwen2.5-7b.json
+bench serve --shape qwen2.5-7b --workload reasoning short --rounds 3
+
+python -m slot_vllm.bench table logs/bench/{optimize,serve}_gpu_*.json | tee logs/bench/gpu.md
+printf 'bench_gpu: %d s; the table is logs/bench/gpu.md\n' $((SECONDS - began)) >&2
