@@ -53,7 +53,7 @@ def test_the_same_files_give_the_same_picture(tmp_path: Path, suffix: str) -> No
 
 @pytest.mark.parametrize("other", [{"requests": 8}, {"hidden": 32}])
 def test_files_that_belong_into_no_common_curve(tmp_path: Path, other: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="of one request|differ in more"):
+    with pytest.raises(ValueError, match=r"of one request|differ in more"):
         curves([file(tmp_path, 64), file(tmp_path, 128, **other)])
 
 

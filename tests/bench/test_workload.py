@@ -60,4 +60,4 @@ def test_prompts_differ_between_rounds_and_within_one() -> None:
     first, second = make_prompts(3, 40, 1000, 1), make_prompts(3, 40, 1000, 2)
     assert first == make_prompts(3, 40, 1000, 1)
     assert len({tuple(prompt) for prompt in first + second}) == 6
-    assert all(len(p) == 40 and 0 <= min(p) and max(p) < 1000 for p in first)
+    assert all(len(p) == 40 and min(p) >= 0 and max(p) < 1000 for p in first)
