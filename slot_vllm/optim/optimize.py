@@ -9,7 +9,7 @@ product, T passes over Z0 and 2 T - 1 over W; the passes over W are shared by th
 Rows of Z0 that do not fit the workspace are computed again in every step, tile by tile.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -88,13 +88,38 @@ def optimize(
         key=lambda i: -prompts[i].params.steps,
     )
     form = form or form_for(head)
-    capacity = max(1, (workspace.size // 4) // form.vector_bytes(head))
-    for start in range(0, len(order), capacity):
-        group = order[start : start + capacity]
+    for group in _groups(order, form, head, prompts, workspace):
         learned = _optimize_group(form, head, [prompts[i] for i in group], workspace, final_loss)
         for i, result in zip(group, learned, strict=True):
             results[i] = result
     return [r if r is not None else _nothing_learned(head) for r in results]
+
+
+def _groups(
+    order: Sequence[int],
+    form: type[Form],
+    head: Head,
+    prompts: Sequence[Prompt],
+    workspace: Workspace,
+) -> Iterator[list[int]]:
+    """``order`` in parts whose rows of Z0 stay in the workspace together: computing rows again in
+    every step costs more than not sharing the passes over W. A prompt that does not fit at all is
+    alone. An eighth of the workspace is left for what a form needs besides.
+    """
+    row_bytes = head.vocabulary * head.weight.dtype.itemsize
+    room = workspace.size - workspace.size // 8
+    capacity = max(1, (workspace.size // 4) // form.vector_bytes(head))
+    group: list[int] = []
+    used = 0
+    for i in order:
+        needed = form.vector_bytes(head) + prompts[i].rows * row_bytes
+        if group and (used + needed > room or len(group) == capacity):
+            yield group
+            group, used = [], 0
+        group.append(i)
+        used += needed
+    if group:
+        yield group
 
 
 def _nothing_learned(head: Head) -> Learned:

@@ -210,7 +210,11 @@ def test_losses_before_each_step_come_without_the_last_pass() -> None:
 
 
 @pytest.mark.parametrize("lengths", [(18, 1002), (32, 32, 302), (32, 32, 302, 2002)])
-def test_a_short_prompt_beside_one_that_overflows_the_cache(lengths: tuple[int, ...]) -> None:
+def test_a_short_prompt_beside_one_that_overflows_the_cache(
+    lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Else they would not be together.
+    monkeypatch.setattr("slot_vllm.optim.optimize._groups", lambda order, *_: [order])
     head = make_head(vocabulary=1000, hidden=16)
     prompts = [make_prompt(head, n, SlotParams(steps=2), seed=n) for n in lengths]
     assert_equal_to_oracle(head, prompts, Workspace(MIB))
@@ -253,3 +257,26 @@ def test_in_bf16_the_shift_of_the_logits_survives(lr: float) -> None:
     head.exact_shift(learned.delta.unsqueeze(0), out=shift)
     expected = learned.delta.double() @ head.weight.double().T
     assert (shift[0] - expected).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("form", [CachedForm, PlainForm])
+def test_a_batch_is_split_rather_than_computed_again(
+    form: type[Form], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = make_head(vocabulary=2048)
+    params = SlotParams(steps=5)
+    prompts = [make_prompt(head, 101, params, seed=i) for i in range(5)]
+    computed = []
+    product = Head.product
+
+    def counted(self: Head, hidden: torch.Tensor, out: torch.Tensor) -> None:
+        computed.append(len(hidden))
+        product(self, hidden, out)
+
+    monkeypatch.setattr(Head, "product", counted)
+    # Room for two prompts' rows and what goes with them.
+    learned = optimize(head, prompts, Workspace(5 * 100 * 2048 * 4 // 2), form=form)
+    assert sum(computed) == 500 and len(computed) == 3
+    for prompt, result in zip(prompts, learned, strict=True):
+        error = (result.delta.double() - oracle(head, prompt).delta).abs().max().item()
+        assert error <= tolerance(params)
