@@ -42,7 +42,7 @@ class Engine:
 
 def loop(engine: Engine, concurrency: int) -> Any:
     prompts = [[1, 2, 3]] * 7
-    return closed_loop(engine, prompts, 4, concurrency, {"slot_steps": 5})  # type: ignore[arg-type]
+    return closed_loop(engine, prompts, 4, concurrency, {"slot_steps": 5})
 
 
 def test_so_many_at_a_time_until_none_waits() -> None:
