@@ -67,6 +67,12 @@ def test_setup_with_an_old_python(programs: Path, tmp_path: Path) -> None:
     assert "old has Python 3.9.1, and 3.11 is needed" in errors
 
 
+def test_the_gpu_benchmark_without_a_gpu(programs: Path) -> None:
+    code, output, errors = run(ROOT / "scripts/bench_gpu.sh", programs)
+    assert (code, output) == (1, "")
+    assert "bench_gpu: error: no NVIDIA GPU" in errors
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A copy of the scripts whose setup ends at once with an environment of stand-ins, which say
