@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from slot_vllm.bench.apply import BIAS, EXTRA_ROWS, PLAIN
 from slot_vllm.bench.variants import OURS, PUBLISHED
 
 
@@ -22,16 +23,20 @@ def run(options: argparse.Namespace) -> int:
 
 
 def table(files: Sequence[Path]) -> str:
-    """The files in their order, those of ``optimize`` before those of ``serve``.
+    """The files in their order, kind by kind: optimize, serve, apply.
 
-    Raises ValueError for a file of neither.
+    Raises ValueError for a file of another kind.
     """
-    results: dict[str, list[tuple[Path, dict[str, Any]]]] = {"optimize": [], "serve": []}
+    results: dict[str, list[tuple[Path, dict[str, Any]]]] = {
+        kind: [] for kind in ("optimize", "serve", "apply")
+    }
     for file in files:
         result = json.loads(file.read_text(encoding="utf-8"))
         kind = result.get("benchmark") if isinstance(result, dict) else None
         if kind not in results:
-            raise ValueError(f"{file}: not written by python -m slot_vllm.bench optimize or serve")
+            raise ValueError(
+                f"{file}: not written by python -m slot_vllm.bench {', '.join(results)}"
+            )
         results[kind].append((file, result))
     parts = []
     if results["optimize"]:
@@ -39,6 +44,9 @@ def table(files: Sequence[Path]) -> str:
     if results["serve"]:
         rows = (row for one in results["serve"] for row in _serve_rows(*one))
         parts.append(_markdown(_SERVE, rows))
+    if results["apply"]:
+        rows = (row for one in results["apply"] for row in _apply_rows(*one))
+        parts.append(_markdown(_APPLY, rows))
     return "\n\n".join(parts)
 
 
@@ -110,13 +118,50 @@ def _serve_rows(file: Path, result: dict[str, Any]) -> Iterable[list[str]]:
         ]
 
 
+_APPLY = (
+    "device",
+    "d x V",
+    "rows",
+    "plain product (ms)",
+    "with bias",
+    "with extra rows",
+    "error, bias",
+    "error, extra rows",
+    "bytes each, bias",
+    "bytes each, extra rows",
+    "file",
+)
+
+
+def _apply_rows(file: Path, result: dict[str, Any]) -> Iterable[list[str]]:
+    shape = result["shape"]
+    for step in result["steps"]:
+        plain, bias, extra = (step["variants"][name] for name in (PLAIN, BIAS, EXTRA_ROWS))
+        yield [
+            _device(result),
+            f"{shape['hidden']} x {shape['vocab']}",
+            str(step["rows"]),
+            f"{plain['seconds'] * 1e3:.3g}",
+            f"{bias['ratio']:.2f}",
+            f"{extra['ratio']:.2f}",
+            _error(bias["error"]),
+            _error(extra["error"]),
+            str(bias["bytes_per_request"]),
+            str(extra["bytes_per_request"]),
+            f"`{file.name}`",
+        ]
+
+
 def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows])
 
 
 def _device(result: dict[str, Any]) -> str:
     machine = result["machine"]
-    return machine.get("gpu") or f"{machine['cores']} CPU cores"
+    if machine.get("gpu"):
+        return str(machine["gpu"])
+    kernels = ", torch alone" if result.get("kernels") == "torch" else ""
+    return f"{machine['cores']} CPU cores{kernels}"
 
 
 def _seconds(value: float) -> str:

@@ -1,4 +1,8 @@
-"""One AdamW step for a batch of independent vectors with their own hyperparameters."""
+"""One AdamW step for a batch of independent vectors with their own hyperparameters.
+
+Floor: 28 B d bytes, 43 KB at d 1536: microseconds. The torch version's ten operations go over them
+several times and take some 0.1 ms together, which is nothing beside a pass over W.
+"""
 
 from torch import Tensor
 

@@ -6,6 +6,10 @@ With z = z0 + bias (before f) and y = f(z) = scale * soft_cap * tanh(z / soft_ca
     losses[i]    = logsumexp(y_i) - y_i[target_i]
 
 so that W^T column_sums is the gradient of the summed losses with respect to delta.
+
+Floor: r V itemsize bytes of logits read and r V exponentials (with a soft cap as many tangents);
+on a CPU the exponentials rule. torch's operations go about eight times, not once, over a tile that
+stays in the cache. Where nothing caps the logits, ``exponentials`` takes the place of all this.
 """
 
 import torch

@@ -16,6 +16,7 @@ from slot_vllm.optim.optimize import optimize, smallest_workspace
 from slot_vllm.optim.oracle import oracle, published
 from slot_vllm.optim.workspace import Workspace
 from slot_vllm.params import SlotParams
+from tests.kernels.on_device import check_adamw, check_apply_delta, check_passes
 from tests.optim.test_optimize import MIB, assert_equal_to_oracle, make_head, make_prompt
 from tests.optim.test_two_pass_form import assert_shards_equal_the_whole
 
@@ -129,3 +130,12 @@ def test_bf16_is_no_farther_from_the_oracle_than_the_published_loop() -> None:
 def test_vocabulary_shards_one_of_them_empty(soft_cap: float | None) -> None:
     # Rows of 89 columns are 512 bytes: two or so are cached, the others made again, one at a time.
     assert_shards_equal_the_whole(soft_cap, [0, 40, 40, 129], [2, 9], 1_500)
+
+
+@pytest.mark.parametrize("soft_cap", [None, 5.0])
+def test_what_a_device_is_checked_for(soft_cap: float | None) -> None:
+    """So that the checks of ``test_cuda.py`` have run where there is no CUDA device."""
+    check_passes("cpu", torch.bfloat16, soft_cap, [1, 20, 3], 307, 50)
+    check_passes("cpu", torch.float32, soft_cap, [5, 3], 129, 16, first_token=129)
+    check_adamw("cpu")
+    check_apply_delta("cpu")
