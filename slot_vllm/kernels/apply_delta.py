@@ -5,10 +5,10 @@ Floor, for k of r rows with a delta: 12 k V bytes (logits read and written, W de
 64, which no cache holds, 10 ms, five times as much.
 
 The bias per request was chosen over the deltas as further rows of the head's product by measuring
-both (``python -m slot_vllm.bench apply``, logs/bench/apply_cpu.json). On two cores a step of 16 rows
-takes 1.01 of the plain product with it and 1.49 with further rows, of 64 rows 1.12 and 2.17; further
-rows also lose W delta's last bits to the model's dtype. The price is memory: 4 V bytes for each
-request instead of d values. Not compared on CUDA.
+both (``python -m slot_vllm.bench apply``, logs/bench/apply_cpu.json). On two cores 16 rows take
+1.01 of the plain product with it and 1.49 with further rows, 64 rows 1.12 and 2.17; and further
+rows lose W delta's last bits to the model's dtype. The price is memory: 4 V bytes for each request
+instead of d values. Not compared on CUDA.
 """
 
 from torch import Tensor
