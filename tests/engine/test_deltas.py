@@ -34,15 +34,30 @@ def make_deltas(capacity: int = 4, **options: Any) -> Deltas:
 
 
 def arrival(
-    req_id: str, tokens: list[int], steps: int = 2, bypassed: str | None = None, **params: Any
+    req_id: str,
+    tokens: list[int],
+    steps: int = 2,
+    bypassed: str | None = None,
+    cache_salt: str | None = None,
+    lora_request: Any = None,
+    mm_features: Any = (),
+    **params: Any,
 ) -> Any:
     resolved = {
         "request_id": req_id.partition("-")[0],
         "params": SlotParams(steps=steps, **params).model_dump(mode="json"),
         "bypassed": bypassed,
+        "cache_salt": cache_salt,
     }
     sampling_params = SimpleNamespace(extra_args={RESOLVED: resolved})
-    return SimpleNamespace(req_id=req_id, sampling_params=sampling_params, prompt_token_ids=tokens)
+    return SimpleNamespace(
+        req_id=req_id,
+        sampling_params=sampling_params,
+        prompt_token_ids=tokens,
+        lora_request=lora_request,
+        mm_features=mm_features,
+        prompt_embeds=None,
+    )
 
 
 def begin(deltas: Deltas, new: Any = (), finished: Any = (), preempted: Any = None) -> None:
@@ -119,7 +134,7 @@ def test_a_resumed_request_keeps_its_delta_and_gets_a_row_again() -> None:
     bias = first.biases[first.rows[0]].clone()
     begin(deltas, [arrival("b-1", TOKENS[::-1])], preempted={"a-1"})
     step(deltas, ("b-1", TOKENS[::-1], 0))
-    assert deltas.table.row("a-1") is None
+    assert deltas.table.row(deltas.requests["a-1"].row) is None
     begin(deltas, [arrival("a-1", TOKENS)], preempted={"b-1"})
     again = step(deltas, ("a-1", [*TOKENS, 7], 0))
     assert torch.equal(again.biases[again.rows[0]], bias)
