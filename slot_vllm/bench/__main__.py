@@ -3,13 +3,14 @@
 import argparse
 from collections.abc import Sequence
 
-from slot_vllm.bench import optimize
+from slot_vllm.bench import optimize, prefix
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m slot_vllm.bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     optimize.add_command(commands)
+    prefix.add_command(commands)
     options = parser.parse_args(arguments)
     result: int = options.run(options)
     return result
