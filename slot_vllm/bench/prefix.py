@@ -35,6 +35,8 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--new-tokens", type=int, default=16, help="of each, %(default)s")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=5, help="after one that warms up")
+    # Hits are whole blocks: a sample computes the rest of its prompt again.
+    parser.add_argument("--block-size", type=int, default=32, help="tokens, %(default)s")
     parser.add_argument("--kv-cache-mb", type=int, default=256, help="of each engine, MiB")
     parser.add_argument("--json", action="store_true", help="print nothing but the JSON")
     parser.add_argument("--output", type=Path, help="also write the JSON to this file")
@@ -80,7 +82,16 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for name, llm in engines.items()
         for after in [_stats(llm)]
     }
-    settings = ("model", "dtype", "samples", "tokens", "new_tokens", "steps", "rounds")
+    settings = (
+        "model",
+        "dtype",
+        "samples",
+        "tokens",
+        "new_tokens",
+        "block_size",
+        "steps",
+        "rounds",
+    )
     return {
         "benchmark": "prefix",
         "settings": {name: getattr(options, name) for name in settings},
@@ -102,6 +113,7 @@ def _engine(options: argparse.Namespace, slot: dict[str, Any]) -> Any:
         dtype=options.dtype,
         max_model_len=options.tokens + options.new_tokens + 1,
         max_num_seqs=options.samples,
+        block_size=options.block_size,
         kv_cache_memory_bytes=options.kv_cache_mb << 20,
         enforce_eager=not torch.cuda.is_available(),
         worker_extension_cls="slot_vllm.SlotWorkerExtension",

@@ -5,18 +5,20 @@ Only methods of the given instance are replaced, so other engines of the process
 """
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from slot_vllm.engine.deltas import BatchView, Deltas
-from slot_vllm.engine.hidden_cache import HiddenCache
+
+if TYPE_CHECKING:
+    from slot_vllm.engine.hidden_cache import HiddenCache
 
 logger = logging.getLogger("vllm.slot_vllm")
 
 
-def hook_v1(runner: Any, deltas: Deltas, cache: HiddenCache | None) -> None:
+def hook_v1(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
     """``vllm.v1.worker.gpu_model_runner.GPUModelRunner``."""
     execute_model = runner.execute_model
     prepare_inputs = runner._prepare_inputs
@@ -45,7 +47,7 @@ def hook_v1(runner: Any, deltas: Deltas, cache: HiddenCache | None) -> None:
             deltas.stage(hidden_states, view(indices))
         return output
 
-    def block_table(cache: HiddenCache) -> Any:
+    def block_table(cache: "HiddenCache") -> Any:
         return runner.input_batch.block_table[cache.group(runner.kv_cache_config)]
 
     def read(i: int, rows: int) -> torch.Tensor:
@@ -73,7 +75,7 @@ def hook_v1(runner: Any, deltas: Deltas, cache: HiddenCache | None) -> None:
     runner._model_forward = hooked_model_forward
 
 
-def hook_v2(runner: Any, deltas: Deltas, cache: HiddenCache | None) -> None:
+def hook_v2(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
     """``vllm.v1.worker.gpu.model_runner.GPUModelRunner``."""
     execute_model = runner.execute_model
     sample = runner.sample
@@ -119,7 +121,7 @@ def hook_v2(runner: Any, deltas: Deltas, cache: HiddenCache | None) -> None:
     runner.sample = hooked_sample
 
 
-def watch(runner: Any, deltas: Deltas, cache: HiddenCache | None) -> None:
+def watch(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
     """Either runner: say what the hidden states cost once the KV cache is there, and forget shared
     deltas when the weights are loaded again."""
     initialize_kv_cache = runner.initialize_kv_cache

@@ -12,7 +12,6 @@ from vllm.v1.worker.gpu_worker import Worker
 
 from slot_vllm import __version__
 from slot_vllm.engine.deltas import Deltas
-from slot_vllm.engine.hidden_cache import HiddenCache
 from slot_vllm.engine.linear_head import LinearHead
 from slot_vllm.engine.runners import hook_v1, hook_v2, watch
 from slot_vllm.engine.startup import asks_for_slot, read_config
@@ -82,6 +81,9 @@ def install(worker: Any) -> None:
     v2 = worker.use_v2_model_runner
     cache = None
     if config.hidden_cache == "on":
+        # Only here: a vLLM without HiddenStateCacheSpec cannot import it.
+        from slot_vllm.engine.hidden_cache import HiddenCache
+
         cache = HiddenCache(worker.vllm_config, hidden_size)
     (hook_v2 if v2 else hook_v1)(runner, deltas, cache)
     watch(runner, deltas, cache)
