@@ -35,9 +35,9 @@ Per step, on the model runner of an engine that asks for SLOT:
 
 In the KV cache (``hidden_cache``; 0.32, where ``HiddenStateCacheSpec`` is):
 
-- a layer of our own in ``static_forward_context``, added once the model is loaded, under a name with
-  one integer (``bind_kv_cache`` orders by it). It extends ``CacheOnlyAttentionLayer``, whose builder
-  allows no CUDA graphs. Can go when vLLM keeps the last hidden states for whoever asks.
+- a layer of our own in ``static_forward_context``, added once the model is loaded, under a name
+  with one integer (``bind_kv_cache`` orders by it). It extends ``CacheOnlyAttentionLayer``, whose
+  builder allows no CUDA graphs. Can go when vLLM keeps last hidden states for whoever asks.
 - ``kv_cache_config.kv_cache_groups``, the runners' block tables and slot mappings: read.
 
 Read but not changed: ``LogitsProcessor`` (``_get_logits``, ``org_vocab_size``, ``soft_cap``,
