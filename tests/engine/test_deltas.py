@@ -324,7 +324,12 @@ def test_copies_out_of_the_cache_are_bounded(monkeypatch: pytest.MonkeyPatch) ->
     deltas = make_deltas(pending_mb=0)
     groups: list[int] = []
     learn = deltas._learn
-    monkeypatch.setattr(deltas, "_learn", lambda group: (groups.append(len(group)), learn(group)))
+
+    def watched(group: Any) -> None:
+        groups.append(len(group))
+        learn(group)
+
+    monkeypatch.setattr(deltas, "_learn", watched)
     prompts = {f"{i}-1": [i, *TOKENS] for i in range(3)}
     begin(deltas, [arrival(name, tokens) for name, tokens in prompts.items()])
     cached_step(deltas, *((name, t[4:], 4, t) for name, t in prompts.items()))

@@ -1,6 +1,7 @@
 """SLOT requests that read the prefix cache equal cold runs; equal prompts share one delta."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -47,7 +48,7 @@ def test_a_prefix_that_another_request_computed(
     for group in groups:
         first, *others = group
         run(llm, [first])
-        outputs, counted = _counted(llm, lambda others=others: run(llm, others))
+        outputs, counted = _counted(llm, partial(run, llm, others))
         assert [o.num_cached_tokens for o in outputs] == [4 * BLOCK, 3 * BLOCK]
         assert counted["hidden_rows_cached"] == 7 * BLOCK
         assert counted["hidden_rows_computed"] == sum(len(c.tokens) for c in others) - 7 * BLOCK
