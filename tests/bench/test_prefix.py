@@ -10,10 +10,10 @@ ROOT = Path(__file__).parents[2]
 
 def test_samples_share_the_prompt_and_its_delta(tiny_model: str, tmp_path: Path) -> None:
     output = tmp_path / "new" / "prefix.json"
-    sizes = ["--samples", "4", "--tokens", "80", "--new-tokens", "2", "--kv-cache-mb", "16"]
+    options = ["--samples", "4", "--tokens", "80", "--new-tokens", "2", "--kv-cache-mb", "16"]
+    options += ["--rounds", "2", "--json", "--output", str(output)]
     result = subprocess.run(
-        [sys.executable, "-m", "slot_vllm.bench", "prefix", "--model", tiny_model, *sizes]
-        + ["--rounds", "2", "--json", "--output", str(output)],
+        [sys.executable, "-m", "slot_vllm.bench", "prefix", "--model", tiny_model, *options],
         cwd=ROOT,
         capture_output=True,
         text=True,
