@@ -5,11 +5,11 @@ from collections import OrderedDict
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from slot_vllm.optim.optimize import Learned
 from slot_vllm.params import SlotParams
-
-_OVERHEAD = 512
 
 
 def prompt_key(
@@ -26,33 +26,38 @@ def prompt_key(
 
 
 class DeltaCache:
-    """The deltas used last, ``limit`` bytes of them at most."""
+    """The deltas used last: (k, d) float32 on ``device``, ``limit`` bytes of them, allocated now:
+    before vLLM measures what is left for its KV cache."""
 
-    def __init__(self, limit: int) -> None:
-        self.bytes = 0
-        self._limit = limit
-        self._learned: OrderedDict[bytes, Learned] = OrderedDict()
+    def __init__(self, limit: int, size: int, device: torch.device) -> None:
+        self._deltas = torch.empty(limit // (4 * size), size, dtype=torch.float32, device=device)
+        self._free = list(range(len(self._deltas)))
+        self._entries: OrderedDict[bytes, tuple[int, Tensor, Tensor]] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._learned)
+        return len(self._entries)
+
+    @property
+    def capacity(self) -> int:
+        return len(self._deltas)
 
     def get(self, key: bytes) -> Learned | None:
-        learned = self._learned.get(key)
-        if learned is not None:
-            self._learned.move_to_end(key)
-        return learned
+        if key not in self._entries:
+            return None
+        self._entries.move_to_end(key)
+        row, losses, finite = self._entries[key]
+        # A copy: the row may become another's while a request still has its delta.
+        return Learned(self._deltas[row].clone(), losses, finite)
 
     def put(self, key: bytes, learned: Learned) -> None:
-        if key not in self._learned:
-            self.bytes += _size(learned)
-            self._learned[key] = learned
-        while self.bytes > self._limit:
-            self.bytes -= _size(self._learned.popitem(last=False)[1])
+        if not self.capacity or key in self._entries:
+            return
+        if not self._free:
+            self._free.append(self._entries.popitem(last=False)[1][0])
+        row = self._free.pop()
+        self._deltas[row].copy_(learned.delta)
+        self._entries[key] = (row, learned.losses, learned.finite)
 
     def clear(self) -> None:
-        self.bytes = 0
-        self._learned.clear()
-
-
-def _size(learned: Learned) -> int:
-    return learned.delta.nbytes + learned.losses.nbytes + _OVERHEAD
+        self._free = list(range(self.capacity))
+        self._entries.clear()

@@ -103,7 +103,7 @@ class Deltas:
         self.workspace = Workspace(config.workspace_mb * MIB, device)
         self.table = DeltaTable(max_requests, head)
         self.pending = PendingRows(config.pending_mb * MIB, device)
-        self.shared = DeltaCache(config.delta_cache_mb * MIB)
+        self.shared = DeltaCache(config.delta_cache_mb * MIB, head.hidden_size, device)
         self.requests: dict[str, Request] = {}
         self.bypassed: set[str] = set()
         self.kept: OrderedDict[str, tuple[str, Learned]] = OrderedDict()
@@ -229,7 +229,6 @@ class Deltas:
             "pending_host_bytes": self.pending.host_bytes,
             "kept_deltas": len(self.kept),
             "shared_deltas": len(self.shared),
-            "shared_bytes": self.shared.bytes,
             "workspace_bytes": self.workspace.size,
         }
 

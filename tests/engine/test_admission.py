@@ -107,6 +107,7 @@ def test_named_is_an_error_and_a_default_is_bypassed(change: dict[str, Any], rea
         return SimpleNamespace(
             **{**values, **change},
             lora_request=None,
+            cache_salt=None,
             sampling_params=SamplingParams(extra_args=extra_args),
         )
 
