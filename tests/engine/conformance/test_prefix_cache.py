@@ -186,7 +186,9 @@ def test_off_is_as_before(tiny_model: str, engine: Callable[..., Any]) -> None:
     groups = runner_of(llm).kv_cache_config.kv_cache_groups
     assert not [name for group in groups for name in group.layer_names if "slot" in name]
     case = Case(random_tokens(120, seed=2800), 5, 0.1, 4)
+    without = Case(case.tokens, 0, 0.1, 4)
     expected = reference(tiny_model, [case])
+    run(llm, [without])
     for _ in range(2):
         (output,), counted = _counted(llm, lambda: run(llm, [case]))
         assert output.num_cached_tokens == 0
@@ -194,5 +196,5 @@ def test_off_is_as_before(tiny_model: str, engine: Callable[..., Any]) -> None:
         assert counted["hidden_rows_cached"] == 0
         assert_tokens_equal(tokens_of([output]), expected)
         assert_delta_equal(delta_of(llm, output), expected[0], case.lr)
-    (plain,) = run(llm, [Case(case.tokens, 0, 0.1, 4)])
+    (plain,) = run(llm, [without])
     assert plain.num_cached_tokens == 3 * BLOCK
