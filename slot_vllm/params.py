@@ -95,8 +95,13 @@ class SlotConfig(SlotParams):
     max_steps: the most steps that a request may ask for.
     workspace_mb: memory of the optimizer, MiB, allocated when the model is loaded. None: 512 on a
         CPU; on CUDA 2 % of the memory free by then, at least 256 and at most 4096.
-    pending_mb: hidden states of prompts that are not complete yet, MiB on the device; what
-        exceeds it waits in host memory.
+    hidden_cache: whether hidden states are kept in vLLM's KV cache, so that prompts may be read
+        from the prefix cache; ``auto``: where that works.
+    delta_cache_mb: deltas for later requests with an equal prompt, MiB; 0: every request learns
+        its own.
+    pending_mb: hidden states of prompts that are not complete yet, MiB on the device; what exceeds
+        it waits in host memory. With ``hidden_cache`` none wait: how many are copied out of the KV
+        cache at once, for the prompts that a step completes.
     report_loss: compute the prompt loss after the last step too (one more pass per prompt) and
         keep the losses of finished requests readable with the deltas.
     keep_deltas: how many finished requests' deltas (and losses) stay readable.
@@ -104,6 +109,8 @@ class SlotConfig(SlotParams):
 
     max_steps: Annotated[Integer, Field(ge=0, le=1000)] = 100
     workspace_mb: Annotated[Integer, Field(ge=1)] | None = None
+    hidden_cache: Literal["auto", "on", "off"] = "auto"
+    delta_cache_mb: Annotated[Integer, Field(ge=0)] = 64
     pending_mb: Annotated[Integer, Field(ge=0)] = 256
     report_loss: Annotated[bool, Field(strict=True)] = False
     keep_deltas: Annotated[Integer, Field(ge=0)] = 0

@@ -25,14 +25,24 @@ Per request, on instances of an engine that asks for SLOT:
 
 Per step, on the model runner of an engine that asks for SLOT:
 
-- both runners, ``execute_model``: arrivals and departures.
+- both runners, ``execute_model``: arrivals and departures; ``initialize_kv_cache``: what the hidden
+  states cost; ``reload_weights``: deltas of the old weights are not shared any more.
 - V1, ``_prepare_inputs`` and ``_model_forward``: which rows get logits, and the hidden states.
 - V2, ``sample``: the hidden states and the batch.
 - ``LogitsProcessor.forward`` of the model's own instance: adds W delta before the soft cap and the
-  scale. Can go, with the four above, when the runners have a hook before the logits.
+  scale. Can go, with ``execute_model`` and what gives the hidden states, when the runners have a
+  hook before the logits.
+
+In the KV cache (``hidden_cache``; 0.32, where ``HiddenStateCacheSpec`` is):
+
+- a layer of our own in ``static_forward_context``, added once the model is loaded, under a name
+  with one integer (``bind_kv_cache`` orders by it). It extends ``CacheOnlyAttentionLayer``, whose
+  builder allows no CUDA graphs. Can go when vLLM keeps last hidden states for whoever asks.
+- ``kv_cache_config.kv_cache_groups``, the runners' block tables and slot mappings: read.
 
 Read but not changed: ``LogitsProcessor`` (``_get_logits``, ``org_vocab_size``, ``soft_cap``,
-``scale``), ``SamplingParams.extra_args`` and ``skip_reading_prefix_cache``, ``SchedulerOutput``,
-V1's ``input_batch``, ``requests`` and ``query_start_loc``, V2's ``InputBatch``,
-``get_adapter_absolute_path``, ``VLLMValidationError``.
+``scale``), ``SamplingParams.extra_args`` and ``skip_reading_prefix_cache``,
+``EngineCoreRequest.cache_salt``, ``SchedulerOutput``, V1's ``input_batch``, ``requests`` and
+``query_start_loc``, V2's ``InputBatch`` and ``block_tables``, ``get_adapter_absolute_path``,
+``VLLMValidationError``.
 """

@@ -31,15 +31,18 @@ class ResolvedDict(dict[str, Any]):
 
 @dataclass(frozen=True)
 class Resolved:
-    """request_id: as the caller knows it. bypassed: why SLOT is left out, or None."""
+    """request_id: as the caller knows it. bypassed: why SLOT is left out, or None. cache_salt: the
+    request's, which vLLM keeps from the workers."""
 
     request_id: str
     params: SlotParams
-    bypassed: str | None = None
+    bypassed: str | None
+    cache_salt: str | None
 
 
 def read_resolved(value: Mapping[str, Any]) -> Resolved:
-    return Resolved(value["request_id"], SlotParams(**value["params"]), value["bypassed"])
+    params = SlotParams(**value["params"])
+    return Resolved(value["request_id"], params, value["bypassed"], value["cache_salt"])
 
 
 class Admission:
@@ -102,12 +105,12 @@ class Admission:
         )
         params, bypassed = self.check(extra_args, reason)
         sampling_params = sampling_params.clone()
-        resolved = Resolved(request_id, params, bypassed)
+        resolved = Resolved(request_id, params, bypassed, request.cache_salt)
         sampling_params.extra_args = {
             **(extra_args or {}),
             RESOLVED: ResolvedDict(asdict(resolved) | {"params": params.model_dump(mode="json")}),
         }
-        if params.steps and bypassed is None:
+        if params.steps and bypassed is None and self.config.hidden_cache == "off":
             # A prefix-cache hit brings no hidden states.
             sampling_params.skip_reading_prefix_cache = True
         request.sampling_params = sampling_params

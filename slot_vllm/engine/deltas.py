@@ -4,7 +4,7 @@ import logging
 import time
 import traceback
 from collections import Counter, OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from slot_vllm.engine.admission import RESOLVED, read_resolved
+from slot_vllm.engine.delta_cache import DeltaCache, prompt_key
 from slot_vllm.engine.delta_table import DeltaTable
 from slot_vllm.engine.linear_head import Additions, LinearHead
 from slot_vllm.engine.pending import PendingRows
@@ -40,7 +41,9 @@ class BatchView:
 
     starts: (b,) the position of each request's first row. query_start: (b + 1,) where its hidden
     states begin. slots: (b,) each request's index in ``row_slots``, which is (r,) int64 on the
-    device and says whose row of logits each one is; slots are below ``num_slots``.
+    device and says whose row of logits each one is; slots are below ``num_slots``. read: where
+    hidden states are in the KV cache, (i, n) gives the first n of the i-th request, (n, d); this
+    step's are among them.
     """
 
     req_ids: Sequence[str]
@@ -49,16 +52,25 @@ class BatchView:
     slots: np.ndarray
     row_slots: Tensor
     num_slots: int
+    read: Callable[[int, int], Tensor] | None = None
 
 
 @dataclass
 class Request:
-    """external_id: what RequestOutput.request_id shows. hidden: the (n, d) rows so far, of which
-    the first ``filled`` are there, while the prompt is incomplete."""
+    """external_id: what RequestOutput.request_id shows. row: its name in the table, which requests
+    that share a delta share. shareable: whether its tokens say all about its prompt. seen: up to
+    where its prompt was computed or read from the prefix cache. hidden: without a hidden-state
+    cache, the (n, d) rows so far, of which the first ``filled`` are there, while the prompt is
+    incomplete."""
 
     external_id: str
     params: SlotParams
     tokens: list[int]
+    row: str
+    lora_request: Any = None
+    cache_salt: str | None = None
+    shareable: bool = False
+    seen: int = 0
     hidden: Tensor | None = None
     filled: int = 0
     learned: Learned | None = None
@@ -92,6 +104,7 @@ class Deltas:
         self.workspace = Workspace(self.workspace_size.bytes, device)
         self.table = DeltaTable(max_requests, head)
         self.pending = PendingRows(config.pending_mb * MIB, device)
+        self.shared = DeltaCache(config.delta_cache_mb * MIB, head.hidden_size, device)
         self.requests: dict[str, Request] = {}
         self.bypassed: set[str] = set()
         self.kept: OrderedDict[str, tuple[str, Learned]] = OrderedDict()
@@ -102,6 +115,7 @@ class Deltas:
         self._not_finite = torch.zeros((), dtype=torch.int64, device=device)
         self._warned_unresolved = False
         self._staged: Additions | None = None
+        self._epoch = 0
 
     def begin_step(self, scheduler_output: SchedulerOutput) -> None:
         """Departures, then arrivals: an id may be aborted and used again in the same step."""
@@ -113,7 +127,7 @@ class Deltas:
             if request is not None:
                 # It starts again with its first token; others need the room until then.
                 self._release(request)
-                request.filled = 0
+                request.filled = request.seen = 0
         for new in scheduler_output.scheduled_new_reqs:
             # The V2 runner gets preempted requests as new ones when they resume.
             if new.req_id not in self.requests and new.req_id not in self.bypassed:
@@ -125,20 +139,39 @@ class Deltas:
         self._staged = None
         if not self.requests:
             return
-        completed: list[tuple[Request, Tensor]] = []
+        completed: list[tuple[Request, Callable[[], Tensor]]] = []
+        leaders: dict[bytes, Request] = {}
+        followers: list[tuple[Request, Request]] = []
         for i, req_id in enumerate(batch.req_ids):
             request = self.requests.get(req_id)
-            if request is not None and request.learned is None:
-                first, last = int(batch.query_start[i]), int(batch.query_start[i + 1])
-                try:
-                    rows = self._take_rows(request, hidden_states[first:last], int(batch.starts[i]))
-                except Exception as error:
-                    self._fail(request, error)
+            if request is None or request.learned is not None:
+                continue
+            try:
+                rows = self._rows(request, hidden_states, batch, i)
+                if rows is None:
+                    continue
+                key = self._key(request)
+                if key is None:
+                    completed.append((request, rows))
+                elif key in leaders:
+                    followers.append((request, leaders[key]))
+                elif (learned := self._find_shared(key)) is not None:
+                    self._share(request, learned)
                 else:
-                    if rows is not None:
-                        completed.append((request, rows))
-        if completed:
-            self._learn(completed)
+                    completed.append((request, rows))
+                    leaders[key] = request
+            except Exception as error:
+                self._fail(request, error)
+        # Rows that are copied out of the KV cache have the room that pending ones would have.
+        self._learn_all(completed, hidden_states[:1].nbytes if batch.read else 0)
+        for request, leader in followers:
+            if leader.learned is None or leader.failed:
+                self._fail(request, RuntimeError(f"as for its equal, {leader.external_id}"))
+            else:
+                self._share(request, leader.learned)
+        for key, leader in leaders.items():
+            if leader.learned is not None and not leader.failed:
+                self.shared.put(key, leader.learned)
         self._staged = self._additions(batch)
 
     def unstage(self) -> None:
@@ -148,6 +181,11 @@ class Deltas:
         """What was staged, once: later logits of the same step are prompt logprobs."""
         additions, self._staged = self._staged, None
         return additions
+
+    def forget_shared(self) -> None:
+        """From now on no request uses a delta that was learned before: the weights changed."""
+        self._epoch += 1
+        self.shared.clear()
 
     def find(self, request_id: str) -> Learned | None:
         """The delta of a request by the id that its output shows, if deltas are kept."""
@@ -173,7 +211,14 @@ class Deltas:
         return shifts[0]
 
     def stats(self) -> dict[str, int | float]:
-        names = ("optimized", "shared", "bypassed", "prompt_tokens")
+        names = (
+            "optimized",
+            "shared",
+            "bypassed",
+            "prompt_tokens",
+            "hidden_rows_cached",
+            "hidden_rows_computed",
+        )
         return {
             **{name: self.counters[name] for name in names},
             "failed": self.counters["failed"] + int(self._not_finite),
@@ -184,6 +229,7 @@ class Deltas:
             "pending_device_bytes": self.pending.device_bytes,
             "pending_host_bytes": self.pending.host_bytes,
             "kept_deltas": len(self.kept),
+            "shared_deltas": len(self.shared),
             "workspace_bytes": self.workspace.size,
         }
 
@@ -200,8 +246,18 @@ class Deltas:
         if resolved.bypassed is not None:
             self._bypass(new.req_id, resolved.bypassed)
         elif resolved.params.steps:
+            lora_request = new.lora_request
+            if lora_request is not None and lora_request.load_inplace:
+                self.forget_shared()
             self.requests[new.req_id] = Request(
-                resolved.request_id, resolved.params, new.prompt_token_ids
+                resolved.request_id,
+                resolved.params,
+                new.prompt_token_ids,
+                row=new.req_id,
+                lora_request=lora_request,
+                cache_salt=resolved.cache_salt,
+                # Admission lets neither pass; here their tokens would not tell them apart.
+                shareable=not new.mm_features and new.prompt_embeds is None,
             )
 
     def _bypass(self, req_id: str, reason: str) -> None:
@@ -214,7 +270,8 @@ class Deltas:
         request = self.requests.pop(req_id, None)
         if request is None:
             return
-        self.table.remove(req_id)
+        if all(other.row != request.row for other in self.requests.values()):
+            self.table.remove(request.row)
         self._release(request)
         if request.learned is not None and not request.failed and self.config.keep_deltas:
             self.kept[req_id] = (request.external_id, request.learned)
@@ -227,10 +284,57 @@ class Deltas:
             self.pending.release(request.hidden)
             request.hidden = None
 
+    def _rows(
+        self, request: Request, hidden_states: Tensor, batch: BatchView, i: int
+    ) -> Callable[[], Tensor] | None:
+        """A way to all rows of the prompt of the i-th request, if this step completes it."""
+        length, start = len(request.tokens), int(batch.starts[i])
+        first = int(batch.query_start[i])
+        rows = hidden_states[first : int(batch.query_start[i + 1])][: length - start]
+        stop = start + rows.shape[0]
+        self.counters["hidden_rows_computed"] += rows.shape[0]
+        read = batch.read
+        if read is None:
+            taken = self._take_rows(request, rows, start)
+            return None if taken is None else lambda: taken
+        # The V1 runner is not told of all preemptions; one that starts again may start at a hit.
+        known = request.seen if start >= request.seen else 0
+        self.counters["hidden_rows_cached"] += start - known
+        request.seen = stop
+        if stop < length:
+            return None
+        if start == 0:
+            return lambda: rows
+        self.pending.open()
+        return lambda: read(i, length)
+
+    def _key(self, request: Request) -> bytes | None:
+        """What other requests must have in common with this one to use its delta."""
+        if not self.config.delta_cache_mb or not request.shareable:
+            return None
+        key = prompt_key(
+            request.tokens, request.params, request.lora_request, request.cache_salt, self._epoch
+        )
+        request.row = key.hex()
+        return key
+
+    def _find_shared(self, key: bytes) -> Learned | None:
+        learned = self.shared.get(key)
+        if learned is not None:
+            return learned
+        row = key.hex()
+        alive = (q.learned for q in self.requests.values() if q.row == row and not q.failed)
+        return next((learned for learned in alive if learned is not None), None)
+
+    def _share(self, request: Request, learned: Learned) -> None:
+        request.learned = learned
+        self._not_finite += ~learned.finite
+        self._release(request)
+        self.counters["shared"] += len(request.tokens) > 1
+
     def _take_rows(self, request: Request, rows: Tensor, start: int) -> Tensor | None:
         """Keep the prompt's part of this step's rows; all its rows once they are complete."""
         length = len(request.tokens)
-        rows = rows[: length - start]
         stop = start + rows.shape[0]
         if start > request.filled:
             raise RuntimeError(
@@ -247,6 +351,23 @@ class Deltas:
         # unannounced overwrites equal rows.
         request.filled = max(request.filled, stop)
         return request.hidden if request.filled == length else None
+
+    def _learn_all(
+        self, completed: list[tuple[Request, Callable[[], Tensor]]], row_bytes: int
+    ) -> None:
+        group: list[tuple[Request, Tensor]] = []
+        room = self.pending.limit
+        for request, rows in completed:
+            room -= len(request.tokens) * row_bytes
+            if group and room < 0:
+                self._learn(group)
+                group, room = [], self.pending.limit - len(request.tokens) * row_bytes
+            try:
+                group.append((request, rows()))
+            except Exception as error:
+                self._fail(request, error)
+        if group:
+            self._learn(group)
 
     def _learn(self, completed: list[tuple[Request, Tensor]]) -> None:
         began = time.perf_counter()
@@ -295,27 +416,27 @@ class Deltas:
         self._release(request)
 
     def _additions(self, batch: BatchView) -> Additions | None:
-        adapted: list[tuple[int, str, Request]] = []
+        adapted: list[tuple[int, Request]] = []
         for slot, req_id in zip(batch.slots, batch.req_ids, strict=True):
             request = self.requests.get(req_id)
             if request is not None and request.learned and request.learned.losses.numel():
-                adapted.append((int(slot), req_id, request))
+                adapted.append((int(slot), request))
         if not adapted:
             return None
-        new = [(req_id, q) for _, req_id, q in adapted if self.table.row(req_id) is None]
+        here = {q.row: q for _, q in adapted}
+        new = {row: q for row, q in here.items() if self.table.row(row) is None}
         if new:
-            here = set(batch.req_ids)
             self.table.fill(
-                [self.table.assign(req_id, here) for req_id, _ in new],
-                torch.stack([q.learned.delta for _, q in new if q.learned]),
-                [q.rounds for _, q in new],
+                [self.table.assign(row, here) for row in new],
+                torch.stack([q.learned.delta for q in new.values() if q.learned]),
+                [q.rounds for q in new.values()],
                 self.linear_head.head(),
             )
         lookup = [0] * batch.num_slots
-        for slot, req_id, _ in adapted:
-            lookup[slot] = self.table.row(req_id) or 0
+        for slot, request in adapted:
+            lookup[slot] = self.table.row(request.row) or 0
         return Additions(
             to_device(lookup, torch.int64, self.device)[batch.row_slots],
-            self.table.biases if any(not q.rounds for _, _, q in adapted) else None,
-            self.table.rounded if any(q.rounds for _, _, q in adapted) else None,
+            self.table.biases if any(not q.rounds for q in here.values()) else None,
+            self.table.rounded if any(q.rounds for q in here.values()) else None,
         )

@@ -9,7 +9,7 @@ class PendingRows:
     waits in host memory. On a CPU the two are the same, and nothing is limited."""
 
     def __init__(self, limit: int, device: torch.device) -> None:
-        self._limit = limit
+        self.limit = limit
         self._device = device
         # Held while vLLM measures memory and allocates its KV cache; torch's caching allocator
         # then serves the buffers from it.
@@ -19,10 +19,14 @@ class PendingRows:
         self.device_bytes = 0
         self.host_bytes = 0
 
-    def allocate(self, rows: int, size: int, dtype: torch.dtype) -> Tensor:
+    def open(self) -> None:
+        """Leave the room to torch's allocator."""
         self._reserve = None
+
+    def allocate(self, rows: int, size: int, dtype: torch.dtype) -> Tensor:
+        self.open()
         wanted = rows * size * dtype.itemsize
-        if self._device.type != "cpu" and self.device_bytes + wanted > self._limit:
+        if self._device.type != "cpu" and self.device_bytes + wanted > self.limit:
             self.host_bytes += wanted
             return torch.empty(rows, size, dtype=dtype, pin_memory=True)
         self.device_bytes += wanted

@@ -4,15 +4,21 @@ are computed, ``Deltas`` sees its hidden states and says what each row of logits
 Only methods of the given instance are replaced, so other engines of the process keep theirs.
 """
 
-from typing import Any
+import logging
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from slot_vllm.engine.deltas import BatchView, Deltas
 
+if TYPE_CHECKING:
+    from slot_vllm.engine.hidden_cache import HiddenCache
 
-def hook_v1(runner: Any, deltas: Deltas) -> None:
+logger = logging.getLogger("vllm.slot_vllm")
+
+
+def hook_v1(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
     """``vllm.v1.worker.gpu_model_runner.GPUModelRunner``."""
     execute_model = runner.execute_model
     prepare_inputs = runner._prepare_inputs
@@ -31,10 +37,23 @@ def hook_v1(runner: Any, deltas: Deltas) -> None:
     def hooked_model_forward(*args: Any, **kwargs: Any) -> Any:
         output = model_forward(*args, **kwargs)
         indices = logits_indices.pop()
+        hidden_states = output[0] if isinstance(output, tuple) else output
+        if cache is not None:
+            # Of all requests: whoever hits these blocks later may have SLOT.
+            rows = int(runner.query_start_loc.np[runner.input_batch.num_reqs])
+            slots = block_table(cache).slot_mapping.gpu[:rows]
+            cache.write(hidden_states[:rows], slots)
         if deltas.requests:
-            hidden_states = output[0] if isinstance(output, tuple) else output
             deltas.stage(hidden_states, view(indices))
         return output
+
+    def block_table(cache: "HiddenCache") -> Any:
+        return runner.input_batch.block_table[cache.group(runner.kv_cache_config)]
+
+    def read(i: int, rows: int) -> torch.Tensor:
+        assert cache is not None
+        table = block_table(cache)
+        return cache.read(table.block_table.gpu[i], table.block_size, rows)
 
     def view(indices: torch.Tensor) -> BatchView:
         req_ids = runner.input_batch.req_ids
@@ -48,6 +67,7 @@ def hook_v1(runner: Any, deltas: Deltas) -> None:
             slots=np.arange(count),
             row_slots=torch.searchsorted(ends, indices.to(ends.dtype), right=True),
             num_slots=count,
+            read=None if cache is None else read,
         )
 
     runner.execute_model = hooked_execute_model
@@ -55,7 +75,7 @@ def hook_v1(runner: Any, deltas: Deltas) -> None:
     runner._model_forward = hooked_model_forward
 
 
-def hook_v2(runner: Any, deltas: Deltas) -> None:
+def hook_v2(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
     """``vllm.v1.worker.gpu.model_runner.GPUModelRunner``."""
     execute_model = runner.execute_model
     sample = runner.sample
@@ -68,8 +88,20 @@ def hook_v2(runner: Any, deltas: Deltas) -> None:
     def hooked_sample(
         hidden_states: torch.Tensor, input_batch: Any, *args: Any, **kwargs: Any
     ) -> Any:
+        if cache is not None and cache.allocated:
+            # Of all requests, as on V1. The mapping is the forward pass's own.
+            rows = input_batch.num_tokens
+            slots = runner.block_tables.slot_mappings[cache.group(runner.kv_cache_config), :rows]
+            cache.write(hidden_states[:rows], slots)
         if not deltas.requests:
             return sample(hidden_states, input_batch, *args, **kwargs)
+
+        def read(i: int, rows: int) -> torch.Tensor:
+            assert cache is not None
+            group = cache.group(runner.kv_cache_config)
+            blocks = runner.block_tables.block_tables[group].gpu[input_batch.idx_mapping_np[i]]
+            return cache.read(blocks, runner.block_tables.block_sizes[group], rows)
+
         batch = BatchView(
             req_ids=input_batch.req_ids,
             starts=input_batch.num_computed_tokens_np,
@@ -77,6 +109,7 @@ def hook_v2(runner: Any, deltas: Deltas) -> None:
             slots=input_batch.idx_mapping_np,
             row_slots=input_batch.expanded_idx_mapping,
             num_slots=runner.max_num_reqs,
+            read=None if cache is None else read,
         )
         deltas.stage(hidden_states, batch)
         try:
@@ -86,3 +119,25 @@ def hook_v2(runner: Any, deltas: Deltas) -> None:
 
     runner.execute_model = hooked_execute_model
     runner.sample = hooked_sample
+
+
+def watch(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
+    """Either runner: say what the hidden states cost once the KV cache is there, and forget shared
+    deltas when the weights are loaded again."""
+    initialize_kv_cache = runner.initialize_kv_cache
+    reload_weights = runner.reload_weights
+
+    def hooked_initialize_kv_cache(
+        kv_cache_config: Any, is_profiling: bool = False, **kwargs: Any
+    ) -> None:
+        initialize_kv_cache(kv_cache_config, is_profiling, **kwargs)
+        if cache is not None and not is_profiling:
+            cost = cache.measure(kv_cache_config)
+            logger.info("SLOT keeps hidden states in the KV cache: %s", cost.describe())
+
+    def hooked_reload_weights(*args: Any, **kwargs: Any) -> Any:
+        deltas.forget_shared()
+        return reload_weights(*args, **kwargs)
+
+    runner.initialize_kv_cache = hooked_initialize_kv_cache
+    runner.reload_weights = hooked_reload_weights

@@ -8,6 +8,7 @@ from vllm import envs
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.import_utils import resolve_obj_by_qualname
 
+from slot_vllm.engine import hidden_cache_choice
 from slot_vllm.params import SlotConfig, SlotError
 
 BARE_NAME = "slot_vllm"
@@ -67,6 +68,7 @@ def resolve_config(vllm_config: Any) -> SlotConfig:
     if not isinstance(additional, Mapping):
         raise SlotError(f"additional_config: a mapping is required, not {type(additional)}")
     config = SlotConfig.load(additional.get(_KEY), os.environ)
+    config = hidden_cache_choice.choose(config, vllm_config)
     settings = config.model_dump(mode="json")
     vllm_config.additional_config = {**additional, _KEY: settings, _CHECKED: True}
     return config

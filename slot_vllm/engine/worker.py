@@ -13,7 +13,7 @@ from vllm.v1.worker.gpu_worker import Worker
 from slot_vllm import __version__
 from slot_vllm.engine.deltas import Deltas
 from slot_vllm.engine.linear_head import LinearHead
-from slot_vllm.engine.runners import hook_v1, hook_v2
+from slot_vllm.engine.runners import hook_v1, hook_v2, watch
 from slot_vllm.engine.startup import asks_for_slot, read_config
 from slot_vllm.params import SlotError
 
@@ -27,6 +27,12 @@ class SlotWorkerExtension:
         """Counters since start (optimized, shared, bypassed, failed, prompt_tokens,
         optimize_seconds as seen by the host) and what is alive now."""
         return _deltas(self).stats()
+
+    def slot_forget_shared(self) -> None:
+        """Let no later request use a delta that was learned until now. To be called with
+        ``reset_prefix_cache`` whenever the weights were changed by other means than vLLM's
+        ``reload_weights``."""
+        _deltas(self).forget_shared()
 
     def slot_errors(self) -> list[str]:
         """The most recent tracebacks, oldest first."""
@@ -69,12 +75,21 @@ def install(worker: Any) -> None:
     runner = worker.model_runner
     config = read_config(worker.vllm_config)
     model = runner.get_model()
-    linear_head = LinearHead(model, worker.vllm_config.model_config.get_hidden_size(), runner.dtype)
+    hidden_size = worker.vllm_config.model_config.get_hidden_size()
+    linear_head = LinearHead(model, hidden_size, runner.dtype)
     deltas = Deltas(config, linear_head, runner.max_num_reqs, runner.device)
     v2 = worker.use_v2_model_runner
-    (hook_v2 if v2 else hook_v1)(runner, deltas)
+    cache = None
+    if config.hidden_cache == "on":
+        # Only here: a vLLM without HiddenStateCacheSpec cannot import it.
+        from slot_vllm.engine.hidden_cache import HiddenCache
+
+        cache = HiddenCache(worker.vllm_config, hidden_size)
+    (hook_v2 if v2 else hook_v1)(runner, deltas, cache)
+    watch(runner, deltas, cache)
     linear_head.hook(deltas.take)
     runner.slot_deltas = deltas
+    runner.slot_hidden_cache = cache
     logger.info(
         "SLOT %s on the %s model runner; head %s; workspace %d MiB (%s); defaults: steps %d, "
         "lr %g, betas %s, eps %g, weight_decay %g, rounding %s; at most %d steps",

@@ -107,6 +107,7 @@ def test_named_is_an_error_and_a_default_is_bypassed(change: dict[str, Any], rea
         return SimpleNamespace(
             **{**values, **change},
             lora_request=None,
+            cache_salt=None,
             sampling_params=SamplingParams(extra_args=extra_args),
         )
 
@@ -212,3 +213,34 @@ def test_lora(tiny_model: str, engine: Callable[..., Any], tmp_path: Path) -> No
     assert_tokens_equal(tokens_of([own]), reference(tiny_model, [CASE]))
     (adapted,) = llm.generate([PROMPT], sampling_params(CASE), lora_request=inner, use_tqdm=False)
     assert delta_of(llm, adapted) not in (None, own_delta)
+
+
+def test_prefixes_and_deltas_under_an_adapter_stay_apart(
+    tiny_model: str, engine: Callable[..., Any], tmp_path: Path
+) -> None:
+    from vllm.lora.request import LoRARequest
+
+    options: dict[str, Any] = {"enable_lora": True, "max_lora_rank": 8}
+    llm = engine(tiny_model, slot={}, **options)
+    cold = engine(tiny_model, slot={"hidden_cache": "off", "delta_cache_mb": 0}, **options)
+    size = llm.llm_engine.model_config.get_hidden_size()
+    path = _adapter(tmp_path / "inner", "model.layers.0.mlp.down_proj", (2 * size, size))
+    adapter = LoRARequest("apart", 3, path)
+    prefix = random_tokens(70, seed=5)
+    cases = [Case(prefix + random_tokens(n, seed=n), 5, 0.1, 6) for n in (10, 20)]
+
+    def ask(llm: Any, case: Case, lora_request: Any) -> Any:
+        prompt = {"prompt_token_ids": list(case.tokens)}
+        params = sampling_params(case)
+        (output,) = llm.generate([prompt], params, lora_request=lora_request, use_tqdm=False)
+        return output
+
+    for lora_request in (None, adapter):
+        for case, cached in zip(cases, (0, 64), strict=True):
+            before = stats_of(llm)["optimized"]
+            mine, other = ask(llm, case, lora_request), ask(cold, case, lora_request)
+            assert mine.num_cached_tokens == cached
+            assert stats_of(llm)["optimized"] == before + 1
+            assert tokens_of([mine]) == tokens_of([other])
+            difference = torch.tensor(delta_of(llm, mine)) - torch.tensor(delta_of(cold, other))
+            assert difference.abs().max() <= 2e-4

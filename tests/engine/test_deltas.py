@@ -34,15 +34,30 @@ def make_deltas(capacity: int = 4, **options: Any) -> Deltas:
 
 
 def arrival(
-    req_id: str, tokens: list[int], steps: int = 2, bypassed: str | None = None, **params: Any
+    req_id: str,
+    tokens: list[int],
+    steps: int = 2,
+    bypassed: str | None = None,
+    cache_salt: str | None = None,
+    lora_request: Any = None,
+    mm_features: Any = (),
+    **params: Any,
 ) -> Any:
     resolved = {
         "request_id": req_id.partition("-")[0],
         "params": SlotParams(steps=steps, **params).model_dump(mode="json"),
         "bypassed": bypassed,
+        "cache_salt": cache_salt,
     }
     sampling_params = SimpleNamespace(extra_args={RESOLVED: resolved})
-    return SimpleNamespace(req_id=req_id, sampling_params=sampling_params, prompt_token_ids=tokens)
+    return SimpleNamespace(
+        req_id=req_id,
+        sampling_params=sampling_params,
+        prompt_token_ids=tokens,
+        lora_request=lora_request,
+        mm_features=mm_features,
+        prompt_embeds=None,
+    )
 
 
 def begin(deltas: Deltas, new: Any = (), finished: Any = (), preempted: Any = None) -> None:
@@ -119,7 +134,7 @@ def test_a_resumed_request_keeps_its_delta_and_gets_a_row_again() -> None:
     bias = first.biases[first.rows[0]].clone()
     begin(deltas, [arrival("b-1", TOKENS[::-1])], preempted={"a-1"})
     step(deltas, ("b-1", TOKENS[::-1], 0))
-    assert deltas.table.row("a-1") is None
+    assert deltas.table.row(deltas.requests["a-1"].row) is None
     begin(deltas, [arrival("a-1", TOKENS)], preempted={"b-1"})
     again = step(deltas, ("a-1", [*TOKENS, 7], 0))
     assert torch.equal(again.biases[again.rows[0]], bias)
@@ -199,3 +214,124 @@ def test_how_many_deltas_stay_readable(keep: int) -> None:
     assert not deltas.requests and len(deltas.table) == 0
     kept = [learned.delta.untyped_storage().nbytes() for _, learned in deltas.kept.values()]
     assert kept == [SIZE * 4] * keep
+
+
+def cached_step(deltas: Deltas, *parts: tuple[str, list[int], int, list[int]]) -> Any:
+    """As ``step``, with rows that can be read back: each part also has its whole prompt."""
+    sizes = [len(tokens) for _, tokens, _, _ in parts]
+    view = BatchView(
+        req_ids=[req_id for req_id, _, _, _ in parts],
+        starts=np.array([start for _, _, start, _ in parts]),
+        query_start=np.cumsum([0, *sizes]),
+        slots=np.arange(len(parts)),
+        row_slots=torch.arange(len(parts)),
+        num_slots=len(parts),
+        read=lambda i, rows: hidden_of(parts[i][3])[:rows],
+    )
+    deltas.stage(torch.cat([hidden_of(tokens) for _, tokens, _, _ in parts]), view)
+    return deltas.take()
+
+
+def test_rows_in_the_cache_are_read_and_counted() -> None:
+    deltas = make_deltas()
+    begin(deltas, [arrival("a-1", TOKENS)])
+    # Three rows were hit; the rest comes in two steps, with a preemption between.
+    cached_step(deltas, ("a-1", TOKENS[3:5], 3, TOKENS))
+    begin(deltas, preempted={"a-1"})
+    cached_step(deltas, ("a-1", TOKENS[4:6], 4, TOKENS))
+    cached_step(deltas, ("a-1", TOKENS[6:], 6, TOKENS))
+    learned = deltas.find("a")
+    assert learned is not None
+    torch.testing.assert_close(learned.delta, expected_delta(TOKENS), rtol=1e-4, atol=2e-5)
+    stats = deltas.stats()
+    assert (stats["hidden_rows_cached"], stats["hidden_rows_computed"]) == (3 + 4, 2 + 4)
+    assert stats["pending_device_bytes"] == 0
+
+
+def test_equal_prompts_share_a_delta_and_its_row() -> None:
+    deltas = make_deltas()
+    begin(deltas, [arrival("a-1", TOKENS), arrival("b-1", TOKENS)])
+    additions = step(deltas, ("a-1", TOKENS, 0), ("b-1", TOKENS, 0))
+    begin(deltas, [arrival("c-1", TOKENS)], finished={"a-1"})
+    later = step(deltas, ("b-1", [7], len(TOKENS)), ("c-1", TOKENS, 0))
+    assert len({*additions.rows.tolist(), *later.rows.tolist()}) == 1
+    assert len(deltas.table) == 1
+    assert [deltas.stats()[name] for name in ("optimized", "shared")] == [1, 2]
+    begin(deltas, finished={"b-1", "c-1"})
+    assert len(deltas.table) == 0
+
+
+def test_what_must_not_be_shared() -> None:
+    deltas = make_deltas(capacity=8)
+    image = [SimpleNamespace(identifier="image")]
+    new = [
+        arrival("a-1", TOKENS),
+        arrival("b-1", TOKENS, cache_salt="x"),
+        arrival("c-1", TOKENS, cache_salt="y"),
+        arrival("d-1", TOKENS, steps=3),
+        arrival("e-1", TOKENS, mm_features=image),
+        arrival("f-1", TOKENS, mm_features=image),
+    ]
+    begin(deltas, new)
+    step(deltas, *((r.req_id, TOKENS, 0) for r in new))
+    assert [deltas.stats()[name] for name in ("optimized", "shared")] == [6, 0]
+    off = make_deltas(delta_cache_mb=0)
+    begin(off, [arrival("a-1", TOKENS), arrival("b-1", TOKENS)])
+    step(off, ("a-1", TOKENS, 0), ("b-1", TOKENS, 0))
+    assert [off.stats()[name] for name in ("optimized", "shared")] == [2, 0]
+
+
+def test_an_overlapping_request_shares_what_the_cache_has_dropped() -> None:
+    deltas = make_deltas()
+    begin(deltas, [arrival("a-1", TOKENS)])
+    step(deltas, ("a-1", TOKENS, 0))
+    deltas.shared.clear()
+    begin(deltas, [arrival("b-1", TOKENS)])
+    step(deltas, ("a-1", [7], len(TOKENS)), ("b-1", TOKENS, 0))
+    assert [deltas.stats()[name] for name in ("optimized", "shared")] == [1, 1]
+    deltas.forget_shared()
+    begin(deltas, [arrival("c-1", TOKENS)])
+    step(deltas, ("a-1", [7], len(TOKENS) + 1), ("c-1", TOKENS, 0))
+    assert deltas.stats()["optimized"] == 2
+    assert len(deltas.table) == 2
+
+
+def test_an_adapter_that_is_replaced_in_place_ends_sharing() -> None:
+    deltas = make_deltas()
+    first, second = (
+        SimpleNamespace(lora_name="x", lora_int_id=1, lora_path="/x", load_inplace=again)
+        for again in (False, True)
+    )
+    begin(deltas, [arrival("a-1", TOKENS, lora_request=first)])
+    step(deltas, ("a-1", TOKENS, 0))
+    begin(deltas, [arrival("b-1", TOKENS, lora_request=second)])
+    step(deltas, ("b-1", TOKENS, 0))
+    begin(deltas, [arrival("c-1", TOKENS, lora_request=first)])
+    step(deltas, ("c-1", TOKENS, 0))
+    assert [deltas.stats()[name] for name in ("optimized", "shared")] == [2, 1]
+
+
+def test_those_who_share_share_a_failure() -> None:
+    deltas = make_deltas()
+    bad = [1, VOCABULARY + 3, 2]
+    begin(deltas, [arrival("a-1", bad), arrival("b-1", bad)])
+    assert step(deltas, ("a-1", bad, 0), ("b-1", bad, 0)) is None
+    assert [deltas.stats()[name] for name in ("failed", "optimized", "shared")] == [2, 0, 0]
+    assert not len(deltas.shared)
+
+
+def test_copies_out_of_the_cache_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    deltas = make_deltas(pending_mb=0)
+    groups: list[int] = []
+    learn = deltas._learn
+
+    def watched(group: Any) -> None:
+        groups.append(len(group))
+        learn(group)
+
+    monkeypatch.setattr(deltas, "_learn", watched)
+    prompts = {f"{i}-1": [i, *TOKENS] for i in range(3)}
+    begin(deltas, [arrival(name, tokens) for name, tokens in prompts.items()])
+    cached_step(deltas, *((name, t[4:], 4, t) for name, t in prompts.items()))
+    assert groups == [1, 1, 1]
+    assert deltas.stats()["optimized"] == 3

@@ -1,15 +1,18 @@
 """What start-up refuses, resolves and leaves alone. No engine is started here."""
 
+import logging
 import subprocess
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from vllm.engine.arg_utils import EngineArgs
 
+from slot_vllm.engine.hidden_cache_choice import choose
 from slot_vllm.engine.startup import EXTENSION, asks_for_slot, read_config
-from slot_vllm.params import SlotError
+from slot_vllm.params import SlotConfig, SlotError
 
 
 def config(model: str, **options: Any) -> Any:
@@ -54,6 +57,65 @@ def test_refused_at_start_up(options: dict[str, Any], part: str, tiny_model: str
     with pytest.raises(SlotError) as error:
         config(tiny_model, **options)
     assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options", "reason"),
+    [
+        ("qwen2", {}, None),
+        ("llama", {"enable_prefix_caching": False}, "prefix caching off"),
+        ("gemma2", {}, "not full attention (sliding_attention)"),
+        ("qwen2", {"kv_cache_dtype": "fp8"}, "KV cache dtype fp8"),
+        (
+            "qwen2",
+            {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
+            None,
+        ),
+    ],
+)
+def test_where_hidden_states_are_kept(
+    architecture: str,
+    options: dict[str, Any],
+    reason: str | None,
+    tiny_models: Callable[[str, bool], str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = tiny_models(architecture, architecture != "llama")
+    caplog.set_level("INFO", "vllm.slot_vllm")
+    logging.getLogger("vllm").addHandler(caplog.handler)
+    try:
+        chosen = read_config(config(model, **options)).hidden_cache
+    finally:
+        logging.getLogger("vllm").removeHandler(caplog.handler)
+    said = [r.getMessage() for r in caplog.records if "hidden_cache is auto" in r.getMessage()]
+    assert chosen == ("on" if reason is None else "off")
+    assert len(set(said)) == (reason is not None)
+    assert reason is None or reason in said[0]
+    wanted = {"additional_config": {"slot": {"hidden_cache": "on"}}}
+    if reason is None or "prefix caching" in reason:
+        assert read_config(config(model, **options, **wanted)).hidden_cache == "on"
+    else:
+        with pytest.raises(SlotError, match=r"slot\.hidden_cache='on'") as error:
+            config(model, **options, **wanted)
+        assert reason in str(error.value)
+
+
+def test_kv_connectors_draft_models_and_old_releases_keep_no_hidden_states(
+    tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vllm_config = config(tiny_model)
+    settings = SlotConfig(hidden_cache="auto")
+    assert choose(settings, vllm_config).hidden_cache == "on"
+    vllm_config.kv_transfer_config = object()
+    assert choose(settings, vllm_config).hidden_cache == "off"
+    vllm_config.kv_transfer_config = None
+    vllm_config.speculative_config = SimpleNamespace(method="eagle3")
+    assert choose(settings, vllm_config).hidden_cache == "off"
+    vllm_config.speculative_config = None
+    monkeypatch.delattr("vllm.v1.kv_cache_interface.HiddenStateCacheSpec")
+    assert choose(settings, vllm_config).hidden_cache == "off"
+    with pytest.raises(SlotError, match="without HiddenStateCacheSpec"):
+        choose(SlotConfig(hidden_cache="on"), vllm_config)
 
 
 def test_the_rust_front_end_is_refused(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:

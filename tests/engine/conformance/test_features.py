@@ -176,22 +176,6 @@ def test_structured_output(tiny_model: str, engine: Callable[..., Any]) -> None:
     assert_tokens_equal(tokens_of(outputs), reference(tiny_model, cases))
 
 
-def test_prefix_cache(tiny_model: str, engine: Callable[..., Any]) -> None:
-    llm = engine(tiny_model, slot={}, **ROOMY)
-    slot = Case(random_tokens(100, seed=61), 5, 0.1, NEW)
-    plain = Case(slot.tokens, 0, 0.1, NEW)
-    expected = reference(tiny_model, [slot, plain])
-    for case, answer, cached in (
-        (plain, expected[1], False),
-        (slot, expected[0], False),
-        (plain, expected[1], True),
-        (slot, expected[0], False),
-    ):
-        (output,) = run(llm, [case])
-        assert bool(output.num_cached_tokens) == cached
-        assert_tokens_equal(tokens_of([output]), [answer])
-
-
 def test_a_failure_of_the_optimizer_costs_only_the_delta(
     tiny_model: str, engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

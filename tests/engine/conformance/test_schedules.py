@@ -1,5 +1,5 @@
-"""Random schedules: whatever arrives, is aborted or preempted, each finished request equals the
-reference run alone."""
+"""Random schedules: whatever arrives, is aborted, preempted or shares its prefix, each finished
+request equals the reference run alone."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,11 +9,33 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.engine.cases import assert_delta_equal, assert_tokens_equal, mixed_cases, reference
-from tests.engine.conftest import V2, runner_of
-from tests.engine.generate import delta_of, run, sampling_params
+from tests.engine.cases import (
+    SETTINGS,
+    Case,
+    assert_delta_equal,
+    assert_tokens_equal,
+    mixed_cases,
+    random_tokens,
+    reference,
+)
+from tests.engine.conftest import V2, runner_of, scheduler_of
+from tests.engine.generate import delta_of, run, sampling_params, stats_of
 
-POOL = mixed_cases(16, 12)
+
+def _prefixed_cases(count: int) -> list[Case]:
+    """Prompts that share one, two or three blocks, in turn; some end with their prefix."""
+    prefix = random_tokens(100, seed=900)
+    return [
+        Case(
+            prefix[: (40, 70, 100)[i % 3]] + random_tokens((0, 9, 31, 70)[i % 4], seed=901 + i),
+            *SETTINGS[i % len(SETTINGS)],
+            12,
+        )
+        for i in range(count)
+    ]
+
+
+POOL = mixed_cases(8, 12) + _prefixed_cases(16)
 
 
 @dataclass(frozen=True)
@@ -25,21 +47,41 @@ class Arrival:
     aborted_after: int | None
 
 
-schedules = st.lists(
-    st.builds(
-        Arrival,
-        st.integers(0, len(POOL) - 1),
-        st.integers(0, 12),
-        st.one_of(st.none(), st.none(), st.integers(0, 14)),
+@dataclass(frozen=True)
+class Schedule:
+    """cold: whether it starts with an empty prefix cache. learning: with no deltas to share."""
+
+    arrivals: list[Arrival]
+    cold: bool
+    learning: bool
+
+
+schedules = st.builds(
+    Schedule,
+    st.lists(
+        st.builds(
+            Arrival,
+            st.integers(0, len(POOL) - 1),
+            st.integers(0, 12),
+            st.one_of(st.none(), st.none(), st.integers(0, 14)),
+        ),
+        min_size=1,
+        max_size=10,
     ),
-    min_size=1,
-    max_size=10,
+    st.booleans(),
+    # Mostly: what is shared reads no hidden states.
+    st.integers(0, 3).map(bool),
 )
 
 
-def _check(llm: Any, model: str, schedule: list[Arrival]) -> None:
+def _check(llm: Any, model: str, drawn: Schedule) -> None:
     expected = reference(model, POOL)
     core = llm.llm_engine
+    schedule = drawn.arrivals
+    if drawn.cold:
+        llm.reset_prefix_cache()
+    if drawn.learning:
+        llm.collective_rpc("slot_forget_shared")
     finished: dict[str, Any] = {}
     step = 0
     while step <= 12 or core.has_unfinished_requests():
@@ -71,14 +113,29 @@ def _check(llm: Any, model: str, schedule: list[Arrival]) -> None:
 
 
 @pytest.mark.parametrize(
-    "count",
+    ("count", "chunk"),
     [
-        pytest.param(2 if V2 else 8, id="short"),
-        pytest.param(20 if V2 else 200, id="long", marks=pytest.mark.full),
+        pytest.param(3 if V2 else 8, 48, id="short"),
+        *(
+            pytest.param(17 if V2 else 67, chunk, id=f"long-{chunk}", marks=pytest.mark.full)
+            for chunk in (16, 48, 160)
+        ),
     ],
 )
-def test_random_schedules(count: int, tiny_model: str, engine: Callable[..., Any]) -> None:
-    llm = engine(tiny_model, slot={})
+def test_random_schedules(
+    count: int, chunk: int, tiny_model: str, engine: Callable[..., Any]
+) -> None:
+    # A prompt of 200 tokens and its answer take 7 of the 13 blocks that requests can have.
+    llm = engine(tiny_model, slot={}, max_num_batched_tokens=chunk)
+    preempted = []
+    scheduler = scheduler_of(llm)
+    preempt = scheduler._preempt_request
+
+    def counted(request: Any, *args: Any, **kwargs: Any) -> Any:
+        preempted.append(request.request_id)
+        return preempt(request, *args, **kwargs)
+
+    scheduler._preempt_request = counted
 
     @settings(
         max_examples=count,
@@ -88,7 +145,11 @@ def test_random_schedules(count: int, tiny_model: str, engine: Callable[..., Any
         suppress_health_check=list(HealthCheck),
     )
     @given(schedules)
-    def check(schedule: list[Arrival]) -> None:
+    def check(schedule: Schedule) -> None:
         _check(llm, tiny_model, schedule)
 
     check()
+    stats = stats_of(llm)
+    print(f"chunk {chunk}: {len(preempted)} preemptions, {stats}")
+    assert stats["optimized"] and stats["hidden_rows_cached"]
+    assert count < 17 or (preempted and stats["shared"])

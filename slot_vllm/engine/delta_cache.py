@@ -1,0 +1,63 @@
+"""Deltas that later requests with an equal prompt may use."""
+
+import hashlib
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slot_vllm.optim.optimize import Learned
+from slot_vllm.params import SlotParams
+
+
+def prompt_key(
+    tokens: list[int], params: SlotParams, lora_request: Any, cache_salt: str | None, epoch: int
+) -> bytes:
+    """What determines a delta: 32 bytes, a SHA-256. epoch: of the weights."""
+    lora = None
+    if lora_request is not None:
+        lora = (lora_request.lora_name, lora_request.lora_int_id, lora_request.lora_path)
+    settings = (len(tokens), params.model_dump_json(), lora, cache_salt, epoch)
+    key = hashlib.sha256(repr(settings).encode())
+    key.update(np.asarray(tokens, dtype=np.int64).tobytes())
+    return key.digest()
+
+
+class DeltaCache:
+    """The deltas used last: (k, d) float32 on ``device``, ``limit`` bytes of them, allocated now:
+    before vLLM measures what is left for its KV cache."""
+
+    def __init__(self, limit: int, size: int, device: torch.device) -> None:
+        self._deltas = torch.empty(limit // (4 * size), size, dtype=torch.float32, device=device)
+        self._free = list(range(len(self._deltas)))
+        self._entries: OrderedDict[bytes, tuple[int, Tensor, Tensor]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def capacity(self) -> int:
+        return len(self._deltas)
+
+    def get(self, key: bytes) -> Learned | None:
+        if key not in self._entries:
+            return None
+        self._entries.move_to_end(key)
+        row, losses, finite = self._entries[key]
+        # A copy: the row may become another's while a request still has its delta.
+        return Learned(self._deltas[row].clone(), losses, finite)
+
+    def put(self, key: bytes, learned: Learned) -> None:
+        if not self.capacity or key in self._entries:
+            return
+        if not self._free:
+            self._free.append(self._entries.popitem(last=False)[1][0])
+        row = self._free.pop()
+        self._deltas[row].copy_(learned.delta)
+        self._entries[key] = (row, learned.losses, learned.finite)
+
+    def clear(self) -> None:
+        self._free = list(range(self.capacity))
+        self._entries.clear()
