@@ -13,15 +13,17 @@ python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || fail "
 
 began=$SECONDS
 bench() { python -m slot_vllm.bench "$@" --output "logs/bench/$output" >&2; }
-python -m pytest -x -q tests/kernels tests/optim tests/bench >&2 || fail "wrong results; nothing was measured"
+python -m pytest -x -q tests/kernels tests/optim >&2 || fail "wrong results; nothing was measured"
 for load in 512x1 4096x1 128x8; do
     output="optimize_gpu_$load.json"
     bench optimize --device cuda --hidden 3584 --vocab 152064 --tokens "${load%x*}" --requests "${load#*x}" --workspace-mb 2048 --oracle on
     python -c 'import json, sys; v = json.load(open(sys.argv[1]))["variants"]; sys.exit(not v["ours"]["largest_difference"] <= v["published"]["largest_difference"])' "logs/bench/$output" ||
         fail "logs/bench/$output: our deltas are farther from the float64 oracle than the published loop's"
 done
+output=apply_gpu.json
+bench apply --device cuda --hidden 3584 --vocab 152064 --rows 1 16 64 256
 output=serve_gpu_qwen2.5-7b.json
-bench serve --shape qwen2.5-7b --workload reasoning short --rounds 3
+bench serve --shape qwen2.5-7b --workload reasoning short --rounds 2
 
-python -m slot_vllm.bench table logs/bench/{optimize,serve}_gpu_*.json | tee logs/bench/gpu.md
+python -m slot_vllm.bench table logs/bench/{optimize,serve,apply}_gpu*.json | tee logs/bench/gpu.md
 printf 'bench_gpu: %d s; the table is logs/bench/gpu.md\n' $((SECONDS - began)) >&2

@@ -6,7 +6,7 @@ prints the bytes: on a CPU the process's peak of resident memory over what was r
 model and the prompts were there, on CUDA the same of torch's allocator. Our workspace counts.
 """
 
-import contextlib
+import ctypes
 import json
 import subprocess
 import sys
@@ -39,9 +39,10 @@ def _measure(shape: Shape, variant: str) -> int:
         make_variant(variant, head, prompts, shape.workspace_mb)()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    # Linux then starts a new peak; where that is refused, making the problem left none.
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+    # What was freed but is still resident would hide as much of what comes. Linux then starts a new
+    # peak.
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
     make_variant(variant, head, prompts, shape.workspace_mb)()
     return _status("VmHWM") - before

@@ -13,7 +13,7 @@ from slot_vllm.params import SlotParams
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
-_CHUNK = 8192
+_CHUNK = 256
 _NOISE = 2.0
 # A target's logit is raised by up to this: some tokens are predicted well, others not at all.
 _LARGEST_HINT = 20.0

@@ -18,7 +18,14 @@ from slot_vllm.engine.delta_table import DeltaTable
 from slot_vllm.engine.linear_head import Additions, LinearHead
 from slot_vllm.engine.pending import PendingRows
 from slot_vllm.kernels.compiled import library_for
-from slot_vllm.optim.optimize import Learned, Prompt, optimize, smallest_workspace, to_device
+from slot_vllm.optim.optimize import (
+    Learned,
+    Prompt,
+    optimize,
+    smallest_workspace,
+    to_device,
+    warm_up,
+)
 from slot_vllm.optim.workspace import Workspace, choose_size
 from slot_vllm.params import SlotConfig, SlotError, SlotParams, named
 
@@ -98,10 +105,11 @@ class Deltas:
                 f"slot.workspace_mb={self.workspace_size.mb}: too small for a head of "
                 f"{linear_head.describe()}; allowed: {-(-smallest // MIB)} or more"
             )
-        # Compiled now, where they are compiled at all: not in the first request's time.
+        # The kernels are compiled now: not in the first requests' time.
         library_for(head.weight)
         self.device = device
         self.workspace = Workspace(self.workspace_size.bytes, device)
+        warm_up(head, self.workspace)
         self.table = DeltaTable(max_requests, head)
         self.pending = PendingRows(config.pending_mb * MIB, device)
         self.shared = DeltaCache(config.delta_cache_mb * MIB, head.hidden_size, device)

@@ -134,8 +134,11 @@ def _processor() -> str:
 
 
 def _cache() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "slot_vllm"
+    cache = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(cache) if cache else Path.home() / ".cache") / "slot_vllm"
+    except RuntimeError as error:
+        raise CompilationError(f"nowhere to keep the library: {error}") from error
 
 
 def address(tensor: Tensor | None) -> int | None:

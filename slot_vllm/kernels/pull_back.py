@@ -17,7 +17,7 @@ def pull_back(weight: Tensor, sums: Tensor) -> Tensor:
     weight: (V, d), rows contiguous. sums: (B, V) float32, rows contiguous.
     """
     if weight.device.type != "cpu":
-        return (sums.to(weight.dtype) @ weight).float()
+        return pull_back_rounded(weight, sums)
     library = library_for(weight)
     if library is None or sums.stride(1) != 1:
         return pull_back_torch(weight, sums)
@@ -33,6 +33,16 @@ def pull_back(weight: Tensor, sums: Tensor) -> Tensor:
         address(out),
         torch.get_num_threads(),
     )
+    return out
+
+
+def pull_back_rounded(weight: Tensor, sums: Tensor, columns: int = 1 << 15) -> Tensor:
+    """The same with the sums rounded to the weight's dtype, where products of that dtype are what a
+    device is fast at. ``columns`` at a time: what is rounded stays small, and its parts are added
+    up in float32."""
+    out = torch.zeros(sums.shape[0], weight.shape[1], dtype=torch.float32, device=weight.device)
+    for part, rows in zip(sums.split(columns, dim=1), weight.split(columns), strict=True):
+        out += part.to(weight.dtype) @ rows
     return out
 
 

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from slot_vllm.kernels.shift import shift
 
+# Of W in float32, at a time.
+_WIDENED_BYTES = 16 << 20
+
 
 @dataclass(frozen=True)
 class Head:
@@ -44,7 +47,7 @@ class Head:
         else:
             torch.addmm(self.bias.to(self.weight.dtype), hidden, self.weight.T, out=out)
 
-    def exact_shift(self, deltas: Tensor, out: Tensor, tile: int = 4096) -> None:
+    def exact_shift(self, deltas: Tensor, out: Tensor) -> None:
         """W delta in float32 into ``out`` (B, V) float32, whatever the weight's dtype.
 
         This is what is added to the logits: in bf16 a small delta would be rounded away.
@@ -56,6 +59,7 @@ class Head:
         if self.weight.dtype == torch.float32:
             torch.mm(deltas, self.weight.T, out=out)
             return
+        tile = max(1, _WIDENED_BYTES // (4 * self.hidden_size))
         for start in range(0, self.vocabulary, tile):
             stop = start + tile
             out[:, start:stop] = deltas @ self.weight[start:stop].float().T

@@ -25,6 +25,7 @@ from slot_vllm.optim.plain_form import PlainForm
 from slot_vllm.optim.prompt import Prompt
 from slot_vllm.optim.two_pass_form import TwoPassForm
 from slot_vllm.optim.workspace import Workspace
+from slot_vllm.params import SlotParams
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,28 @@ def optimize(
         for i, result in zip(group, learned, strict=True):
             results[i] = result
     return [r if r is not None else _nothing_learned(head) for r in results]
+
+
+# Each takes blocks of another size, and the last is a ragged batch.
+_WARM_UP_ROWS = ([2], [17], [33], [65], [129], [9, 3])
+
+
+def warm_up(head: Head, workspace: Workspace) -> None:
+    """Compile the Triton kernels that serving will launch, where there are any: no request should
+    wait for that."""
+    if not backend.uses_triton(head.weight):
+        return
+    device, dtype = head.weight.device, head.weight.dtype
+    for lengths in _WARM_UP_ROWS:
+        prompts = [
+            Prompt(
+                torch.zeros(n, head.hidden_size, dtype=dtype, device=device),
+                torch.zeros(n, dtype=torch.int64, device=device),
+                SlotParams(steps=2),
+            )
+            for n in lengths
+        ]
+        optimize(head, prompts, workspace)
 
 
 def _groups(

@@ -1,7 +1,8 @@
 """Z0 of a group of prompts where one row of it does not stay on chip: softmax in two passes.
 
 The log-sum-exp of every row first, then the column sums. All requests' rows are one ragged batch:
-the passes are a few launches, however many prompts there are.
+the passes are a few kernels, however many prompts there are; only the rows of short prompts are
+gathered one by one.
 """
 
 from collections.abc import Sequence

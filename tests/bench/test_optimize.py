@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from slot_vllm.bench.optimize import measure
+from slot_vllm.bench.peak_memory import peak_extra_bytes
 from slot_vllm.bench.published import published_delta
 from slot_vllm.bench.shape import Shape, make_problem
+from slot_vllm.bench.variants import OURS
 from slot_vllm.optim.oracle import published
 
 ROOT = Path(__file__).parents[2]
@@ -94,3 +96,9 @@ def test_problems_are_equal_and_prompts_differ() -> None:
     assert torch.equal(head.weight, again.weight)
     assert all(torch.equal(a.hidden, b.hidden) for a, b in zip(prompts, same, strict=True))
     assert not torch.equal(prompts[0].tokens, prompts[1].tokens)
+
+
+def test_a_long_prompt_and_a_large_vocabulary_stay_within_the_workspace() -> None:
+    """32k tokens over 152k: Z0 would be 10 GB. d is small, so that it does not take minutes."""
+    long = shape(hidden=32, vocabulary=151936, tokens=32768, requests=1, steps=1, workspace_mb=512)
+    assert 512 << 20 <= peak_extra_bytes(long, OURS) <= (512 + 64) << 20

@@ -19,7 +19,7 @@ from slot_vllm.kernels.exponentials import (
     stored,
     to_exponentials,
 )
-from slot_vllm.kernels.pull_back import pull_back, pull_back_torch
+from slot_vllm.kernels.pull_back import pull_back, pull_back_rounded, pull_back_torch
 from slot_vllm.kernels.shift import shift, shift_torch
 
 FORMS = ["torch", "compiled"] if shutil.which("g++") or shutil.which("clang++") else ["torch"]
@@ -249,3 +249,25 @@ class TestChoice:
         assert compiled.build() == file and file.stat().st_mtime_ns == changed
         monkeypatch.setattr(compiled, "_FLAGS", (*compiled._FLAGS, "-g"))
         assert compiled.build() != file
+
+
+@pytest.mark.parametrize("columns", [64, 1 << 15])
+def test_rounded_sums_cost_one_rounding_of_each(columns: int) -> None:
+    weight, sums = normal(1000, 64, seed=1, dtype=torch.bfloat16), normal(3, 1000, seed=2)
+    exact = sums.double() @ weight.double()
+    found = pull_back_rounded(weight, sums, columns)
+    assert found.dtype == torch.float32
+    # Each product of a part is rounded to bf16 too.
+    torch.testing.assert_close(
+        found.double(), exact, rtol=0.0, atol=0.01 * float(exact.abs().max())
+    )
+
+
+def test_nowhere_to_keep_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(compiled.CompilationError, match="nowhere to keep the library"):
+        compiled.build()

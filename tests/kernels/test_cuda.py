@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from slot_vllm.optim.head import Head
-from slot_vllm.optim.optimize import Prompt, form_for
+from slot_vllm.optim.optimize import Prompt, form_for, optimize
+from slot_vllm.optim.oracle import oracle, published
 from slot_vllm.optim.two_pass_form import TwoPassForm
 from slot_vllm.optim.workspace import Workspace
 from slot_vllm.params import SlotParams
@@ -31,6 +32,17 @@ def test_adamw() -> None:
 
 def test_apply_delta() -> None:
     check_apply_delta("cuda")
+
+
+def test_bf16_is_no_farther_from_the_oracle_than_the_published_loop() -> None:
+    here = make_head(vocabulary=3001, dtype=torch.bfloat16)
+    head = Head(here.weight.cuda())
+    prompt = make_prompt(here, 150, SlotParams())
+    prompt = Prompt(prompt.hidden.cuda(), prompt.tokens.cuda(), prompt.params)
+    exact = oracle(head, prompt).delta
+    (ours,) = optimize(head, [prompt], Workspace(64 << 20, "cuda"))
+    theirs = published(head, prompt).delta
+    assert (ours.delta - exact).abs().max() <= (theirs - exact).abs().max()
 
 
 @pytest.mark.parametrize("soft_cap", [None, 30.0])

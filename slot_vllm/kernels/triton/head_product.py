@@ -24,7 +24,7 @@ from torch import Tensor
 from slot_vllm.kernels.activation import Activation
 from slot_vllm.kernels.ragged import RowPart
 from slot_vllm.kernels.triton.activation import activated
-from slot_vllm.kernels.triton.processors import processors_of
+from slot_vllm.kernels.triton.processors import processors_of, shared_memory_of
 from slot_vllm.kernels.triton.row_statistics import MAX_SPLITS
 
 
@@ -51,15 +51,24 @@ _SIXTEEN_BIT = [
     (1 << 31, 128, 128, 64, 8, 4),
 ]
 _SIXTEEN_BIT_PLAIN = [*_SIXTEEN_BIT[:-1], (1 << 31, 128, 256, 64, 8, 4)]
+# What the wide block takes: four stages of (128 + 256) x 64 elements of 2 bytes.
+_WIDE_SHARED = 4 * (128 + 256) * 64 * 2
 _FLOAT32 = [(16, 16, 64, 32, 4, 3), (1 << 31, 64, 64, 32, 4, 3)]
 
 
 def product_blocks(
-    hidden_size: int, vocabulary: int, rows: int, itemsize: int, plain: bool, processors: int
+    hidden_size: int,
+    vocabulary: int,
+    rows: int,
+    itemsize: int,
+    plain: bool,
+    processors: int,
+    shared_memory: int,
 ) -> ProductBlocks:
     """One program for each multiprocessor, if there is so much to do. plain: no bias, shift or
-    soft cap."""
-    table = _FLOAT32 if itemsize == 4 else _SIXTEEN_BIT_PLAIN if plain else _SIXTEEN_BIT
+    soft cap. shared_memory: bytes; compute capability 8.6, 8.9 and 12.0 have 99 KiB."""
+    wide = plain and shared_memory >= _WIDE_SHARED
+    table = _FLOAT32 if itemsize == 4 else _SIXTEEN_BIT_PLAIN if wide else _SIXTEEN_BIT
     _, block_rows, columns, depth, warps, stages = next(b for b in table if rows <= b[0])
     depth = min(depth, max(16, triton.next_power_of_2(hidden_size)))
     wanted = -(-processors // -(-rows // block_rows))
@@ -90,6 +99,7 @@ def head_product(
             weight.dtype.itemsize,
             bias is None and shifts is None and f.soft_cap is None,
             processors_of(weight.device),
+            shared_memory_of(weight.device),
         )
     column_blocks = -(-vocabulary // blocks.columns)
     per_split = -(-column_blocks // min(blocks.splits, column_blocks))

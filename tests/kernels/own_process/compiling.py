@@ -143,6 +143,25 @@ def test_qwen_7b_with_512_rows(compiled: Compiled, tmp_path: Path) -> None:
     assert len(compiled["_adamw_step"]) == 1
 
 
+@pytest.mark.parametrize(
+    ("capability", "shared_memory"),
+    [
+        (89, 99 << 10),
+        pytest.param(80, 163 << 10, marks=pytest.mark.full),
+        pytest.param(120, 99 << 10, marks=pytest.mark.full),
+    ],
+)
+def test_the_product_fits_smaller_devices(
+    compiled: Compiled, capability: int, shared_memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = GPUTarget("cuda", capability, 32)
+    monkeypatch.setattr(driver.active, "get_current_target", lambda: target)
+    monkeypatch.setattr(head_product, "shared_memory_of", lambda device: shared_memory)
+    launch_all([512], 152064, 3584, torch.bfloat16, PLAIN, shifted=False)
+    for name, kernels in compiled.items():
+        assert all(k.metadata.shared <= shared_memory for k in kernels), name
+
+
 @pytest.mark.full
 @pytest.mark.parametrize(
     ("vocabulary", "hidden_size", "dtype"),

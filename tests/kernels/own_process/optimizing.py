@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from slot_vllm.kernels import backend
 from slot_vllm.kernels.triton import column_sums, head_product, row_statistics
-from slot_vllm.optim.optimize import optimize, smallest_workspace
+from slot_vllm.optim.optimize import optimize, smallest_workspace, warm_up
 from slot_vllm.optim.oracle import oracle, published
 from slot_vllm.optim.workspace import Workspace
 from slot_vllm.params import SlotParams
@@ -130,6 +130,19 @@ def test_bf16_is_no_farther_from_the_oracle_than_the_published_loop() -> None:
 def test_vocabulary_shards_one_of_them_empty(soft_cap: float | None) -> None:
     # Rows of 89 columns are 512 bytes: two or so are cached, the others made again, one at a time.
     assert_shards_equal_the_whole(soft_cap, [0, 40, 40, 129], [2, 9], 1_500)
+
+
+def test_what_is_compiled_when_an_engine_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[tuple[int, ...]] = []
+    original = head_product.head_product
+
+    def counted(hidden: torch.Tensor, *rest: object) -> object:
+        launched.append(tuple(hidden.shape))
+        return original(hidden, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(head_product, "head_product", counted)
+    warm_up(make_head(vocabulary=129, hidden=16), Workspace(4 * MIB))
+    assert {rows for rows, _ in launched} == {1, 16, 32, 64, 128, 10}
 
 
 @pytest.mark.parametrize("soft_cap", [None, 5.0])
