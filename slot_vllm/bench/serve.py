@@ -106,7 +106,8 @@ def measure(
     llm = vllm.LLM(
         str(shape),
         worker_extension_cls="slot_vllm.SlotWorkerExtension",
-        additional_config={"slot": {"steps": 0}},
+        # Every request learns its own delta, also where prompts are equal, as in the warm-ups.
+        additional_config={"slot": {"steps": 0, "delta_cache_mb": 0}},
         **options,
     )
     entries = [
