@@ -32,7 +32,7 @@ class DeltaCache:
     def __init__(self, limit: int, size: int, device: torch.device) -> None:
         self._deltas = torch.empty(limit // (4 * size), size, dtype=torch.float32, device=device)
         self._free = list(range(len(self._deltas)))
-        self._entries: OrderedDict[bytes, tuple[int, Tensor, Tensor]] = OrderedDict()
+        self._entries: OrderedDict[bytes, tuple[int, Tensor, Tensor, Tensor]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -44,8 +44,13 @@ class DeltaCache:
     def get(self, key: bytes) -> Learned | None:
         if key not in self._entries:
             return None
+        row, losses, finite, known_finite = self._entries[key]
+        if not known_finite:
+            # What was not finite once, a fault, need not be so again.
+            del self._entries[key]
+            self._free.append(row)
+            return None
         self._entries.move_to_end(key)
-        row, losses, finite = self._entries[key]
         # A copy: the row may become another's while a request still has its delta.
         return Learned(self._deltas[row].clone(), losses, finite)
 
@@ -56,7 +61,10 @@ class DeltaCache:
             self._free.append(self._entries.popitem(last=False)[1][0])
         row = self._free.pop()
         self._deltas[row].copy_(learned.delta)
-        self._entries[key] = (row, learned.losses, learned.finite)
+        # On its way to the host: true until it comes, so that nothing waits for it.
+        known_finite = torch.ones((), dtype=torch.bool, pin_memory=learned.finite.is_cuda)
+        known_finite.copy_(learned.finite, non_blocking=True)
+        self._entries[key] = (row, learned.losses, learned.finite, known_finite)
 
     def clear(self) -> None:
         self._free = list(range(self.capacity))

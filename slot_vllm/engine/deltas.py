@@ -434,12 +434,18 @@ class Deltas:
         here = {q.row: q for _, q in adapted}
         new = {row: q for row, q in here.items() if self.table.row(row) is None}
         if new:
-            self.table.fill(
-                [self.table.assign(row, here) for row in new],
-                torch.stack([q.learned.delta for q in new.values() if q.learned]),
-                [q.rounds for q in new.values()],
-                self.linear_head.head(),
-            )
+            try:
+                self.table.fill(
+                    [self.table.assign(row, here) for row in new],
+                    torch.stack([q.learned.delta for q in new.values() if q.learned]),
+                    [q.rounds for q in new.values()],
+                    self.linear_head.head(),
+                )
+            except Exception:
+                # Else an equal prompt would take what the row held before for its own.
+                for row in new:
+                    self.table.remove(row)
+                raise
         lookup = [0] * batch.num_slots
         for slot, request in adapted:
             lookup[slot] = self.table.row(request.row) or 0

@@ -335,3 +335,38 @@ def test_copies_out_of_the_cache_are_bounded(monkeypatch: pytest.MonkeyPatch) ->
     cached_step(deltas, *((name, t[4:], 4, t) for name, t in prompts.items()))
     assert groups == [1, 1, 1]
     assert deltas.stats()["optimized"] == 3
+
+
+def test_what_was_not_finite_is_learned_anew() -> None:
+    deltas = make_deltas()
+    weight = deltas.linear_head.weight  # type: ignore[attr-defined]
+    sound = weight[3, 2].item()
+    weight[3, 2] = float("inf")
+    begin(deltas, [arrival("a-1", TOKENS)])
+    step(deltas, ("a-1", TOKENS, 0))
+    weight[3, 2] = sound
+    begin(deltas, [arrival("b-1", TOKENS)], finished={"a-1"})
+    step(deltas, ("b-1", TOKENS, 0))
+    found = deltas.find("b")
+    assert found is not None and bool(found.finite)
+    torch.testing.assert_close(found.delta, expected_delta(TOKENS), rtol=0, atol=2e-4)
+    assert deltas.stats()["shared"] == 0
+
+
+def test_a_row_that_was_not_filled_is_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
+    deltas = make_deltas()
+    begin(deltas, [arrival("a-1", [7, 8, 9])])
+    step(deltas, ("a-1", [7, 8, 9], 0))
+    begin(deltas, [arrival("b-1", TOKENS)], finished={"a-1"})
+
+    def fail(*args: Any) -> None:
+        raise RuntimeError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(deltas.table, "fill", fail)
+        with pytest.raises(RuntimeError, match="no memory"):
+            step(deltas, ("b-1", TOKENS, 0))
+    begin(deltas, [arrival("c-1", TOKENS)])
+    additions = step(deltas, ("c-1", TOKENS, 0))
+    expected = FixedHead().weight @ expected_delta(TOKENS)
+    torch.testing.assert_close(additions.biases[additions.rows[0]], expected, rtol=0, atol=2e-3)
