@@ -26,7 +26,9 @@ Per request, on instances of an engine that asks for SLOT:
 Per step, on the model runner of an engine that asks for SLOT:
 
 - both runners, ``execute_model``: arrivals and departures; ``initialize_kv_cache``: what the hidden
-  states cost; ``reload_weights``: deltas of the old weights are not shared any more.
+  states cost.
+- the worker, ``reload_weights``, ``update_weights``, ``finish_weight_update``, ``sleep``,
+  ``wake_up``, ``add_lora``: deltas of other weights are not shared any more.
 - V1, ``_prepare_inputs`` and ``_model_forward``: which rows get logits, and the hidden states.
 - V2, ``sample``: the hidden states and the batch.
 - ``LogitsProcessor.forward`` of the model's own instance: adds W delta before the soft cap and the

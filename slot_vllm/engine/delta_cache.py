@@ -13,9 +13,14 @@ from slot_vllm.params import SlotParams
 
 
 def prompt_key(
-    tokens: list[int], params: SlotParams, lora_request: Any, cache_salt: str | None, epoch: int
+    tokens: list[int],
+    params: SlotParams,
+    lora_request: Any,
+    cache_salt: str | None,
+    epoch: tuple[int, int],
 ) -> bytes:
-    """What determines a delta: 32 bytes, a SHA-256. epoch: of the weights."""
+    """What determines a delta: 32 bytes, a SHA-256. epoch: of the weights, and of
+    the adapter's."""
     lora = None
     if lora_request is not None:
         lora = (lora_request.lora_name, lora_request.lora_int_id, lora_request.lora_path)

@@ -65,7 +65,8 @@ class BatchView:
 @dataclass
 class Request:
     """external_id: what RequestOutput.request_id shows. row: its name in the table, which requests
-    that share a delta share. shareable: whether its tokens say all about its prompt. seen: up to
+    that share a delta share. shareable: whether its tokens say all about its prompt. epoch: of the
+    weights when it came. seen: up to
     where its prompt was computed or read from the prefix cache. hidden: without a hidden-state
     cache, the (n, d) rows so far, of which the first ``filled`` are there, while the prompt is
     incomplete."""
@@ -77,6 +78,7 @@ class Request:
     lora_request: Any = None
     cache_salt: str | None = None
     shareable: bool = False
+    epoch: tuple[int, int] = (0, 0)
     seen: int = 0
     hidden: Tensor | None = None
     filled: int = 0
@@ -124,6 +126,7 @@ class Deltas:
         self._warned_unresolved = False
         self._staged: Additions | None = None
         self._epoch = 0
+        self._adapter_epochs: Counter[str] = Counter()
 
     def begin_step(self, scheduler_output: SchedulerOutput) -> None:
         """Departures, then arrivals: an id may be aborted and used again in the same step."""
@@ -195,6 +198,14 @@ class Deltas:
         self._epoch += 1
         self.shared.clear()
 
+    def forget_adapter(self, name: str) -> None:
+        """The same for a LoRA adapter that is loaded in place of another."""
+        self._adapter_epochs[name] += 1
+
+    def _epoch_of(self, lora_request: Any) -> tuple[int, int]:
+        adapter = 0 if lora_request is None else self._adapter_epochs[lora_request.lora_name]
+        return self._epoch, adapter
+
     def find(self, request_id: str) -> Learned | None:
         """The delta of a request by the id that its output shows, if deltas are kept."""
         if not self.config.keep_deltas:
@@ -255,8 +266,10 @@ class Deltas:
             self._bypass(new.req_id, resolved.bypassed)
         elif resolved.params.steps:
             lora_request = new.lora_request
-            if lora_request is not None and lora_request.load_inplace:
-                self.forget_shared()
+            replaces = lora_request is not None and lora_request.load_inplace
+            if replaces:
+                # vLLM loads it again for each request that says so.
+                self.forget_adapter(lora_request.lora_name)
             self.requests[new.req_id] = Request(
                 resolved.request_id,
                 resolved.params,
@@ -265,7 +278,8 @@ class Deltas:
                 lora_request=lora_request,
                 cache_salt=resolved.cache_salt,
                 # Admission lets neither pass; here their tokens would not tell them apart.
-                shareable=not new.mm_features and new.prompt_embeds is None,
+                shareable=not (replaces or new.mm_features or new.prompt_embeds is not None),
+                epoch=self._epoch_of(lora_request),
             )
 
     def _bypass(self, req_id: str, reason: str) -> None:
@@ -318,10 +332,12 @@ class Deltas:
 
     def _key(self, request: Request) -> bytes | None:
         """What other requests must have in common with this one to use its delta."""
-        if not self.config.delta_cache_mb or not request.shareable:
+        # What was computed before weights changed and after is like no other prompt.
+        mixed = request.epoch != self._epoch_of(request.lora_request)
+        if not self.config.delta_cache_mb or not request.shareable or mixed:
             return None
         key = prompt_key(
-            request.tokens, request.params, request.lora_request, request.cache_salt, self._epoch
+            request.tokens, request.params, request.lora_request, request.cache_salt, request.epoch
         )
         request.row = key.hex()
         return key

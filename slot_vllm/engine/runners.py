@@ -5,6 +5,7 @@ Only methods of the given instance are replaced, so other engines of the process
 """
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from slot_vllm.engine.hidden_cache import HiddenCache
 
 logger = logging.getLogger("vllm.slot_vllm")
+
+# Methods of the worker.
+CHANGES_WEIGHTS = ("reload_weights", "update_weights", "finish_weight_update", "sleep", "wake_up")
 
 
 def hook_v1(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
@@ -121,11 +125,12 @@ def hook_v2(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
     runner.sample = hooked_sample
 
 
-def watch(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
-    """Either runner: say what the hidden states cost once the KV cache is there, and forget shared
-    deltas when the weights are loaded again."""
+def watch(worker: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
+    """Either runner: say what the hidden states cost once the KV cache is there, and share no delta
+    across a change of weights."""
+    runner = worker.model_runner
     initialize_kv_cache = runner.initialize_kv_cache
-    reload_weights = runner.reload_weights
+    add_lora = worker.add_lora
 
     def hooked_initialize_kv_cache(
         kv_cache_config: Any, is_profiling: bool = False, **kwargs: Any
@@ -135,9 +140,19 @@ def watch(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
             cost = cache.measure(kv_cache_config)
             logger.info("SLOT keeps hidden states in the KV cache: %s", cost.describe())
 
-    def hooked_reload_weights(*args: Any, **kwargs: Any) -> Any:
-        deltas.forget_shared()
-        return reload_weights(*args, **kwargs)
+    def hooked_add_lora(lora_request: Any) -> Any:
+        if lora_request.load_inplace:
+            deltas.forget_adapter(lora_request.lora_name)
+        return add_lora(lora_request)
+
+    def forgetting(method: Callable[..., Any]) -> Callable[..., Any]:
+        def hooked(*args: Any, **kwargs: Any) -> Any:
+            deltas.forget_shared()
+            return method(*args, **kwargs)
+
+        return hooked
 
     runner.initialize_kv_cache = hooked_initialize_kv_cache
-    runner.reload_weights = hooked_reload_weights
+    worker.add_lora = hooked_add_lora
+    for name in CHANGES_WEIGHTS:
+        setattr(worker, name, forgetting(getattr(worker, name)))

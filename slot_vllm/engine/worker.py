@@ -30,8 +30,7 @@ class SlotWorkerExtension:
 
     def slot_forget_shared(self) -> None:
         """Let no later request use a delta that was learned until now. To be called with
-        ``reset_prefix_cache`` whenever the weights were changed by other means than vLLM's
-        ``reload_weights``."""
+        ``reset_prefix_cache`` whenever the weights were changed by other means than vLLM's."""
         _deltas(self).forget_shared()
 
     def slot_errors(self) -> list[str]:
@@ -86,7 +85,7 @@ def install(worker: Any) -> None:
 
         cache = HiddenCache(worker.vllm_config, hidden_size)
     (hook_v2 if v2 else hook_v1)(runner, deltas, cache)
-    watch(runner, deltas, cache)
+    watch(worker, deltas, cache)
     linear_head.hook(deltas.take)
     runner.slot_deltas = deltas
     runner.slot_hidden_cache = cache

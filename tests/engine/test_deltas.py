@@ -306,9 +306,21 @@ def test_an_adapter_that_is_replaced_in_place_ends_sharing() -> None:
     step(deltas, ("a-1", TOKENS, 0))
     begin(deltas, [arrival("b-1", TOKENS, lora_request=second)])
     step(deltas, ("b-1", TOKENS, 0))
-    begin(deltas, [arrival("c-1", TOKENS, lora_request=first)])
-    step(deltas, ("c-1", TOKENS, 0))
-    assert [deltas.stats()[name] for name in ("optimized", "shared")] == [2, 1]
+    for name in ("c-1", "d-1"):
+        begin(deltas, [arrival(name, TOKENS, lora_request=first)])
+        step(deltas, (name, TOKENS, 0))
+    assert [deltas.stats()[name] for name in ("optimized", "shared")] == [3, 1]
+
+
+def test_a_prompt_across_a_change_of_weights_is_shared_with_nobody() -> None:
+    deltas = make_deltas()
+    begin(deltas, [arrival("a-1", TOKENS)])
+    step(deltas, ("a-1", TOKENS[:3], 0))
+    deltas.forget_shared()
+    step(deltas, ("a-1", TOKENS[3:], 3))
+    begin(deltas, [arrival("b-1", TOKENS)])
+    step(deltas, ("b-1", TOKENS, 0))
+    assert [deltas.stats()[name] for name in ("optimized", "shared")] == [2, 0]
 
 
 def test_those_who_share_share_a_failure() -> None:

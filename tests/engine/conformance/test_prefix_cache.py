@@ -144,6 +144,9 @@ def test_nothing_crosses_cache_salts(tiny_model: str, engine: Callable[..., Any]
         (2 * BLOCK, 0),
         (2 * BLOCK, 0),
     ]
+    # The hidden states behind a salt are read by those who have it.
+    llm.collective_rpc("slot_forget_shared")
+    assert ask("a") == (2 * BLOCK, 1)
 
 
 def test_hidden_states_follow_copied_blocks(tiny_model: str, engine: Callable[..., Any]) -> None:

@@ -1,0 +1,34 @@
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from slot_vllm.engine.runners import CHANGES_WEIGHTS, watch
+
+
+@pytest.mark.parametrize("name", CHANGES_WEIGHTS)
+def test_no_delta_is_shared_across_a_change_of_weights(name: str) -> None:
+    from vllm.v1.worker.gpu_worker import Worker
+
+    assert hasattr(Worker, name)
+    happened: list[str] = []
+
+    def method(*args: Any) -> str:
+        happened.append(name)
+        return "done"
+
+    worker = SimpleNamespace(
+        model_runner=SimpleNamespace(initialize_kv_cache=None),
+        add_lora=lambda request: True,
+        **dict.fromkeys(CHANGES_WEIGHTS, method),
+    )
+    deltas: Any = SimpleNamespace(
+        forget_shared=lambda: happened.append("forgotten"),
+        forget_adapter=lambda adapter: happened.append(adapter),
+    )
+    watch(worker, deltas, None)
+    assert getattr(worker, name)() == "done"
+    assert happened == ["forgotten", name]
+    for again in (False, True):
+        assert worker.add_lora(SimpleNamespace(lora_name="x", load_inplace=again))
+    assert happened[2:] == ["x"]
