@@ -45,6 +45,9 @@ def add_command(commands: Any) -> None:
         default="auto",
         help="compare with float64; auto: where that takes less than about a minute",
     )
+    parser.add_argument(
+        "--plain-form", action="store_true", help="also ours with a softmax in every pass"
+    )
     add_result_flags(parser)
     parser.set_defaults(run=run)
 
@@ -60,19 +63,20 @@ def run(options: argparse.Namespace) -> int:
         device=options.device,
         workspace_mb=options.workspace_mb,
     )
-    result = measure(shape, options.rounds, options.oracle)
+    result = measure(shape, options.rounds, options.oracle, options.plain_form)
     give(result, _table(result), options)
     return 0
 
 
-def measure(shape: Shape, rounds: int, oracle: str) -> dict[str, Any]:
+def measure(shape: Shape, rounds: int, oracle: str, plain_form: bool = False) -> dict[str, Any]:
     """The result as it is written to the file. oracle: ``auto``, ``on`` or ``off``."""
     machine = describe_machine(shape.device)
     say("peak memory, one process per variant")
-    peaks = {name: peak_extra_bytes(shape, name) for name in names(shape.device)}
+    compared = names(shape.device, plain_form)
+    peaks = {name: peak_extra_bytes(shape, name) for name in compared}
     head, prompts = make_problem(shape)
     variants = {}
-    for name in names(shape.device):
+    for name in compared:
         warm_up(shape, name)
         variants[name] = make_variant(name, head, prompts, shape.workspace_mb)
     say("seconds")

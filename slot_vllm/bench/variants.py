@@ -12,24 +12,28 @@ from slot_vllm.bench.published import published_delta
 from slot_vllm.bench.shape import Shape, make_problem
 from slot_vllm.optim.head import Head
 from slot_vllm.optim.optimize import Prompt, optimize
+from slot_vllm.optim.plain_form import PlainForm
 from slot_vllm.optim.workspace import Workspace
 
 OURS = "ours"
 PUBLISHED = "published"
+# Ours with a softmax in every pass, which every head can have.
+PLAIN_FORM = "ours, plain form"
 
 # The deltas (B, d) of one run.
 Variant = Callable[[], Tensor]
 
 
-def names(device: str) -> list[str]:
-    return [PUBLISHED, *installed_losses(device), OURS]
+def names(device: str, plain_form: bool = False) -> list[str]:
+    return [PUBLISHED, *installed_losses(device), OURS, *([PLAIN_FORM] if plain_form else [])]
 
 
 def make_variant(name: str, head: Head, prompts: Sequence[Prompt], workspace_mb: int) -> Variant:
     """Allocates what the variant keeps between runs: our workspace."""
-    if name == OURS:
+    if name in (OURS, PLAIN_FORM):
+        form = PlainForm if name == PLAIN_FORM else None
         workspace = Workspace(workspace_mb << 20, head.weight.device)
-        return lambda: torch.stack([r.delta for r in optimize(head, prompts, workspace)])
+        return lambda: torch.stack([r.delta for r in optimize(head, prompts, workspace, form=form)])
     if name == PUBLISHED:
         return lambda: torch.stack([published_delta(head, p) for p in prompts])
     loss: Loss = installed_losses(head.weight.device.type)[name]

@@ -13,7 +13,7 @@ from slot_vllm.bench.optimize import measure
 from slot_vllm.bench.peak_memory import peak_extra_bytes
 from slot_vllm.bench.published import published_delta
 from slot_vllm.bench.shape import Shape, make_problem
-from slot_vllm.bench.variants import OURS
+from slot_vllm.bench.variants import OURS, PLAIN_FORM
 from slot_vllm.optim.oracle import published
 
 ROOT = Path(__file__).parents[2]
@@ -102,3 +102,9 @@ def test_a_long_prompt_and_a_large_vocabulary_stay_within_the_workspace() -> Non
     """32k tokens over 152k: Z0 would be 10 GB. d is small, so that it does not take minutes."""
     long = shape(hidden=32, vocabulary=151936, tokens=32768, requests=1, steps=1, workspace_mb=512)
     assert 512 << 20 <= peak_extra_bytes(long, OURS) <= (512 + 64) << 20
+
+
+def test_both_forms_learn_the_same() -> None:
+    result = measure(shape(dtype="float32"), rounds=1, oracle="on", plain_form=True)
+    both = [result["variants"][name]["largest_difference"] for name in (OURS, PLAIN_FORM)]
+    assert max(both) < 2e-4
