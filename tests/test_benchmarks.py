@@ -48,3 +48,13 @@ def test_the_picture_is_of_the_committed_logs(tmp_path: Path) -> None:
     files = sorted(LOGS.glob("optimize_cpu_[0-9]*.json"))
     plot(files, tmp_path / "new.svg")
     assert (tmp_path / "new.svg").read_text() == picture.read_text()
+
+
+def test_the_comparison_of_forms() -> None:
+    result = json.loads((LOGS / "optimize_cpu_forms_256.json").read_text(encoding="utf-8"))
+    variants = result["variants"]
+    ours, plain = variants["ours"], variants["ours, plain form"]
+    page = " ".join((ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8").split())
+    multiples = f"{ours['gemm_multiple']:.2f} bare products against {plain['gemm_multiple']:.2f}"
+    errors = (plain["largest_difference"], variants["published"]["largest_difference"])
+    assert multiples in page and "{:.3f} against {:.3f}".format(*errors) in page
