@@ -5,16 +5,14 @@ neither engine has seen.
 """
 
 import argparse
-import json
 import os
 import statistics
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from slot_vllm.bench.command_line import add_result_flags, give, say
 from slot_vllm.bench.machine import describe_machine
 
 # "bypass" is an engine as it was without either: every sample computes and learns for itself.
@@ -38,24 +36,23 @@ def add_command(commands: Any) -> None:
     # Hits are whole blocks: a sample computes the rest of its prompt again.
     parser.add_argument("--block-size", type=int, default=32, help="tokens, %(default)s")
     parser.add_argument("--kv-cache-mb", type=int, default=256, help="of each engine, MiB")
-    parser.add_argument("--json", action="store_true", help="print nothing but the JSON")
-    parser.add_argument("--output", type=Path, help="also write the JSON to this file")
+    add_result_flags(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     result = measure(options)
-    text = json.dumps(result, indent=2)
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(text + "\n")
-    if options.json:
-        print(text)
-    else:
-        for name, entry in result["variants"].items():
-            print(f"{name:8}{entry['median_seconds']:8.3f} s  {entry['counters']}")
-        print(f"speedup {result['speedup']:.2f} (medians; by round {result['speedup_by_round']})")
+    give(result, _table(result), options)
     return 0
+
+
+def _table(result: dict[str, Any]) -> str:
+    lines = [
+        f"{name:8}{entry['median_seconds']:8.3f} s  {entry['counters']}"
+        for name, entry in result["variants"].items()
+    ]
+    by_round = result["speedup_by_round"]
+    return "\n".join([*lines, f"speedup {result['speedup']:.2f} (medians; by round {by_round})"])
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -143,7 +140,7 @@ def _sample(llm: Any, options: argparse.Namespace, seed: int) -> float:
     taken = time.perf_counter() - began
     if len(output.outputs) != options.samples:
         raise RuntimeError(f"{len(output.outputs)} samples came back, not {options.samples}")
-    print(f"{taken:8.3f} s", file=sys.stderr, flush=True)
+    say(f"{taken:8.3f} s")
     return taken
 
 

@@ -66,10 +66,9 @@ class BatchView:
 class Request:
     """external_id: what RequestOutput.request_id shows. row: its name in the table, which requests
     that share a delta share. shareable: whether its tokens say all about its prompt. epoch: of the
-    weights when it came. seen: up to
-    where its prompt was computed or read from the prefix cache. hidden: without a hidden-state
-    cache, the (n, d) rows so far, of which the first ``filled`` are there, while the prompt is
-    incomplete."""
+    weights when it came. seen: up to where its prompt was computed or read from the prefix cache.
+    hidden: without a hidden-state cache, the (n, d) rows so far, of which the first ``filled`` are
+    there, while the prompt is incomplete."""
 
     external_id: str
     params: SlotParams
