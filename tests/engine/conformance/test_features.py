@@ -91,9 +91,18 @@ def test_asynchronous_scheduling(
         CpuPlatform, "check_and_update_config", classmethod(check_but_keep_asynchronous)
     )
     cases = _cases(700)
-    llm = engine(tiny_model, slot={}, async_scheduling=True)
+    llm = engine(tiny_model, slot={}, async_scheduling=True, **ROOMY)
     assert llm.llm_engine.engine_core.engine_core.batch_queue is not None
-    assert_tokens_equal(tokens_of(run(llm, cases)), reference(tiny_model, cases))
+    expected = reference(tiny_model, cases)
+    assert_tokens_equal(tokens_of(run(llm, cases)), expected)
+    # Once more, learned from hidden states of the first time.
+    llm.collective_rpc("slot_forget_shared")
+    outputs = run(llm, cases)
+    assert [o.num_cached_tokens for o in outputs] == [0, 32, 96]
+    assert_tokens_equal(tokens_of(outputs), expected)
+    for case, output, answer in zip(cases, outputs, expected, strict=True):
+        if case.steps:
+            assert_delta_equal(delta_of(llm, output), answer, case.lr)
 
 
 def test_logprobs_are_adapted_and_prompt_logprobs_are_the_models_own(

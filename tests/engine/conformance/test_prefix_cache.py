@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -181,6 +182,32 @@ def test_the_stated_cost_is_what_is_lost(tiny_model: str, engine: Callable[..., 
     # float32: d = 64 of hidden states; two layers, keys and values, one head of 32.
     assert cost.bytes_per_token == 64 * 4
     assert cost.share == pytest.approx(64 / (64 + 2 * 2 * 32))
+
+
+@pytest.mark.skipif(V2, reason="the arithmetic is vLLM's, the same for both runners")
+def test_within_the_same_share_of_memory(tiny_model: str, engine: Callable[..., Any]) -> None:
+    from vllm.utils.cpu_resource_utils import get_memory_node_info
+
+    # Room for 512 MiB more than this process, with its other engines, has by now.
+    room = psutil.Process().memory_info().rss + (1 << 29)
+    share = room / get_memory_node_info().total_memory
+    size = {"num_gpu_blocks_override": None, "kv_cache_memory_bytes": None}
+    llm = engine(tiny_model, slot={}, gpu_memory_utilization=share, **size)
+    case = Case(random_tokens(50, seed=2750), 5, 0.1, 2)
+    assert_tokens_equal(tokens_of(run(llm, [case])), reference(tiny_model, [case]))
+    runner = runner_of(llm)
+    worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+    allowed = worker.requested_cpu_memory
+    # What vLLM found free for it holds the hidden states too, and all that was there before.
+    # All layers lie in one buffer.
+    (kv_bytes,) = {tensor.size for tensor in runner.kv_cache_config.kv_cache_tensors}
+    assert 1 << 27 < kv_bytes < 1 << 29
+    assert psutil.Process().memory_info().rss <= 1.02 * allowed
+    cost = runner.slot_hidden_cache.cost
+    per_token = cost.bytes_per_token / cost.share
+    assert 0 <= kv_bytes - cost.tokens * per_token < BLOCK * per_token
+    lost = kv_bytes / (per_token - cost.bytes_per_token) - cost.tokens
+    assert abs(lost - cost.tokens_lost) <= BLOCK
 
 
 def test_off_is_as_before(tiny_model: str, engine: Callable[..., Any]) -> None:
