@@ -1,67 +1,23 @@
 """A real ``vllm serve --worker-extension slot_vllm``, driven by the real openai client."""
 
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
-START_SECONDS = 240
+from tests.engine.server import serving
 
 
 @pytest.fixture(scope="module")
 def client(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    vllm = shutil.which("vllm", path=str(Path(sys.executable).parent))
-    assert vllm, "the vllm command is missing beside this Python"
     log = tmp_path_factory.mktemp("server") / "log"
-    command = [
-        vllm, "serve", tiny_model, "--worker-extension", "slot_vllm",
-        "--additional-config", '{"slot": {"steps": 3, "max_steps": 20, "workspace_mb": 16}}',
-        "--served-model-name", "tiny", "--port", str(port), "--host", "127.0.0.1",
-        "--dtype", "float32", "--enforce-eager", "--max-model-len", "512",
-        "--kv-cache-memory-bytes", str(1 << 26),
-    ]  # fmt: skip
-    with log.open("w") as output:
-        # The default of a server is an engine process of its own.
-        environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-        server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
-    try:
-        client = openai.OpenAI(
-            base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0
-        )
-        _wait(client, server, log)
-        assert "SLOT 0.1.0 on the" in log.read_text()
-        yield client
-        assert server.poll() is None, log.read_text()[-3000:]
-    finally:
-        server.send_signal(signal.SIGTERM)
-        try:
-            server.wait(30)
-        except subprocess.TimeoutExpired:
-            server.kill()
-
-
-def _wait(client: openai.OpenAI, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while True:
-        assert server.poll() is None, log.read_text()[-3000:]
-        assert time.monotonic() < deadline, log.read_text()[-3000:]
-        try:
-            client.models.list()
-            return
-        except openai.APIConnectionError:
-            time.sleep(0.5)
+    slot = {"steps": 3, "max_steps": 20}
+    options = ("--dtype", "float32", "--max-model-len", "512")
+    with serving(tiny_model, slot, log, *options) as server:
+        assert "SLOT 0.1.0 on the" in server.said()
+        yield server.client
+        assert server.alive(), server.said()[-3000:]
 
 
 def _chat(client: openai.OpenAI, xargs: dict[str, Any], **options: Any) -> Any:
