@@ -1,20 +1,28 @@
 """A real ``vllm serve --worker-extension slot_vllm``, driven by the real openai client."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
 
-from tests.engine.server import serving
+from tests.conftest import ROOT
+from tests.engine.server import MODEL, serving
+
+PROBLEM = (
+    "Elif has 73 shells. Elif gives 47 away. Then 85 shells are added. What is the number of "
+    "shells at the end? Give the answer as a number."
+)
 
 
 @pytest.fixture(scope="module")
-def client(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
     log = tmp_path_factory.mktemp("server") / "log"
     slot = {"steps": 3, "max_steps": 20}
     options = ("--dtype", "float32", "--max-model-len", "512")
-    with serving(tiny_model, slot, log, *options) as server:
+    tools = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
+    with serving(str(ROOT / "models/demo"), slot, log, *options, *tools) as server:
         assert "SLOT 0.1.0 on the" in server.said()
         yield server.client
         assert server.alive(), server.said()[-3000:]
@@ -22,8 +30,8 @@ def client(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 def _chat(client: openai.OpenAI, xargs: dict[str, Any], **options: Any) -> Any:
     return client.chat.completions.create(
-        model="tiny",
-        messages=[{"role": "user", "content": "Say something about the number seven."}],
+        model=MODEL,
+        messages=[{"role": "user", "content": PROBLEM}],
         temperature=0,
         max_tokens=16,
         extra_body={"vllm_xargs": xargs, "ignore_eos": True},
@@ -33,8 +41,8 @@ def _chat(client: openai.OpenAI, xargs: dict[str, Any], **options: Any) -> Any:
 
 def _complete(client: openai.OpenAI, xargs: dict[str, Any], **options: Any) -> Any:
     return client.completions.create(
-        model="tiny",
-        prompt="Say something about the number seven.",
+        model=MODEL,
+        prompt=PROBLEM,
         temperature=0,
         max_tokens=16,
         extra_body={"vllm_xargs": xargs, "ignore_eos": True},
@@ -43,13 +51,16 @@ def _complete(client: openai.OpenAI, xargs: dict[str, Any], **options: Any) -> A
 
 
 def test_a_chat_completion_with_slot(client: openai.OpenAI) -> None:
-    own = _chat(client, {"slot_steps": 0}).choices[0].message.content
-    slot = _chat(client, {"slot_steps": 3, "slot_lr": 0.5}).choices[0].message.content
-    default = _chat(client, {}).choices[0].message.content
-    assert len({own, slot, default}) == 3
-    assert _chat(client, {"slot_steps": 3}).choices[0].message.content == default
-    again = _chat(client, {"slot_steps": 3, "slot_lr": 0.5}).choices[0].message.content
-    assert again == slot
+    def said(xargs: dict[str, Any]) -> tuple[str, list[float]]:
+        choice = _chat(client, xargs, logprobs=True).choices[0]
+        return choice.message.content, [token.logprob for token in choice.logprobs.content]
+
+    settings: list[dict[str, Any]] = [{"slot_steps": 0}, {}, {"slot_steps": 5, "slot_lr": 0.5}]
+    own, default, strong = [said(xargs) for xargs in settings]
+    assert own[0] != strong[0]
+    assert max(abs(a - b) for a, b in zip(own[1], default[1], strict=True)) > 1e-3
+    assert said({"slot_steps": 3}) == default
+    assert said({"slot_steps": 5, "slot_lr": 0.5}) == strong
 
 
 @pytest.mark.parametrize("ask", [_chat, _complete])
@@ -76,6 +87,9 @@ def test_streaming_gives_the_same_text(client: openai.OpenAI, ask: Any) -> None:
         ({"slot_lr": "x"}, ["slot_lr='x'", "a number is required"]),
         ({"slot_step": 3}, ["slot_step: unknown key", "slot_steps"]),
         ({"slot": 3}, ["slot: unknown key"]),
+        ({"slot_betas": [0.9]}, ["slot_betas=[0.9]", "two numbers"]),
+        ({"slot_betas": [0.9, 1]}, ["slot_betas.1=1", "less than or equal to 0.9999999"]),
+        ({"slot_rounding": "down"}, ["slot_rounding='down'", "'exact' or 'model'"]),
     ],
 )
 def test_bad_settings_are_400(
@@ -92,7 +106,7 @@ def test_bad_settings_are_400(
 def test_beam_search_with_slot_is_400(client: openai.OpenAI, stream: bool) -> None:
     with pytest.raises(openai.BadRequestError, match="beam_search"):
         client.completions.create(
-            model="tiny",
+            model=MODEL,
             prompt="Seven",
             max_tokens=4,
             stream=stream,
@@ -103,7 +117,7 @@ def test_beam_search_with_slot_is_400(client: openai.OpenAI, stream: bool) -> No
 def test_a_beam_search_that_names_nothing_is_served_without(client: openai.OpenAI) -> None:
     def beams(xargs: dict[str, Any]) -> list[str]:
         answer = client.completions.create(
-            model="tiny",
+            model=MODEL,
             prompt="Seven and five",
             max_tokens=6,
             temperature=0,
@@ -116,7 +130,7 @@ def test_a_beam_search_that_names_nothing_is_served_without(client: openai.OpenA
 
 def test_structured_output_holds_under_a_strong_delta(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
-        model="tiny",
+        model=MODEL,
         messages=[{"role": "user", "content": "Which colour?"}],
         temperature=0,
         max_tokens=16,
@@ -131,7 +145,7 @@ def test_structured_output_holds_under_a_strong_delta(client: openai.OpenAI) -> 
 def test_several_samples_with_seeds(client: openai.OpenAI) -> None:
     def sample() -> list[str]:
         answer = client.completions.create(
-            model="tiny",
+            model=MODEL,
             prompt="Seven",
             n=3,
             seed=5,
@@ -144,3 +158,50 @@ def test_several_samples_with_seeds(client: openai.OpenAI) -> None:
     first = sample()
     assert len(set(first)) > 1
     assert sample() == first
+
+
+def test_tool_calls(client: openai.OpenAI) -> None:
+    colour = {"type": "string", "enum": ["red", "green"]}
+    parameters = {"type": "object", "properties": {"colour": colour}, "required": ["colour"]}
+    paint = {"name": "paint", "description": "Paints.", "parameters": parameters}
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": "Paint it red."}],
+        tools=[{"type": "function", "function": paint}],  # type: ignore[list-item]
+        tool_choice={"type": "function", "function": {"name": "paint"}},
+        temperature=0,
+        max_tokens=64,
+        extra_body={"vllm_xargs": {"slot_steps": 5, "slot_lr": 0.1}},
+    )
+    (call,) = answer.choices[0].message.tool_calls or ()
+    assert call.type == "function" and call.function.name == "paint"
+    # The grammar of vLLM's parser lets a model leave the arguments out.
+    assert json.loads(call.function.arguments) in (None, {"colour": "red"}, {"colour": "green"})
+
+
+def test_echo_and_logprobs(client: openai.OpenAI) -> None:
+    def logprobs(xargs: dict[str, Any]) -> tuple[list[float], list[float], str]:
+        choice = _complete(client, xargs, echo=True, logprobs=1).choices[0]
+        values = choice.logprobs.token_logprobs
+        assert choice.text.startswith(PROBLEM)
+        assert values[0] is None
+        return values[1:-16], values[-16:], choice.text
+
+    own_prompt, own_answer, _ = logprobs({"slot_steps": 0})
+    prompt, answer, text = logprobs({"slot_steps": 5, "slot_lr": 0.5})
+    # The prompt's are the model's own, the answer's those that were sampled from.
+    assert prompt == pytest.approx(own_prompt, abs=1e-4)
+    assert answer != pytest.approx(own_answer, abs=1e-2)
+    assert text == PROBLEM + _complete(client, {"slot_steps": 5, "slot_lr": 0.5}).choices[0].text
+
+
+def test_streams_beside_each_other(client: openai.OpenAI) -> None:
+    settings = [{"slot_steps": n, "slot_lr": lr} for n, lr in ((0, 0.1), (5, 1.0), (5, 2.0))]
+    alone = [_complete(client, xargs).choices[0].text for xargs in settings]
+    assert len(set(alone)) == 3
+    streams = [_complete(client, xargs, stream=True) for xargs in settings]
+    texts = [""] * len(streams)
+    for parts in zip(*streams, strict=True):
+        for i, part in enumerate(parts):
+            texts[i] += part.choices[0].text
+    assert texts == alone
