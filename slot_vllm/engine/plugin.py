@@ -29,7 +29,8 @@ def register() -> None:
             _prepare(vllm_config, _usage_context(*args, **kwargs))
         elif startup.names_settings(vllm_config):
             raise SlotError(
-                'additional_config["slot"] is set but the engine does not ask for SLOT; '
+                'additional_config["slot"] is set but the engine does not ask for SLOT: its worker '
+                f"extension is {vllm_config.parallel_config.worker_extension_cls or None!r}; "
                 f"add --worker-extension {startup.BARE_NAME} (in Python: "
                 f'worker_extension_cls="{startup.EXTENSION}")'
             )

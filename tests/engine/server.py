@@ -1,5 +1,6 @@
 """A real ``vllm serve``, started as a user would."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -8,13 +9,18 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.conftest import ROOT
+from tests.engine.cases import Case
 
 START_SECONDS = 240
 STOP_SECONDS = 30
@@ -36,10 +42,48 @@ class Server:
     def alive(self) -> bool:
         return self.process.poll() is None
 
+    def asynchronous(self) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(
+            base_url=f"{self.url}/v1",
+            api_key="none",
+            max_retries=0,
+            timeout=300,
+            http_client=openai.DefaultAsyncHttpxClient(trust_env=False),
+        )
+
+    def rpc(self, method: str, *args: str) -> list[Any]:
+        """One result per worker. The server must have VLLM_SERVER_DEV_MODE=1."""
+        answer = httpx.post(
+            f"{self.url}/collective_rpc",
+            json={"method": method, "args": args},
+            timeout=60,
+            trust_env=False,
+        )
+        answer.raise_for_status()
+        results: list[Any] = answer.json()["results"]
+        return results
+
+    def stats(self) -> dict[str, Any]:
+        (stats,) = self.rpc("slot_stats")
+        return stats
+
+    def metric(self, name: str) -> float:
+        """The sum over all labels of a metric on ``/metrics``."""
+        text = httpx.get(f"{self.url}/metrics", timeout=60, trust_env=False).text
+        families = text_string_to_metric_families(text)
+        values = [s.value for family in families for s in family.samples if s.name == name]
+        assert values, name
+        return sum(values)
+
 
 @contextmanager
 def serving(
-    model: str, slot: dict[str, Any] | None, log: Path, *options: str, **environment: str
+    model: str,
+    slot: dict[str, Any] | None,
+    log: Path,
+    *options: str,
+    extension: str = "slot_vllm",
+    **environment: str,
 ) -> Iterator[Server]:
     """A healthy server on a free port; with ``slot`` None, without SLOT. It is stopped with
     SIGTERM, unless it ended before."""
@@ -54,14 +98,24 @@ def serving(
     ]  # fmt: skip
     if slot is not None:
         settings = json.dumps({"slot": {"workspace_mb": 16, **slot}})
-        command += ["--worker-extension", "slot_vllm", "--additional-config", settings]
+        flag = "--worker-extension-cls" if "." in extension else "--worker-extension"
+        command += [flag, extension, "--additional-config", settings]
+    paths = (str(ROOT), os.environ.get("PYTHONPATH", ""))
+    environment = {
+        **os.environ,
+        # The default of a server is an engine process of its own.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
+        # Where the tests' own extensions are found.
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        **environment,
+    }
     with log.open("w") as output:
         process = subprocess.Popen(
             command,
             stdout=output,
             stderr=subprocess.STDOUT,
             # The default of a server is an engine process of its own.
-            env={**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1", **environment},
+            env=environment,
         )
     url = f"http://127.0.0.1:{port}"
     # No proxy, whatever the environment says.
@@ -96,3 +150,35 @@ def _wait_until_healthy(server: Server) -> None:
             return
         except openai.APIConnectionError:
             time.sleep(0.3)
+
+
+async def ask(client: openai.AsyncOpenAI, case: Case) -> list[int]:
+    """The tokens that the server generates for ``case``, greedily."""
+    choice = (await client.completions.create(**body(case))).choices[0]
+    return list(choice.token_ids)  # type: ignore[attr-defined]
+
+
+def body(case: Case) -> dict[str, Any]:
+    return {
+        "model": MODEL,
+        "prompt": list(case.tokens),
+        "max_tokens": case.new_tokens,
+        "temperature": 0,
+        "extra_body": {
+            "vllm_xargs": {"slot_steps": case.steps, "slot_lr": case.lr},
+            "ignore_eos": True,
+            "return_token_ids": True,
+        },
+    }
+
+
+async def ask_all(server: Server, cases: Sequence[Case], concurrency: int) -> list[list[int]]:
+    """As ``ask``, ``concurrency`` at a time. Any error of a request is raised."""
+    free = asyncio.Semaphore(concurrency)
+
+    async def one(client: openai.AsyncOpenAI, case: Case) -> list[int]:
+        async with free:
+            return await ask(client, case)
+
+    async with server.asynchronous() as client:
+        return await asyncio.gather(*(one(client, case) for case in cases))

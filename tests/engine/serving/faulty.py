@@ -1,0 +1,47 @@
+"""A worker extension whose faults are switched on and off over RPC."""
+
+from typing import Any
+
+import torch
+
+from slot_vllm.engine import deltas as deltas_module
+from slot_vllm.engine.worker import SlotWorkerExtension
+
+# Requests with this learning rate are those that ``poison`` hits.
+POISONED_LR = 0.0625
+
+
+class FaultyExtension(SlotWorkerExtension):
+    """Starts without faults. ``switch`` is "on" or "off"."""
+
+    model_runner: Any
+
+    def break_optimizer(self, switch: str) -> None:
+        """Every optimization raises."""
+        if switch == "on":
+            self.optimize = deltas_module.optimize
+            deltas_module.optimize = _broken
+        else:
+            deltas_module.optimize = self.optimize
+
+    def poison(self, switch: str) -> None:
+        """The first hidden state of prompts with ``POISONED_LR`` is NaN when SLOT sees it."""
+        deltas = self.model_runner.slot_deltas
+        if switch == "off":
+            del deltas.stage
+            return
+        stage = deltas.stage
+
+        def poisoned(hidden_states: torch.Tensor, batch: Any) -> None:
+            for i, req_id in enumerate(batch.req_ids):
+                request = deltas.requests.get(req_id)
+                if request and request.params.lr == POISONED_LR and not batch.starts[i]:
+                    hidden_states = hidden_states.clone()
+                    hidden_states[int(batch.query_start[i])] = float("nan")
+            stage(hidden_states, batch)
+
+        deltas.stage = poisoned
+
+
+def _broken(*_args: Any, **_kwargs: Any) -> Any:
+    raise RuntimeError("injected into the optimizer")

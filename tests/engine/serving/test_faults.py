@@ -1,0 +1,156 @@
+"""Faults while others are served: the server stays healthy, and the others get what they would get
+alone (a transformers reference)."""
+
+import asyncio
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import openai
+import psutil
+import pytest
+
+from tests.engine.cases import Case, assert_tokens_equal, random_tokens, reference
+from tests.engine.server import Server, ask, ask_all, body, serving
+from tests.engine.serving.conftest import OPTIONS
+from tests.engine.serving.faulty import POISONED_LR
+
+BYSTANDERS = [
+    Case(random_tokens(n, seed=6000 + n), steps, lr, 24)
+    for n, (steps, lr) in zip(
+        (30, 70, 110, 150), ((5, 0.1), (0, 0.1), (3, 0.5), (5, 1.0)), strict=True
+    )
+]
+ABORTS = 120
+
+
+@pytest.fixture(autouse=True)
+def healthy_and_empty_afterwards(server: Server) -> Iterator[None]:
+    yield
+    client = server.client
+    assert client.models.list().data
+    # One more step tells the worker who has left.
+    asyncio.run(ask_all(server, [Case(random_tokens(4, seed=1), 0, 0.1, 1)] * 2, 1))
+    deadline = time.monotonic() + 60
+    while (stats := server.stats())["requests"]:
+        assert time.monotonic() < deadline, stats
+        asyncio.run(ask_all(server, [Case(random_tokens(4, seed=1), 0, 0.1, 1)], 1))
+    assert stats["table_rows"] == 0
+    assert stats["pending_device_bytes"] == stats["pending_host_bytes"] == 0
+
+
+@contextmanager
+def _fault(server: Server, name: str) -> Iterator[None]:
+    server.rpc(name, "on")
+    try:
+        yield
+    finally:
+        server.rpc(name, "off")
+
+
+def test_clients_that_disconnect(tiny_model: str, server: Server) -> None:
+    async def leave(client: openai.AsyncOpenAI, i: int) -> None:
+        case = Case(random_tokens(60 + i % 200, seed=6500 + i), 5, 0.1, 60)
+        stream = await client.completions.create(**body(case), stream=True)
+        # A third within the prompt or in the queue, the others in the middle of the stream.
+        if i % 3:
+            received = 0
+            async for _ in stream:
+                received += 1
+                if received == i % 7 + 1:
+                    break
+        else:
+            await asyncio.sleep(0.02 * (i % 4))
+        await stream.close()
+
+    async def everything() -> list[list[int]]:
+        async with server.asynchronous() as client, server.asynchronous() as other:
+            free = asyncio.Semaphore(12)
+
+            async def limited(i: int) -> None:
+                async with free:
+                    await leave(client, i)
+
+            leaving = asyncio.gather(*(limited(i) for i in range(ABORTS)))
+            answers = []
+            while not leaving.done():
+                answers = await asyncio.gather(*(ask(other, case) for case in BYSTANDERS))
+                assert_tokens_equal(answers, expected)
+            await leaving
+            return answers
+
+    expected = reference(tiny_model, BYSTANDERS)
+    before = server.metric("vllm:request_success_total")
+    assert_tokens_equal(asyncio.run(everything()), expected)
+    assert server.metric("vllm:request_success_total") > before
+
+
+def test_an_exception_in_the_optimizer(tiny_model: str, server: Server) -> None:
+    failed = server.stats()["failed"]
+    without = [Case(c.tokens, 0, c.lr, c.new_tokens) for c in BYSTANDERS]
+    server.rpc("slot_forget_shared")
+    with _fault(server, "break_optimizer"):
+        got = asyncio.run(ask_all(server, BYSTANDERS, 4))
+    assert_tokens_equal(got, reference(tiny_model, without))
+    stats = server.stats()
+    assert stats["failed"] == failed + 3
+    (errors,) = server.rpc("slot_errors")
+    assert "injected into the optimizer" in errors[-1]
+    assert_tokens_equal(
+        asyncio.run(ask_all(server, BYSTANDERS, 4)), reference(tiny_model, BYSTANDERS)
+    )
+
+
+def test_hidden_states_that_are_not_numbers(tiny_model: str, server: Server) -> None:
+    failed = server.stats()["failed"]
+    victim = Case(random_tokens(40, seed=6700), 5, POISONED_LR, 24)
+    cases = [*BYSTANDERS, victim]
+    server.rpc("slot_forget_shared")
+    with _fault(server, "poison"):
+        got = asyncio.run(ask_all(server, cases, 5))
+    spared = Case(victim.tokens, 0, victim.lr, victim.new_tokens)
+    assert_tokens_equal(got, reference(tiny_model, [*BYSTANDERS, spared]))
+    assert server.stats()["failed"] == failed + 1
+    # The same prompt later: nothing of the fault was kept for it.
+    assert_tokens_equal(asyncio.run(ask_all(server, [victim], 1)), reference(tiny_model, [victim]))
+
+
+def test_a_burst_that_does_not_fit_the_kv_cache(tiny_model: str, server: Server) -> None:
+    cases = [Case(random_tokens(150, seed=6800 + i), 5 * (i % 2), 0.3, 100) for i in range(12)]
+    before = server.metric("vllm:num_preemptions_total")
+    got = asyncio.run(ask_all(server, cases, 12))
+    assert server.metric("vllm:num_preemptions_total") > before
+    assert_tokens_equal(got, reference(tiny_model, cases))
+
+
+def test_a_second_server_that_is_told_to_stop(
+    tiny_model: str, server: Server, tmp_path: Path
+) -> None:
+    expected = reference(tiny_model, BYSTANDERS)
+    long = [Case(random_tokens(50, seed=6900 + i), 5, 0.1, 80) for i in range(8)]
+
+    async def stop_while_they_run(second: Server) -> list[list[int]]:
+        async with second.asynchronous() as client:
+            running = [asyncio.ensure_future(ask(client, case)) for case in long]
+            deadline = time.monotonic() + 60
+            while second.metric("vllm:num_requests_running") < len(long):
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.05)
+            second.process.send_signal(signal.SIGTERM)
+            return await asyncio.gather(*running)
+
+    options = (*OPTIONS, "--shutdown-timeout", "300")
+    with serving(tiny_model, {}, tmp_path / "log", *options) as second:
+        for one in (server, second):
+            assert_tokens_equal(asyncio.run(ask_all(one, BYSTANDERS, 4)), expected)
+        processes = psutil.Process(second.process.pid).children(recursive=True)
+        assert_tokens_equal(asyncio.run(stop_while_they_run(second)), reference(tiny_model, long))
+        assert second.process.wait(60) == 0, second.said()[-3000:]
+        _, left = psutil.wait_procs(processes, timeout=60)
+        assert not left
+        # vLLM itself logs the end of its engine process as an error.
+        ending = second.said().partition("shutdown triggered")[2]
+        assert ending and "/slot_vllm/" not in ending, ending
+    assert_tokens_equal(asyncio.run(ask_all(server, BYSTANDERS, 4)), expected)
