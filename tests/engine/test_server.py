@@ -1,6 +1,8 @@
 """A real ``vllm serve --worker-extension slot_vllm``, driven by the real openai client."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,7 +10,7 @@ import openai
 import pytest
 
 from tests.conftest import ROOT
-from tests.engine.server import MODEL, serving
+from tests.engine.server import MODEL, Server, serving
 
 PROBLEM = (
     "Elif has 73 shells. Elif gives 47 away. Then 85 shells are added. What is the number of "
@@ -17,15 +19,20 @@ PROBLEM = (
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("server") / "log"
     slot = {"steps": 3, "max_steps": 20}
     options = ("--dtype", "float32", "--max-model-len", "512")
     tools = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
     with serving(str(ROOT / "models/demo"), slot, log, *options, *tools) as server:
         assert "SLOT 0.1.0 on the" in server.said()
-        yield server.client
+        yield server
         assert server.alive(), server.said()[-3000:]
+
+
+@pytest.fixture
+def client(server: Server) -> openai.OpenAI:
+    return server.client
 
 
 def _chat(client: openai.OpenAI, xargs: dict[str, Any], **options: Any) -> Any:
@@ -205,3 +212,13 @@ def test_streams_beside_each_other(client: openai.OpenAI) -> None:
         for i, part in enumerate(parts):
             texts[i] += part.choices[0].text
     assert texts == alone
+
+
+def test_the_example(server: Server) -> None:
+    command = [sys.executable, str(ROOT / "examples/openai_client.py"), server.url]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    own, slot, stream, refused = done.stdout.strip().splitlines()
+    assert own.startswith("{'slot_steps': 0}: Start: ")
+    assert slot.partition("}: ")[2] == stream.removeprefix("stream: ")
+    assert refused.startswith("refused: slot_steps=-1: ")
