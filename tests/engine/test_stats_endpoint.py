@@ -1,5 +1,6 @@
 """The endpoint plugin: off unless named, and what it says of an engine without SLOT."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,7 +40,7 @@ def test_an_engine_without_slot_says_so() -> None:
     StatsEndpoint().attach_router(app)
     init_exception_handler(app)
     app.state.engine_client = EngineClient([], extension="")
-    app.state.args = None
+    app.state.args = SimpleNamespace(log_error_stack=False)
     response = TestClient(app).get(PATH)
     assert response.status_code == 501
     assert "started without SLOT (--worker-extension slot_vllm)" in response.text
