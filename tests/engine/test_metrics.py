@@ -3,8 +3,7 @@
 import asyncio
 import json
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -269,27 +268,37 @@ def test_an_engine_that_does_not_answer_costs_only_its_metrics(
     assert not [name for name, _ in samples if name.startswith("vllm:slot_requests")]
 
 
-def exported_names() -> set[str]:
+def exported() -> Samples:
     deltas = make_deltas()
     deltas.counters["bypassed.multimodal"] += 1
-    return {name for name, _ in shown(deltas)}
+    return shown(deltas)
+
+
+def families_of(names: Iterable[str]) -> set[str]:
+    return {re.sub(r"_(bucket|count|sum)$", "", name) for name in names}
 
 
 def test_the_dashboard_asks_for_what_is_exported() -> None:
     dashboard = json.loads((ROOT / "scripts/grafana/slot.json").read_text())
     panels = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
     expressions = [target["expr"] for panel in panels for target in panel["targets"]]
+    samples = exported()
+    names = {name for name, _ in samples}
     asked = {name for e in expressions for name in re.findall(r"vllm:\w+", e)}
-    exported = exported_names()
-    assert asked <= exported
+    assert asked <= names
     # And it leaves nothing out.
-    families = {re.sub(r"_(bucket|count|sum)$", "", name) for name in exported}
-    assert families == {re.sub(r"_(bucket|count|sum)$", "", name) for name in asked}
+    assert families_of(asked) == families_of(names)
+    # Labels, and the values that are asked for.
+    labels = {label for _, own in samples for label in own}
+    keys = {key for key, _ in labels}
+    for expression in expressions:
+        assert set(re.findall(r'(\w+)="([^"]+)"', expression)) <= labels
+        for by in re.findall(r"by \(([^)]+)\)", expression):
+            assert set(by.split(", ")) <= keys
     assert len({panel["id"] for panel in panels}) == len(panels)
 
 
 def test_the_documentation_has_every_metric() -> None:
-    text = Path(ROOT / "docs/observability.md").read_text()
+    text = (ROOT / "docs/observability.md").read_text()
     documented = set(re.findall(r"`(vllm:slot_\w+)", text))
-    families = {re.sub(r"_(bucket|count|sum)$", "", name) for name in exported_names()}
-    assert documented == families
+    assert documented == families_of(name for name, _ in exported())
