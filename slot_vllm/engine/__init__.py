@@ -13,6 +13,13 @@ At start-up, in the class:
 - ``InputProcessor.__init__`` (``admission``) and ``GenerateBaseServing.__init__`` (``server``;
   both wrapped once an engine asks for SLOT): to reach the instances of that engine. Can go when
   vLLM has an admission hook that may refuse a request and rewrite its parameters.
+- ``attach_router`` of ``vllm.entrypoints.serve.instrumentator.metrics`` (``metrics``; wrapped once
+  an engine asks for SLOT): to put a route before ``/metrics`` that appends to what vLLM's own
+  answers. A collector in its registry would not do: with several server processes vLLM merges files
+  only. Can go when vLLM serves metrics of a plugin's workers.
+- ``RequestState.from_new_request``, ``OutputProcessor.do_tracing`` and ``output_processor``'s
+  ``instrument_manual`` (``tracing``; wrapped once an engine asks for SLOT and for traces): to add
+  attributes to the request spans. Can go when spans can be extended.
 - ``BeamSearchOfflineMixin.beam_search``, ``BeamSearchOnlineMixin.beam_search`` (``beam_search``):
   mark their requests, which look like prompts but are not. Can go when such requests say so.
 
@@ -41,6 +48,10 @@ In the KV cache (``hidden_cache``; 0.32, where ``HiddenStateCacheSpec`` is):
   with one integer (``bind_kv_cache`` orders by it). It extends ``CacheOnlyAttentionLayer``, whose
   builder allows no CUDA graphs. Can go when vLLM keeps last hidden states for whoever asks.
 - ``kv_cache_config.kv_cache_groups``, the runners' block tables and slot mappings: read.
+
+Called, per scrape: ``AsyncMPClient.call_utility_all_async`` and ``engine_ranks_managed``
+(``metrics``), because ``EngineClient.collective_rpc`` gives the first engine's answer only; and
+``collective_rpc`` itself (``stats_endpoint``, a plugin of the group ``vllm.endpoint_plugins``).
 
 Read but not changed: ``LogitsProcessor`` (``_get_logits``, ``org_vocab_size``, ``soft_cap``,
 ``scale``), ``SamplingParams.extra_args`` and ``skip_reading_prefix_cache``,

@@ -15,8 +15,11 @@ from torch import Tensor
 from slot_vllm.engine.admission import RESOLVED, read_resolved
 from slot_vllm.engine.delta_cache import DeltaCache, prompt_key
 from slot_vllm.engine.delta_table import DeltaTable
+from slot_vllm.engine.histogram import HistogramSnapshot
 from slot_vllm.engine.linear_head import Additions, LinearHead
+from slot_vllm.engine.loss_drops import LossDrops
 from slot_vllm.engine.pending import PendingRows
+from slot_vllm.engine.step_timer import StepTimer
 from slot_vllm.kernels.compiled import library_for
 from slot_vllm.optim.optimize import (
     Learned,
@@ -116,9 +119,12 @@ class Deltas:
         self.shared = DeltaCache(config.delta_cache_mb * MIB, head.hidden_size, device)
         self.requests: dict[str, Request] = {}
         self.bypassed: set[str] = set()
+        self.plain: set[str] = set()
         self.kept: OrderedDict[str, tuple[str, Learned]] = OrderedDict()
         self.counters: Counter[str] = Counter()
         self.optimize_seconds = 0.0
+        self.step_timer = StepTimer(device)
+        self.loss_drops = LossDrops(device)
         self.errors: deque[str] = deque(maxlen=16)
         # Counted on the device, so that no step waits for it.
         self._not_finite = torch.zeros((), dtype=torch.int64, device=device)
@@ -140,7 +146,7 @@ class Deltas:
                 request.filled = request.seen = 0
         for new in scheduler_output.scheduled_new_reqs:
             # The V2 runner gets preempted requests as new ones when they resume.
-            if new.req_id not in self.requests and new.req_id not in self.bypassed:
+            if not any(new.req_id in known for known in (self.requests, self.bypassed, self.plain)):
                 self._arrive(new)
 
     def stage(self, hidden_states: Tensor, batch: BatchView) -> None:
@@ -173,7 +179,9 @@ class Deltas:
             except Exception as error:
                 self._fail(request, error)
         # Rows that are copied out of the KV cache have the room that pending ones would have.
-        self._learn_all(completed, hidden_states[:1].nbytes if batch.read else 0)
+        if completed:
+            with self.step_timer.step():
+                self._learn_all(completed, hidden_states[:1].nbytes if batch.read else 0)
         for request, leader in followers:
             if leader.learned is None or leader.failed:
                 self._fail(request, RuntimeError(f"as for its equal, {leader.external_id}"))
@@ -232,7 +240,10 @@ class Deltas:
         names = (
             "optimized",
             "shared",
+            "one_token",
             "bypassed",
+            "plain",
+            "aborted",
             "prompt_tokens",
             "hidden_rows_cached",
             "hidden_rows_computed",
@@ -251,6 +262,13 @@ class Deltas:
             "workspace_bytes": self.workspace.size,
         }
 
+    def histograms(self) -> dict[str, HistogramSnapshot]:
+        """optimize_seconds: per engine step that learns. loss_drop: per prompt learned from."""
+        return {
+            "optimize_seconds": self.step_timer.snapshot(),
+            "loss_drop": self.loss_drops.snapshot(),
+        }
+
     def _arrive(self, new: Any) -> None:
         extra_args = getattr(new.sampling_params, "extra_args", None) or {}
         if RESOLVED not in extra_args:
@@ -259,6 +277,8 @@ class Deltas:
                 if not self._warned_unresolved:
                     self._warned_unresolved = True
                     logger.error("SLOT: requests reach the worker without admission")
+            else:
+                self._leave_plain(new.req_id)
             return
         resolved = read_resolved(extra_args[RESOLVED])
         if resolved.bypassed is not None:
@@ -280,6 +300,12 @@ class Deltas:
                 shareable=not (replaces or new.mm_features or new.prompt_embeds is not None),
                 epoch=self._epoch_of(lora_request),
             )
+        else:
+            self._leave_plain(new.req_id)
+
+    def _leave_plain(self, req_id: str) -> None:
+        self.plain.add(req_id)
+        self.counters["plain"] += 1
 
     def _bypass(self, req_id: str, reason: str) -> None:
         self.bypassed.add(req_id)
@@ -288,9 +314,11 @@ class Deltas:
 
     def _finish(self, req_id: str) -> None:
         self.bypassed.discard(req_id)
+        self.plain.discard(req_id)
         request = self.requests.pop(req_id, None)
         if request is None:
             return
+        self.counters["aborted"] += request.learned is None
         if all(other.row != request.row for other in self.requests.values()):
             self.table.remove(request.row)
         self._release(request)
@@ -353,7 +381,7 @@ class Deltas:
         request.learned = learned
         self._not_finite += ~learned.finite
         self._release(request)
-        self.counters["shared"] += len(request.tokens) > 1
+        self.counters["shared" if len(request.tokens) > 1 else "one_token"] += 1
 
     def _take_rows(self, request: Request, rows: Tensor, start: int) -> Tensor | None:
         """Keep the prompt's part of this step's rows; all its rows once they are complete."""
@@ -408,8 +436,11 @@ class Deltas:
                 request.learned = result
                 self._not_finite += ~result.finite
                 self._release(request)
-            self.counters["optimized"] += sum(len(r.tokens) > 1 for r, _ in completed)
+            optimized = sum(len(r.tokens) > 1 for r, _ in completed)
+            self.counters["optimized"] += optimized
+            self.counters["one_token"] += len(completed) - optimized
             self.counters["prompt_tokens"] += sum(len(r.tokens) for r, _ in completed)
+            self.loss_drops.observe([result.losses for result in learned])
         self.optimize_seconds += time.perf_counter() - began
 
     def _optimize(self, completed: list[tuple[Request, Tensor]]) -> list[Learned]:

@@ -44,10 +44,15 @@ def _usage_context(usage_context: Any = None, *_args: Any, **_kwargs: Any) -> An
 
 
 def _prepare(vllm_config: Any, usage_context: Any) -> None:
-    from slot_vllm.engine import admission, beam_search, server
+    from slot_vllm.engine import admission, beam_search, metrics, server
 
     startup.refuse_what_cannot_work(vllm_config, usage_context)
     startup.resolve_config(vllm_config)
     admission.install()
     beam_search.install()
     server.install()
+    metrics.install()
+    if vllm_config.observability_config.otlp_traces_endpoint is not None:
+        from slot_vllm.engine import tracing
+
+        tracing.install()

@@ -15,6 +15,7 @@ from slot_vllm.engine.deltas import Deltas
 from slot_vllm.engine.linear_head import LinearHead
 from slot_vllm.engine.runners import hook_v1, hook_v2, watch
 from slot_vllm.engine.startup import asks_for_slot, read_config
+from slot_vllm.engine.worker_metrics import WorkerMetrics
 from slot_vllm.params import SlotError
 
 logger = logging.getLogger("vllm.slot_vllm")
@@ -27,6 +28,11 @@ class SlotWorkerExtension:
         """Counters since start (optimized, shared, bypassed, failed, prompt_tokens,
         optimize_seconds as seen by the host) and what is alive now."""
         return _deltas(self).stats()
+
+    def slot_metrics(self) -> WorkerMetrics:
+        """``slot_stats`` and the histograms, for the server's ``/metrics``."""
+        deltas = _deltas(self)
+        return {"stats": deltas.stats(), "histograms": deltas.histograms()}
 
     def slot_forget_shared(self) -> None:
         """Let no later request use a delta that was learned until now. To be called with
@@ -90,11 +96,15 @@ def install(worker: Any) -> None:
     runner.slot_deltas = deltas
     runner.slot_hidden_cache = cache
     logger.info(
-        "SLOT %s on the %s model runner; head %s; workspace %d MiB (%s); defaults: steps %d, "
-        "lr %g, betas %s, eps %g, weight_decay %g, rounding %s; at most %d steps",
+        "SLOT %s on the %s model runner; head %s; hidden cache %s; delta cache %d MiB (%d deltas); "
+        "workspace %d MiB (%s); defaults: steps %d, lr %g, betas %s, eps %g, weight_decay %g, "
+        "rounding %s; at most %d steps; report_loss %s, keep_deltas %d",
         __version__,
         "V2" if v2 else "V1",
         linear_head.describe(),
+        config.hidden_cache,
+        config.delta_cache_mb,
+        deltas.shared.capacity,
         deltas.workspace_size.mb,
         deltas.workspace_size.reason,
         config.steps,
@@ -104,6 +114,8 @@ def install(worker: Any) -> None:
         config.weight_decay,
         config.rounding,
         config.max_steps,
+        "on" if config.report_loss else "off",
+        config.keep_deltas,
     )
 
 

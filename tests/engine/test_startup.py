@@ -183,12 +183,15 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.worker.gpu_worker import Worker
 from vllm.entrypoints.generate.base.serving import GenerateBaseServing
+from vllm.entrypoints.serve.instrumentator.metrics import attach_router
+from vllm.v1.engine.output_processor import OutputProcessor, RequestState
 
 llm = LLM(sys.argv[1], enforce_eager=True, max_model_len=64, kv_cache_memory_bytes=1 << 24,
           skip_tokenizer_init=True)
 assert hasattr(EngineArgs.create_engine_config, "__wrapped__")
 for function in (InputProcessor.__init__, InputProcessor.process_inputs, Worker.load_model,
-                 GenerateBaseServing.__init__):
+                 GenerateBaseServing.__init__, attach_router, OutputProcessor.do_tracing,
+                 RequestState.from_new_request):
     assert not hasattr(function, "__wrapped__"), function
 engine = llm.llm_engine
 runner = engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner

@@ -1,0 +1,37 @@
+"""``GET /slot/stats``: an endpoint plugin of vLLM, on only where ``VLLM_PLUGINS`` names it."""
+
+from argparse import Namespace
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Request
+
+from slot_vllm.engine.startup import asks_for_slot
+
+PATH = "/slot/stats"
+
+
+class StatsEndpoint:
+    """See ``vllm.plugins.endpoint_plugins.interface.EndpointPlugin``."""
+
+    name = "slot_stats"
+    # SLOT is for generation; a server that only renders has no engine to ask.
+    required_tasks = ("generate",)
+
+    def attach_router(self, app: FastAPI) -> None:
+        app.add_api_route(PATH, slot_stats, methods=["GET"])
+
+    async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
+        """Nothing: the route finds the engine where vLLM's own routes do."""
+
+
+async def slot_stats(request: Request) -> dict[str, list[dict[str, int | float]]]:
+    """``slot_stats`` of each worker, in the order of their ranks. 501 where the engine runs without
+    SLOT."""
+    engine_client = request.app.state.engine_client
+    if not asks_for_slot(engine_client.vllm_config):
+        raise HTTPException(
+            HTTPStatus.NOT_IMPLEMENTED,
+            f"{PATH}: this engine was started without SLOT (--worker-extension slot_vllm)",
+        )
+    return {"workers": await engine_client.collective_rpc("slot_stats")}

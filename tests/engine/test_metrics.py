@@ -1,0 +1,304 @@
+"""What ``/metrics`` shows: the families, what they count, and that vLLM's own are never lost."""
+
+import asyncio
+import json
+import re
+from collections.abc import Iterable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import prometheus_client
+import pytest
+import torch
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from prometheus_client.parser import text_string_to_metric_families
+from vllm.entrypoints.serve.instrumentator import metrics as instrumentator
+
+from slot_vllm.engine import metrics
+from slot_vllm.engine.histogram import Histogram
+from slot_vllm.engine.loss_drops import BOUNDS, LossDrops
+from slot_vllm.engine.startup import EXTENSION
+from slot_vllm.engine.step_timer import StepTimer
+from slot_vllm.engine.worker_metrics import WorkerMetrics
+from tests.conftest import ROOT
+from tests.engine.test_deltas import TOKENS, Deltas, arrival, begin, make_deltas, step
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def parsed(text: bytes | str) -> Samples:
+    """Every sample, by name and labels; each must be there once."""
+    text = text.decode() if isinstance(text, bytes) else text
+    samples: Samples = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            key = (sample.name, frozenset(sample.labels.items()))
+            assert key not in samples, key
+            samples[key] = sample.value
+    return samples
+
+
+def value(samples: Samples, name: str, **labels: str) -> float:
+    """Of the one sample with these labels among others."""
+    (found,) = [v for (n, own), v in samples.items() if n == name and labels.items() <= set(own)]
+    return found
+
+
+def worker(deltas: Deltas) -> WorkerMetrics:
+    return {"stats": deltas.stats(), "histograms": deltas.histograms()}
+
+
+def shown(deltas: Deltas) -> Samples:
+    return parsed(metrics.exposition("m", {0: worker(deltas)}))
+
+
+def outcomes(samples: Samples) -> dict[str, int]:
+    counts = {
+        outcome: int(value(samples, "vllm:slot_requests_total", outcome=outcome))
+        for outcome in metrics.OUTCOMES
+    }
+    return {outcome: count for outcome, count in counts.items() if count}
+
+
+def test_every_request_has_one_outcome() -> None:
+    deltas = make_deltas(capacity=8)
+    new = [
+        arrival("a-1", TOKENS),
+        arrival("b-1", TOKENS),
+        arrival("c-1", [7]),
+        arrival("d-1", [7]),
+        arrival("e-1", TOKENS, bypassed="multimodal"),
+        arrival("f-1", TOKENS, steps=0),
+        arrival("g-1", [3, 10**6]),
+        arrival("h-1", [*TOKENS, 1]),
+        # Not admitted, which without defaults is a plain request.
+        SimpleNamespace(req_id="i-1", sampling_params=SimpleNamespace(extra_args=None)),
+    ]
+    deltas.config = deltas.config.model_copy(update={"steps": 0})
+    begin(deltas, new)
+    step(deltas, ("a-1", TOKENS, 0), ("b-1", TOKENS, 0), ("c-1", [7], 0), ("d-1", [7], 0))
+    step(deltas, ("g-1", [3, 1], 0), ("h-1", TOKENS, 0))
+    assert value(shown(deltas), "vllm:slot_deltas_alive") == 1
+    assert value(shown(deltas), "vllm:slot_requests_running") == 6
+    # A preempted request of the V2 runner comes again; it is the same one.
+    begin(deltas, [arrival("f-1", TOKENS, steps=0)])
+    begin(deltas, finished=[request.req_id for request in new])
+    samples = shown(deltas)
+    assert outcomes(samples) == {
+        "optimized": 1,
+        "shared": 1,
+        "one_token": 2,
+        "bypassed": 1,
+        "plain": 2,
+        "failed": 1,
+        "aborted": 1,
+    }
+    assert sum(outcomes(samples).values()) == len(new)
+    assert not deltas.requests and not deltas.bypassed and not deltas.plain
+    assert value(samples, "vllm:slot_fallbacks_total", outcome="bypassed", reason="multimodal") == 1
+    assert value(samples, "vllm:slot_deltas_alive") == 0
+    assert value(samples, "vllm:slot_cached_deltas") == 2
+    assert value(samples, "vllm:slot_up") == 1
+
+
+def test_reasons_of_failures_become_labels() -> None:
+    deltas = make_deltas()
+    deltas.counters["failed.optimizer"] += 3
+    samples = shown(deltas)
+    assert value(samples, "vllm:slot_fallbacks_total", outcome="failed", reason="optimizer") == 3
+
+
+def test_one_time_per_step_that_learns_and_one_drop_per_prompt() -> None:
+    deltas = make_deltas(delta_cache_mb=0)
+    begin(deltas, [arrival(name, TOKENS) for name in ("a-1", "b-1")] + [arrival("c-1", TOKENS[:3])])
+    step(deltas, ("a-1", TOKENS, 0), ("b-1", TOKENS, 0))
+    step(deltas, ("c-1", TOKENS[:2], 0))
+    step(deltas, ("c-1", TOKENS[2:3], 2))
+    step(deltas, ("a-1", [4], len(TOKENS)))
+    samples = shown(deltas)
+    assert value(samples, "vllm:slot_optimize_seconds_count") == 2
+    assert value(samples, "vllm:slot_optimize_seconds_sum") > 0
+    assert value(samples, "vllm:slot_loss_drop_nats_bucket", le="+Inf") == 3
+    assert value(samples, "vllm:slot_prompt_tokens_total") == 2 * len(TOKENS) + 3
+
+
+@pytest.mark.parametrize(("report_loss", "told"), [(False, 0), (True, 1)])
+def test_one_step_has_a_drop_only_with_the_loss_after_it(report_loss: bool, told: int) -> None:
+    deltas = make_deltas(report_loss=report_loss)
+    begin(deltas, [arrival("a-1", TOKENS, steps=1)])
+    step(deltas, ("a-1", TOKENS, 0))
+    assert value(shown(deltas), "vllm:slot_loss_drop_nats_bucket", le="+Inf") == told
+
+
+def test_drops_by_their_upper_bounds() -> None:
+    drops = LossDrops(torch.device("cpu"))
+    first = torch.tensor(2.0)
+    nan = torch.tensor(torch.nan)
+    drops.observe([torch.stack([first, first - d]) for d in (-5.0, 0.0, 0.25, 1.0)])
+    drops.observe([torch.tensor([2.0]), torch.tensor([]), torch.stack([first, nan])])
+    drops.observe([torch.tensor([3.0, 9.0, 1.5])])
+    counts = dict(zip([*BOUNDS, None], drops.snapshot()["counts"], strict=True))
+    assert {bound: count for bound, count in counts.items() if count} == {
+        -1.0: 1,
+        0.0: 1,
+        0.3: 1,
+        1.0: 1,
+        3.0: 1,
+    }
+
+
+def test_a_histogram_as_prometheus_has_it() -> None:
+    ours = Histogram([0.1, 1.0])
+    theirs = prometheus_client.Histogram("h", "", registry=None, buckets=[0.1, 1.0])
+    for seen in (0.05, 0.1, 0.5, 1.0, 7.0):
+        ours.observe(seen)
+        theirs.observe(seen)
+    family = metrics.HistogramMetricFamily("h", "", labels=[])
+    metrics._add_histogram(family, [], ours.snapshot())
+    (expected,) = theirs.collect()
+    mine = {(s.name, s.labels.get("le")): s.value for s in family.samples}
+    assert mine == {
+        (s.name, s.labels.get("le")): s.value
+        for s in expected.samples
+        if not s.name.endswith("_created")
+    }
+
+
+def test_a_device_is_timed_by_its_own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    finished: set[int] = set()
+
+    class Event:
+        made = 0
+
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+            Event.made += 1
+            self.number = Event.made
+
+        def record(self) -> None: ...
+
+        def query(self) -> bool:
+            return self.number in finished
+
+        def elapsed_time(self, end: "Event") -> float:
+            assert end.number == self.number + 1 and end.query()
+            return 20.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    timer = StepTimer(torch.device("cuda"))
+    with timer.step():
+        pass
+    with pytest.raises(RuntimeError), timer.step():
+        raise RuntimeError
+    assert sum(timer.snapshot()["counts"]) == 0
+    finished.update((1, 2))
+    assert timer.snapshot()["total"] == pytest.approx(0.02)
+    finished.update((3, 4))
+    assert sum(timer.snapshot()["counts"]) == 2
+
+
+class EngineClient:
+    """engines: what each engine's workers answer."""
+
+    def __init__(self, engines: list[list[WorkerMetrics]], extension: str = EXTENSION) -> None:
+        self.vllm_config = SimpleNamespace(
+            parallel_config=SimpleNamespace(worker_extension_cls=extension),
+            model_config=SimpleNamespace(served_model_name="m"),
+        )
+        self.engine_core = self
+        self.engine_ranks_managed = range(len(engines))
+        self.engines = engines
+
+    async def call_utility_all_async(self, *call: Any) -> list[list[WorkerMetrics]]:
+        assert call == ("collective_rpc", "slot_metrics", None, (), None)
+        return self.engines
+
+
+@pytest.fixture
+def scraped(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """scraped(engine_client): what a server shows, with vLLM's own route."""
+    monkeypatch.setattr(instrumentator, "attach_router", instrumentator.attach_router)
+    metrics.install()
+
+    def get(engine_client: Any) -> str:
+        app = FastAPI()
+        instrumentator.attach_router(app)
+        app.state.engine_client = engine_client
+        response = TestClient(app).get("/metrics")
+        assert response.status_code == 200
+        assert response.headers["content-type"].startswith("text/plain; version=")
+        assert "python_info" in response.text
+        return response.text
+
+    yield get
+
+
+def test_each_engine_counts_once(scraped: Any) -> None:
+    first, second = make_deltas(), make_deltas()
+    begin(first, [arrival("a-1", TOKENS)])
+    step(first, ("a-1", TOKENS, 0))
+    # Two ranks of one engine saw the same request.
+    samples = parsed(scraped(EngineClient([[worker(first)] * 2, [worker(second)]])))
+    for engine, count in (("0", 1), ("1", 0)):
+        labels = {"engine": engine, "model_name": "m", "outcome": "optimized"}
+        assert value(samples, "vllm:slot_requests_total", **labels) == count
+
+
+def test_an_engine_without_slot_shows_nothing_of_it(scraped: Any) -> None:
+    assert "slot" not in scraped(EngineClient([], extension=""))
+    assert "slot" not in scraped(None)
+
+
+@pytest.mark.parametrize("trouble", ["dead", "busy"])
+def test_an_engine_that_does_not_answer_costs_only_its_metrics(
+    scraped: Any, trouble: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = EngineClient([[worker(make_deltas())]])
+
+    async def no_answer(*_: Any) -> Any:
+        if trouble == "dead":
+            raise RuntimeError("the engine is dead")
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(metrics, "ANSWER_SECONDS", 0.01)
+    monkeypatch.setattr(client, "call_utility_all_async", no_answer)
+    samples = parsed(scraped(client))
+    assert value(samples, "vllm:slot_up", model_name="m") == 0
+    assert not [name for name, _ in samples if name.startswith("vllm:slot_requests")]
+
+
+def exported() -> Samples:
+    deltas = make_deltas()
+    deltas.counters["bypassed.multimodal"] += 1
+    return shown(deltas)
+
+
+def families_of(names: Iterable[str]) -> set[str]:
+    return {re.sub(r"_(bucket|count|sum)$", "", name) for name in names}
+
+
+def test_the_dashboard_asks_for_what_is_exported() -> None:
+    dashboard = json.loads((ROOT / "scripts/grafana/slot.json").read_text())
+    panels = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+    expressions = [target["expr"] for panel in panels for target in panel["targets"]]
+    samples = exported()
+    names = {name for name, _ in samples}
+    asked = {name for e in expressions for name in re.findall(r"vllm:\w+", e)}
+    assert asked <= names
+    # And it leaves nothing out.
+    assert families_of(asked) == families_of(names)
+    # Labels, and the values that are asked for.
+    labels = {label for _, own in samples for label in own}
+    keys = {key for key, _ in labels}
+    for expression in expressions:
+        assert set(re.findall(r'(\w+)="([^"]+)"', expression)) <= labels
+        for by in re.findall(r"by \(([^)]+)\)", expression):
+            assert set(by.split(", ")) <= keys
+    assert len({panel["id"] for panel in panels}) == len(panels)
+
+
+def test_the_documentation_has_every_metric() -> None:
+    text = (ROOT / "docs/observability.md").read_text()
+    documented = set(re.findall(r"`(vllm:slot_\w+)", text))
+    assert documented == families_of(name for name, _ in exported())

@@ -1,0 +1,133 @@
+"""``/metrics`` and ``/slot/stats`` of a real server, after requests whose outcomes are known."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.engine.server import MODEL, Server, serving
+from tests.engine.test_metrics import Samples, outcomes, parsed, value
+
+OPTIONS = ("--dtype", "float32", "--max-model-len", "512")
+PLUGINS = {"VLLM_PLUGINS": "slot_vllm,slot_stats"}
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    log = tmp_path_factory.mktemp("server") / "log"
+    with serving(tiny_model, {"steps": 3, "report_loss": True}, log, *OPTIONS, **PLUGINS) as server:
+        yield server
+        assert server.alive(), server.said()[-3000:]
+
+
+def get(server: Server, path: str) -> httpx.Response:
+    response = httpx.get(server.url + path, timeout=60, trust_env=False)
+    assert response.status_code == 200, response.text
+    return response
+
+
+def scrape(server: Server) -> Samples:
+    return parsed(get(server, "/metrics").content)
+
+
+def complete(server: Server, prompt: Any, slot_steps: int | None = None, **options: Any) -> Any:
+    body: dict[str, Any] = dict(options.pop("extra_body", {}))
+    if slot_steps is not None:
+        body["vllm_xargs"] = {"slot_steps": slot_steps}
+    return server.client.completions.create(
+        model=MODEL, prompt=prompt, max_tokens=4, extra_body=body, **options
+    )
+
+
+def ask(server: Server, prompt: str) -> int:
+    """Two equal requests, one without SLOT, one of one token, a beam search, and one that is
+    refused; the prompt's tokens."""
+    tokens = complete(server, prompt, 2).usage.prompt_tokens
+    complete(server, prompt, 2)
+    complete(server, prompt, 0)
+    complete(server, [7])
+    complete(server, prompt, extra_body={"use_beam_search": True}, n=2)
+    with pytest.raises(openai.BadRequestError):
+        complete(server, prompt, -1)
+    return int(tokens)
+
+
+def difference(after: dict[str, int], before: dict[str, int]) -> dict[str, int]:
+    changes = {name: count - before.get(name, 0) for name, count in after.items()}
+    return {name: change for name, change in changes.items() if change}
+
+
+def test_a_scrape_shows_what_was_served(server: Server) -> None:
+    before = scrape(server)
+    tokens = ask(server, "Say something about the number seven.")
+    after = scrape(server)
+    changes = difference(outcomes(after), outcomes(before))
+    assert changes.pop("bypassed") >= 1
+    assert changes == {"optimized": 1, "shared": 1, "plain": 1, "one_token": 1}
+    name = "vllm:slot_fallbacks_total"
+    assert value(after, name, outcome="bypassed", reason="beam_search") >= 1
+
+    def grown(name: str, **labels: str) -> float:
+        return value(after, name, **labels) - value(before, name, **labels)
+
+    # The request of one token counts as a prompt that was looked at.
+    assert grown("vllm:slot_prompt_tokens_total") == tokens + 1
+    assert grown("vllm:slot_optimize_seconds_count") == 2
+    assert grown("vllm:slot_loss_drop_nats_bucket", le="+Inf") == 1
+    rows = [grown("vllm:slot_hidden_rows_total", source=s) for s in ("cached", "computed")]
+    assert sum(rows) == 2 * tokens + 1
+    assert value(after, "vllm:slot_workspace_bytes", model_name=MODEL, engine="0") == 16 << 20
+    assert value(after, "vllm:slot_requests_running") == 0
+    assert value(after, "vllm:slot_up") == 1
+    # vLLM's own are still there.
+    assert value(after, "vllm:num_requests_running", engine="0") == 0
+    assert any(name == "process_cpu_seconds_total" for name, _ in after)
+
+
+def test_stats_as_json(server: Server) -> None:
+    (stats,) = get(server, "/slot/stats").json()["workers"]
+    shown = outcomes(scrape(server))
+    assert {name: stats[name] for name in shown} == shown
+    assert stats["workspace_bytes"] == 16 << 20
+
+
+def test_a_scrape_while_requests_stream(server: Server) -> None:
+    with complete(server, "Seven and five", 3, stream=True, extra_body={"ignore_eos": True}) as s:
+        next(iter(s))
+        assert value(scrape(server), "vllm:slot_up") == 1
+        list(s)
+
+
+def test_the_log_says_how_it_runs(server: Server) -> None:
+    (line,) = [line for line in server.said().splitlines() if "SLOT 0.1.0 on the" in line]
+    for part in (
+        "V1 model runner",
+        "torch.float32",
+        "hidden cache on",
+        "delta cache 64 MiB",
+        "workspace 16 MiB (as set)",
+        "steps 3, lr 0.1",
+        "at most 100 steps",
+        "report_loss on",
+    ):
+        assert part in line, line
+
+
+@pytest.mark.full
+def test_several_server_processes_show_the_same(
+    tiny_model: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    log = tmp_path_factory.mktemp("servers") / "log"
+    options = (*OPTIONS, "--api-server-count", "2")
+    with serving(tiny_model, {"steps": 3}, log, *options, **PLUGINS) as several:
+        ask(several, "Say something about the number seven.")
+        # Connections are spread over the processes.
+        shown = [scrape(several) for _ in range(12)]
+    # vLLM's own, merged over the processes.
+    assert value(shown[0], "vllm:request_success_total", finished_reason="length") >= 4
+    scrapes = [outcomes(samples) for samples in shown]
+    assert scrapes[0]["optimized"] == scrapes[0]["shared"] == 1
+    assert all(scraped == scrapes[0] for scraped in scrapes)
+    assert scrapes[0]["plain"] == 1
