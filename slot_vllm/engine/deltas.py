@@ -240,7 +240,13 @@ class Deltas:
         not_finite = {
             name: self._device_counts.read(f"non_finite.{name}") for name in ("optimized", "shared")
         }
-        names = ("bypassed", "prompt_tokens", "hidden_rows_cached", "hidden_rows_computed")
+        names = (
+            "bypassed",
+            "aborted",
+            "prompt_tokens",
+            "hidden_rows_cached",
+            "hidden_rows_computed",
+        )
         failed = {f"failed.{reason}": self.counters[f"failed.{reason}"] for reason in REASONS}
         failed["failed.non_finite"] += sum(not_finite.values())
         return {
@@ -300,7 +306,9 @@ class Deltas:
         request = self.requests.pop(req_id, None)
         if request is None:
             return
-        if request.learned is not None and not request.failed and self.config.keep_deltas:
+        if request.learned is None:
+            self.counters["aborted"] += 1
+        elif not request.failed and self.config.keep_deltas:
             self.kept[req_id] = (request.external_id, request.learned)
             self.kept.move_to_end(req_id)
             while len(self.kept) > self.config.keep_deltas:

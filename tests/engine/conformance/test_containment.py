@@ -284,7 +284,6 @@ def test_a_step_that_is_not_understood(
     assert_tokens_equal(tokens_of([output]), [expected[mine.after]])
 
 
-@pytest.mark.skipif(V2, reason="vLLM's exception ends the engine, and this is slow")
 def test_what_vllm_raises_passes_through(
     tiny_model: str, engine: Callable[..., Any], monkeypatch: Patch
 ) -> None:
