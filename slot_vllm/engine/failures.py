@@ -58,8 +58,9 @@ class Failures:
 
     def agreed(self, here: Sequence[Failure | None]) -> Sequence[Failure | None]:
         """What failed on any worker, given what failed on this one, thing by thing. Everything that
-        may fail in a step passes here before anything depends on it, in an order that the
-        scheduler's output alone determines. With one worker, what failed here."""
+        may fail in a step passes here before anything depends on it (on a departure nothing
+        does), in an order that the scheduler's output alone determines. With one worker, what
+        failed here."""
         return here
 
     def count(self, failure: Failure, name: str) -> None:

@@ -188,7 +188,7 @@ def test_an_unreadable_step_costs_all_deltas() -> None:
     begin(deltas, [arrival("a-1", TOKENS)])
     step(deltas, ("a-1", TOKENS, 0))
     with deltas.containing("arrival"):
-        deltas.begin_step(SimpleNamespace())  # type: ignore[arg-type]
+        deltas.begin_step(SimpleNamespace())
     assert step(deltas, ("a-1", [1], len(TOKENS))) is None
     assert deltas.stats()["failed.arrival"] == 1
 
