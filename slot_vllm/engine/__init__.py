@@ -30,7 +30,8 @@ Per request, on instances of an engine that asks for SLOT:
 - ``GenerateBaseServing._log_inputs`` and the serving objects' entry methods: the last places where
   an error still becomes HTTP 400 for a streaming request, and where JSON booleans can be seen.
 
-Per step, on the model runner of an engine that asks for SLOT:
+Per step, on the model runner of an engine that asks for SLOT (what is raised in what we add is
+contained, ``failures``; what the wrapped method raises passes through):
 
 - both runners, ``execute_model``: arrivals and departures; ``initialize_kv_cache``: what the hidden
   states cost.
@@ -55,7 +56,7 @@ Called, per scrape: ``AsyncMPClient.call_utility_all_async`` and ``engine_ranks_
 
 Read but not changed: ``LogitsProcessor`` (``_get_logits``, ``org_vocab_size``, ``soft_cap``,
 ``scale``), ``SamplingParams.extra_args`` and ``skip_reading_prefix_cache``,
-``EngineCoreRequest.cache_salt``, ``SchedulerOutput``, V1's ``input_batch``, ``requests`` and
-``query_start_loc``, V2's ``InputBatch`` and ``block_tables``, ``get_adapter_absolute_path``,
-``VLLMValidationError``.
+``EngineCoreRequest.cache_salt``, ``SchedulerOutput`` (``batch`` names the fields), V1's
+``input_batch``, ``requests`` and ``query_start_loc``, V2's ``InputBatch`` and ``block_tables``,
+``get_adapter_absolute_path``, ``VLLMValidationError``.
 """

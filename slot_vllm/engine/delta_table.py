@@ -42,17 +42,32 @@ class DeltaTable:
         self._rows[request_id] = row
         return row
 
-    def fill(self, rows: Sequence[int], deltas: Tensor, rounds: Sequence[bool], head: Head) -> None:
-        """Write the rows of ``deltas`` (k, d) float32; a few at a time share a pass over W."""
+    def fill(
+        self, rows: Sequence[int], deltas: Tensor, rounds: Sequence[bool], head: Head
+    ) -> list[Tensor]:
+        """Write the rows of ``deltas`` (k, d) float32; a few at a time share a pass over W. Returns
+        for each, () bool, whether delta and W delta are finite, in the model's dtype if they are
+        rounded; where they are not the row is zero."""
+        finite: list[Tensor] = []
         for start in range(0, len(rows), _SHARING):
             part = slice(start, start + _SHARING)
             shifts = torch.empty(len(rows[part]), head.vocabulary, device=deltas.device)
             head.exact_shift(deltas[part], out=shifts)
-            for row, delta, shift, rounded in zip(
-                rows[part], deltas[part], shifts, rounds[part], strict=True
+            low, high = torch.aminmax(shifts, dim=1)
+            largest = torch.maximum(-low, high).maximum(deltas[part].abs().amax(dim=1))
+            for i, (row, delta, shift, rounded) in enumerate(
+                zip(rows[part], deltas[part], shifts, rounds[part], strict=True)
             ):
-                self.biases[row].copy_(shift * (not rounded))
-                self.rounded[row].copy_(delta * rounded)
+                limit = torch.finfo(head.weight.dtype if rounded else torch.float32).max
+                # False for what is not a number.
+                finite.append(largest[i] <= limit)
+                self.biases[row].zero_()
+                self.rounded[row].zero_()
+                if rounded:
+                    self.rounded[row].copy_(torch.where(finite[-1], delta, 0.0))
+                else:
+                    self.biases[row].copy_(torch.where(finite[-1], shift, 0.0))
+        return finite
 
     def remove(self, request_id: str) -> None:
         row = self._rows.pop(request_id, None)

@@ -2,23 +2,26 @@
 
 import logging
 import time
-import traceback
-from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from slot_vllm.engine.admission import RESOLVED, read_resolved
+from slot_vllm.engine.batch import BatchView, SchedulerOutput
 from slot_vllm.engine.delta_cache import DeltaCache, prompt_key
 from slot_vllm.engine.delta_table import DeltaTable
+from slot_vllm.engine.device_counts import DeviceCounts
+from slot_vllm.engine.failures import REASONS, Failure, Failures
 from slot_vllm.engine.histogram import HistogramSnapshot
 from slot_vllm.engine.linear_head import Additions, LinearHead
 from slot_vllm.engine.loss_drops import LossDrops
 from slot_vllm.engine.pending import PendingRows
+from slot_vllm.engine.prompt_rows import PromptRows
+from slot_vllm.engine.request import Request
 from slot_vllm.engine.step_timer import StepTimer
 from slot_vllm.kernels.compiled import library_for
 from slot_vllm.optim.optimize import (
@@ -30,67 +33,13 @@ from slot_vllm.optim.optimize import (
     warm_up,
 )
 from slot_vllm.optim.workspace import Workspace, choose_size
-from slot_vllm.params import SlotConfig, SlotError, SlotParams, named
+from slot_vllm.params import SlotConfig, SlotError, named
+
+__all__ = ["BatchView", "Deltas", "Request", "SchedulerOutput"]
 
 logger = logging.getLogger("vllm.slot_vllm")
 
 MIB = 1 << 20
-
-
-class SchedulerOutput(Protocol):
-    """What is read of vLLM's SchedulerOutput."""
-
-    finished_req_ids: set[str]
-    preempted_req_ids: set[str] | None
-    scheduled_new_reqs: list[Any]
-
-
-@dataclass(frozen=True)
-class BatchView:
-    """One step's batch, the same for both runners; b requests, r rows of logits.
-
-    starts: (b,) the position of each request's first row. query_start: (b + 1,) where its hidden
-    states begin. slots: (b,) each request's index in ``row_slots``, which is (r,) int64 on the
-    device and says whose row of logits each one is; slots are below ``num_slots``. read: where
-    hidden states are in the KV cache, (i, n) gives the first n of the i-th request, (n, d); this
-    step's are among them.
-    """
-
-    req_ids: Sequence[str]
-    starts: np.ndarray
-    query_start: np.ndarray
-    slots: np.ndarray
-    row_slots: Tensor
-    num_slots: int
-    read: Callable[[int, int], Tensor] | None = None
-
-
-@dataclass
-class Request:
-    """external_id: what RequestOutput.request_id shows. row: its name in the table, which requests
-    that share a delta share. shareable: whether its tokens say all about its prompt. epoch: of the
-    weights when it came. seen: up to where its prompt was computed or read from the prefix cache.
-    hidden: without a hidden-state cache, the (n, d) rows so far, of which the first ``filled`` are
-    there, while the prompt is incomplete."""
-
-    external_id: str
-    params: SlotParams
-    tokens: list[int]
-    row: str
-    lora_request: Any = None
-    cache_salt: str | None = None
-    shareable: bool = False
-    epoch: tuple[int, int] = (0, 0)
-    seen: int = 0
-    hidden: Tensor | None = None
-    filled: int = 0
-    learned: Learned | None = None
-    failed: bool = False
-
-    @property
-    def rounds(self) -> bool:
-        """Whether delta is added to the hidden states, in the model's dtype."""
-        return self.params.rounding == "model"
 
 
 class Deltas:
@@ -122,32 +71,83 @@ class Deltas:
         self.plain: set[str] = set()
         self.kept: OrderedDict[str, tuple[str, Learned]] = OrderedDict()
         self.counters: Counter[str] = Counter()
+        self.rows = PromptRows(self.pending, self.counters)
         self.optimize_seconds = 0.0
         self.step_timer = StepTimer(device)
         self.loss_drops = LossDrops(device)
-        self.errors: deque[str] = deque(maxlen=16)
-        # Counted on the device, so that no step waits for it.
-        self._not_finite = torch.zeros((), dtype=torch.int64, device=device)
+        self.failures = Failures(self.counters)
+        self.errors = self.failures.errors
+        self._device_counts = DeviceCounts(
+            ("non_finite.optimized", "non_finite.shared", "loss_rose"), device
+        )
+        zeros = torch.zeros(head.hidden_size, device=device)
+        self._nothing = Learned(zeros, zeros[:0], torch.zeros((), dtype=torch.bool, device=device))
         self._warned_unresolved = False
+        # Of the current step.
+        self._scheduled: Collection[str] = ()
+        self._adapted: list[Request] = []
         self._staged: Additions | None = None
         self._epoch = 0
         self._adapter_epochs: Counter[str] = Counter()
 
     def begin_step(self, scheduler_output: SchedulerOutput) -> None:
         """Departures, then arrivals: an id may be aborted and used again in the same step."""
-        self._staged = None
+        self._scheduled = scheduler_output.num_scheduled_tokens
+        self._staged = self.rows.not_written = None
+        self._adapted = []
+        self._log_not_finite()
         for req_id in scheduler_output.finished_req_ids:
-            self._finish(req_id)
+            try:
+                self._finish(req_id)
+            except Exception as error:
+                self.failures.count(Failure.of(error, "departure"), req_id)
         for req_id in scheduler_output.preempted_req_ids or ():
             request = self.requests.get(req_id)
             if request is not None:
-                # It starts again with its first token; others need the room until then.
-                self._release(request)
-                request.filled = request.seen = 0
+                self.rows.restart(request)
         for new in scheduler_output.scheduled_new_reqs:
             # The V2 runner gets preempted requests as new ones when they resume.
-            if not any(new.req_id in known for known in (self.requests, self.bypassed, self.plain)):
+            if any(new.req_id in known for known in (self.requests, self.bypassed, self.plain)):
+                continue
+            failure = None
+            try:
                 self._arrive(new)
+            except Exception as error:
+                failure = Failure.of(error, "arrival")
+            (failure,) = self.failures.agreed([failure])
+            if failure is not None:
+                self.requests.pop(new.req_id, None)
+                self.bypassed.add(new.req_id)
+                self.failures.count(failure, new.req_id)
+
+    @contextmanager
+    def containing(self, place: Literal["arrival", "batch", "logits"]) -> Iterator[None]:
+        """What is raised within costs deltas, and is raised no further. At ``arrival``, when it is
+        not known who comes and goes, those of all requests; in the ``batch`` those of the step's;
+        at the ``logits`` those that were staged."""
+        failure = None
+        try:
+            yield
+        except Exception as error:
+            failure = Failure.of(error, place)
+        (failure,) = self.failures.agreed([failure])
+        if failure is None:
+            return
+        self._staged = None
+        self.failures.report(failure, "the step goes on without SLOT")
+        affected = self._adapted
+        if place != "logits":
+            names = self.requests if place == "arrival" else self._scheduled
+            affected = [self.requests[name] for name in names if name in self.requests]
+        for request in affected:
+            if not request.failed:
+                self._fail(request, failure)
+
+    def not_written(self, failure: Failure) -> None:
+        """The step's hidden states did not get into the KV cache: who must read them there, now or
+        later in its prompt, has none."""
+        self.rows.not_written = failure
+        self.failures.report(failure, "what hits the step's blocks later gets no delta")
 
     def stage(self, hidden_states: Tensor, batch: BatchView) -> None:
         """Take the step's prompt rows, learn the deltas of the prompts that they complete, and
@@ -155,15 +155,18 @@ class Deltas:
         self._staged = None
         if not self.requests:
             return
+        prefilling: list[Request] = []
         completed: list[tuple[Request, Callable[[], Tensor]]] = []
         leaders: dict[bytes, Request] = {}
         followers: list[tuple[Request, Request]] = []
+        shared: list[Request] = []
         for i, req_id in enumerate(batch.req_ids):
             request = self.requests.get(req_id)
             if request is None or request.learned is not None:
                 continue
-            try:
-                rows = self._rows(request, hidden_states, batch, i)
+            prefilling.append(request)
+            with request.containing("hidden_cache"):
+                rows = self.rows.take(request, hidden_states, batch, i)
                 if rows is None:
                     continue
                 key = self._key(request)
@@ -172,25 +175,28 @@ class Deltas:
                 elif key in leaders:
                     followers.append((request, leaders[key]))
                 elif (learned := self._find_shared(key)) is not None:
-                    self._share(request, learned)
+                    request.learned = learned
+                    shared.append(request)
                 else:
                     completed.append((request, rows))
                     leaders[key] = request
-            except Exception as error:
-                self._fail(request, error)
+        self._settle(prefilling)
         # Rows that are copied out of the KV cache have the room that pending ones would have.
         if completed:
             with self.step_timer.step():
                 self._learn_all(completed, hidden_states[:1].nbytes if batch.read else 0)
         for request, leader in followers:
-            if leader.learned is None or leader.failed:
-                self._fail(request, RuntimeError(f"as for its equal, {leader.external_id}"))
+            if leader.failure is not None:
+                self._fail(request, leader.failure)
             else:
-                self._share(request, leader.learned)
-        for key, leader in leaders.items():
-            if leader.learned is not None and not leader.failed:
-                self.shared.put(key, leader.learned)
+                request.learned = leader.learned
+                shared.append(request)
+        for request in shared:
+            self.rows.release(request)
         self._staged = self._additions(batch)
+        self._share(leaders)
+        self._count("optimized", [request for request, _ in completed])
+        self._count("shared", shared)
 
     def unstage(self) -> None:
         self._staged = None
@@ -218,11 +224,11 @@ class Deltas:
         if not self.config.keep_deltas:
             return None
         for request in reversed(self.requests.values()):
-            if request.external_id == request_id and request.learned and not request.failed:
-                return request.learned
+            if request.external_id == request_id and request.learned is not None:
+                return request.learned if request.learned.finite else None
         for external_id, learned in reversed(self.kept.values()):
             if external_id == request_id:
-                return learned
+                return learned if learned.finite else None
         return None
 
     @torch.inference_mode()
@@ -237,9 +243,12 @@ class Deltas:
         return shifts[0]
 
     def stats(self) -> dict[str, int | float]:
+        """Waits for the device."""
+        self._log_not_finite()
+        not_finite = {
+            name: self._device_counts.read(f"non_finite.{name}") for name in ("optimized", "shared")
+        }
         names = (
-            "optimized",
-            "shared",
             "one_token",
             "bypassed",
             "plain",
@@ -248,10 +257,15 @@ class Deltas:
             "hidden_rows_cached",
             "hidden_rows_computed",
         )
+        failed = {f"failed.{reason}": self.counters[f"failed.{reason}"] for reason in REASONS}
+        failed["failed.non_finite"] += sum(not_finite.values())
         return {
+            **{name: self.counters[name] - lost for name, lost in not_finite.items()},
             **{name: self.counters[name] for name in names},
-            "failed": self.counters["failed"] + int(self._not_finite),
+            "failed": sum(failed.values()),
             **{name: count for name, count in self.counters.items() if "." in name},
+            **failed,
+            "loss_rose": self._device_counts.read("loss_rose"),
             "optimize_seconds": self.optimize_seconds,
             "requests": len(self.requests),
             "table_rows": len(self.table),
@@ -318,44 +332,16 @@ class Deltas:
         request = self.requests.pop(req_id, None)
         if request is None:
             return
-        self.counters["aborted"] += request.learned is None
-        if all(other.row != request.row for other in self.requests.values()):
-            self.table.remove(request.row)
-        self._release(request)
-        if request.learned is not None and not request.failed and self.config.keep_deltas:
+        if request.learned is None:
+            self.counters["aborted"] += 1
+        elif not request.failed and self.config.keep_deltas:
             self.kept[req_id] = (request.external_id, request.learned)
             self.kept.move_to_end(req_id)
             while len(self.kept) > self.config.keep_deltas:
                 self.kept.popitem(last=False)
-
-    def _release(self, request: Request) -> None:
-        if request.hidden is not None:
-            self.pending.release(request.hidden)
-            request.hidden = None
-
-    def _rows(
-        self, request: Request, hidden_states: Tensor, batch: BatchView, i: int
-    ) -> Callable[[], Tensor] | None:
-        """A way to all rows of the prompt of the i-th request, if this step completes it."""
-        length, start = len(request.tokens), int(batch.starts[i])
-        first = int(batch.query_start[i])
-        rows = hidden_states[first : int(batch.query_start[i + 1])][: length - start]
-        stop = start + rows.shape[0]
-        self.counters["hidden_rows_computed"] += rows.shape[0]
-        read = batch.read
-        if read is None:
-            taken = self._take_rows(request, rows, start)
-            return None if taken is None else lambda: taken
-        # The V1 runner is not told of all preemptions; one that starts again may start at a hit.
-        known = request.seen if start >= request.seen else 0
-        self.counters["hidden_rows_cached"] += start - known
-        request.seen = stop
-        if stop < length:
-            return None
-        if start == 0:
-            return lambda: rows
-        self.pending.open()
-        return lambda: read(i, length)
+        if all(other.row != request.row for other in self.requests.values()):
+            self.table.remove(request.row)
+        self.rows.release(request)
 
     def _key(self, request: Request) -> bytes | None:
         """What other requests must have in common with this one to use its delta."""
@@ -374,100 +360,124 @@ class Deltas:
         if learned is not None:
             return learned
         row = key.hex()
-        alive = (q.learned for q in self.requests.values() if q.row == row and not q.failed)
-        return next((learned for learned in alive if learned is not None), None)
+        for q in self.requests.values():
+            if q.row == row and q.learned is not None and q.learned is not self._nothing:
+                if not q.learned.known_not_finite:
+                    return q.learned
+                # It is counted, and its delta is zero: the row is for one that is learned anew.
+                q.learned = self._nothing
+                self.table.remove(row)
+        return None
 
-    def _share(self, request: Request, learned: Learned) -> None:
-        request.learned = learned
-        self._not_finite += ~learned.finite
-        self._release(request)
-        self.counters["shared" if len(request.tokens) > 1 else "one_token"] += 1
+    def _share(self, leaders: dict[bytes, Request]) -> None:
+        for key, leader in leaders.items():
+            if leader.learned is None or leader.failed:
+                continue
+            try:
+                self.shared.put(key, leader.learned)
+            except Exception as error:
+                self.failures.report(Failure.of(error, "table"), "a delta is not shared")
 
-    def _take_rows(self, request: Request, rows: Tensor, start: int) -> Tensor | None:
-        """Keep the prompt's part of this step's rows; all its rows once they are complete."""
-        length = len(request.tokens)
-        stop = start + rows.shape[0]
-        if start > request.filled:
-            raise RuntimeError(
-                f"request {request.external_id}: hidden states {request.filled} to {start} of the "
-                "prompt never came; was its prefix read from a cache?"
-            )
-        if start == 0 and stop == length:
-            self._release(request)
-            return rows
-        if request.hidden is None:
-            request.hidden = self.pending.allocate(length, rows.shape[1], rows.dtype)
-        request.hidden[start:stop].copy_(rows)
-        # vLLM promises the names of preempted requests to the V2 runner only: one that starts again
-        # unannounced overwrites equal rows.
-        request.filled = max(request.filled, stop)
-        return request.hidden if request.filled == length else None
+    def _count(self, outcome: str, requests: Sequence[Request]) -> None:
+        """Of the requests that got a delta in this step. One token is nothing to learn from."""
+        given = [q.learned for q in requests if q.learned and not q.failed]
+        learned = [x for x in given if x.losses.numel()]
+        self.counters["one_token"] += len(given) - len(learned)
+        if not learned:
+            return
+        self.counters[outcome] += len(learned)
+        self._device_counts.add(f"non_finite.{outcome}", [~x.finite for x in learned])
+        if outcome == "optimized" and self.config.report_loss:
+            rose = [x.finite & (x.losses[-1] > x.losses[0]) for x in learned]
+            self._device_counts.add("loss_rose", rose)
+
+    def _log_not_finite(self) -> None:
+        if any(self._device_counts.arrived(f"non_finite.{x}") for x in ("optimized", "shared")):
+            message = "a loss, hidden state or delta is not finite; its request has no delta"
+            self.failures.log("non_finite", message)
 
     def _learn_all(
         self, completed: list[tuple[Request, Callable[[], Tensor]]], row_bytes: int
     ) -> None:
-        group: list[tuple[Request, Tensor]] = []
+        group: list[tuple[Request, Callable[[], Tensor]]] = []
         room = self.pending.limit
         for request, rows in completed:
+            if request.failed:
+                continue
             room -= len(request.tokens) * row_bytes
             if group and room < 0:
                 self._learn(group)
                 group, room = [], self.pending.limit - len(request.tokens) * row_bytes
-            try:
-                group.append((request, rows()))
-            except Exception as error:
-                self._fail(request, error)
+            group.append((request, rows))
         if group:
             self._learn(group)
 
-    def _learn(self, completed: list[tuple[Request, Tensor]]) -> None:
+    def _learn(self, completed: list[tuple[Request, Callable[[], Tensor]]]) -> None:
         began = time.perf_counter()
-        try:
-            learned = self._optimize(completed)
-        except Exception as error:
-            # One bad prompt must cost neither the engine nor its neighbours' deltas.
-            if len(completed) > 1:
-                for one in completed:
-                    self._learn([one])
-                return
-            self._fail(completed[0][0], error)
-        else:
-            for (request, _), result in zip(completed, learned, strict=True):
-                request.learned = result
-                self._not_finite += ~result.finite
-                self._release(request)
-            optimized = sum(len(r.tokens) > 1 for r, _ in completed)
-            self.counters["optimized"] += optimized
-            self.counters["one_token"] += len(completed) - optimized
-            self.counters["prompt_tokens"] += sum(len(r.tokens) for r, _ in completed)
-            self.loss_drops.observe([result.losses for result in learned])
+        prompts: list[tuple[Request, Prompt]] = []
+        for request, rows in completed:
+            with request.containing("vocabulary"):
+                self._check_tokens(request)
+            if not request.failed:
+                with request.containing("hidden_cache"):
+                    prompts.append((request, self._prompt(request, rows())))
+        self._settle([request for request, _ in completed])
+        self._optimize([(q, prompt) for q, prompt in prompts if not q.failed])
         self.optimize_seconds += time.perf_counter() - began
 
-    def _optimize(self, completed: list[tuple[Request, Tensor]]) -> list[Learned]:
-        head = self.linear_head.head()
-        for request, _ in completed:
-            # On a GPU such an index would take the process down.
-            if max(request.tokens) >= head.vocabulary:
-                raise ValueError(f"token {max(request.tokens)} is not in the head's vocabulary")
-        prompts = [
-            Prompt(
-                rows.to(self.device, non_blocking=True),
-                to_device(request.tokens, torch.int64, self.device),
-                request.params,
-            )
-            for request, rows in completed
-        ]
-        return optimize(head, prompts, self.workspace, final_loss=self.config.report_loss)
+    def _check_tokens(self, request: Request) -> None:
+        # On a GPU such an index would take the process down.
+        if max(request.tokens) >= self.linear_head.head().vocabulary:
+            raise ValueError(f"token {max(request.tokens)} is not in the head's vocabulary")
 
-    def _fail(self, request: Request, error: Exception) -> None:
+    def _prompt(self, request: Request, rows: Tensor) -> Prompt:
+        return Prompt(
+            rows.to(self.device, non_blocking=True),
+            to_device(request.tokens, torch.int64, self.device),
+            request.params,
+        )
+
+    def _optimize(self, prompts: list[tuple[Request, Prompt]]) -> None:
+        if not prompts:
+            return
+        learned: list[Learned] = []
+        failure = None
+        try:
+            learned = optimize(
+                self.linear_head.head(),
+                [prompt for _, prompt in prompts],
+                self.workspace,
+                final_loss=self.config.report_loss,
+            )
+        except Exception as error:
+            failure = Failure.of(error, "optimizer")
+        (failure,) = self.failures.agreed([failure])
+        if failure is None:
+            for (request, _), result in zip(prompts, learned, strict=True):
+                request.learned = result
+                self.rows.release(request)
+                self.counters["prompt_tokens"] += len(request.tokens)
+            self.loss_drops.observe([result.losses for result in learned])
+        elif len(prompts) == 1:
+            self._fail(prompts[0][0], failure)
+        else:
+            # One bad prompt must cost neither the engine nor its neighbours' deltas.
+            for one in prompts:
+                self._optimize([one])
+
+    def _settle(self, requests: Sequence[Request]) -> None:
+        """Those of ``requests`` in which something failed by now go on without a delta."""
+        failures = self.failures.agreed([request.failure for request in requests])
+        for request, failure in zip(requests, failures, strict=True):
+            if failure is not None:
+                self._fail(request, failure)
+
+    def _fail(self, request: Request, failure: Failure) -> None:
         """The request goes on without a delta."""
-        self.errors.append("".join(traceback.format_exception(error)))
-        self.counters["failed"] += 1
-        logger.error("SLOT failed for request %s: %s", request.external_id, error)
-        request.failed = True
-        zeros = torch.zeros(self.table.rounded.shape[1], device=self.device)
-        request.learned = Learned(zeros, zeros[:0], torch.zeros((), dtype=torch.bool))
-        self._release(request)
+        self.failures.count(failure, request.external_id)
+        request.failure = failure
+        request.learned = self._nothing
+        self.rows.release(request)
 
     def _additions(self, batch: BatchView) -> Additions | None:
         adapted: list[tuple[int, Request]] = []
@@ -478,25 +488,47 @@ class Deltas:
         if not adapted:
             return None
         here = {q.row: q for _, q in adapted}
-        new = {row: q for row, q in here.items() if self.table.row(row) is None}
-        if new:
-            try:
-                self.table.fill(
-                    [self.table.assign(row, here) for row in new],
-                    torch.stack([q.learned.delta for q in new.values() if q.learned]),
-                    [q.rounds for q in new.values()],
-                    self.linear_head.head(),
-                )
-            except Exception:
-                # Else an equal prompt would take what the row held before for its own.
-                for row in new:
-                    self.table.remove(row)
-                raise
+        self._fill([q for q in here.values() if self.table.row(q.row) is None], here)
+        adapted = [(slot, q) for slot, q in adapted if not q.failed]
         lookup = [0] * batch.num_slots
         for slot, request in adapted:
             lookup[slot] = self.table.row(request.row) or 0
+        self._adapted = [q for _, q in adapted]
         return Additions(
             to_device(lookup, torch.int64, self.device)[batch.row_slots],
-            self.table.biases if any(not q.rounds for q in here.values()) else None,
-            self.table.rounded if any(q.rounds for q in here.values()) else None,
+            self.table.biases if any(not q.rounds for q in self._adapted) else None,
+            self.table.rounded if any(q.rounds for q in self._adapted) else None,
         )
+
+    def _fill(self, requests: Sequence[Request], here: Collection[str]) -> None:
+        """Give the requests, each with another row, their rows; ``here``: the step's rows."""
+        deltas = [(q, q.learned) for q in requests if q.learned]
+        if not deltas:
+            return
+        finite: Sequence[Tensor] = ()
+        failure = None
+        try:
+            finite = self.table.fill(
+                [self.table.assign(q.row, here) for q, _ in deltas],
+                torch.stack([learned.delta for _, learned in deltas]),
+                [q.rounds for q, _ in deltas],
+                self.linear_head.head(),
+            )
+        except Exception as error:
+            failure = Failure.of(error, "table")
+        (failure,) = self.failures.agreed([failure])
+        if failure is None:
+            for (_, learned), ok in zip(deltas, finite, strict=True):
+                learned.finite.logical_and_(ok)
+            return
+        for q, _ in deltas:
+            # Else an equal prompt would take what the row held before for its own.
+            self.table.remove(q.row)
+        if len(deltas) > 1:
+            for q, _ in deltas:
+                self._fill([q], here)
+            return
+        row = deltas[0][0].row
+        for q in self.requests.values():
+            if q.row == row and q.learned is not None and not q.failed:
+                self._fail(q, failure)

@@ -4,6 +4,7 @@ The layer lies in the blocks of the attention layers, under the same block table
 with a block (prefix caching, copy-on-write, preemption, reuse) it does with its hidden states.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -97,6 +98,16 @@ class HiddenCache:
     def write(self, hidden: Tensor, slots: Tensor) -> None:
         """hidden: (r, d). slots: (r,) int64, vLLM's slot mapping; what is negative gets nothing."""
         basic_cache(hidden.unsqueeze(1), self._layer.kv_cache, slots)
+
+    def invalidate(self, slots: Callable[[], Tensor]) -> None:
+        """After a failed write: what the slots held before was another prompt's, and nobody may
+        read it as his own. They are NaN until they are written again, which no delta is learned
+        from; all slots are, if it cannot be told which these are."""
+        cache = self._layer.kv_cache
+        try:
+            basic_cache(cache.new_full((), torch.nan), cache, slots())
+        except Exception:
+            cache.fill_(torch.nan)
 
     def read(self, blocks: Tensor, block_size: int, rows: int) -> Tensor:
         """A request's first ``rows`` hidden states, (rows, d). blocks: its row of the block table,

@@ -1,6 +1,7 @@
 """The model's head: found by watching it work, checked to be linear, hooked where W h is made."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,8 +101,14 @@ class LinearHead:
             parts.append(f"scale {head.scale:.4g}")
         return ", ".join(parts)
 
-    def hook(self, take: Callable[[], Additions | None]) -> None:
-        """From now on the processor adds what ``take`` returns; None leaves it as it is."""
+    def hook(
+        self,
+        take: Callable[[], Additions | None],
+        containing: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        """From now on the processor adds what ``take`` returns; None leaves it as it is. What is
+        raised in adding it is raised within ``containing()``; if that raises it no further, nothing
+        is added. What the model's own head raises is not within."""
         processor, original = self._processor, self._processor.forward
 
         def forward(
@@ -113,15 +120,28 @@ class LinearHead:
             additions = take()
             if additions is None:
                 return original(lm_head, hidden_states, embedding_bias, skip_gather)
-            if additions.rounded is not None:
-                # Out of place: a drafter reads these rows too.
-                hidden_states = hidden_states + additions.rounded[additions.rows]
-            if additions.biases is None:
-                return original(lm_head, hidden_states, embedding_bias, skip_gather)
-            own = processor._get_logits(hidden_states, lm_head, embedding_bias, skip_gather)
-            return None if own is None else _shifted(own, additions, self.head())
+            adapted = None
+            with containing():
+                adapted = _with_rounded(hidden_states, additions)
+            if adapted is None or additions.biases is None:
+                rows = hidden_states if adapted is None else adapted
+                return original(lm_head, rows, embedding_bias, skip_gather)
+            own = processor._get_logits(adapted, lm_head, embedding_bias, skip_gather)
+            if own is None:
+                return None
+            with containing():
+                return _shifted(own, additions, self.head())
+            # Not ``own``: part of it may be shifted.
+            return original(lm_head, hidden_states, embedding_bias, skip_gather)
 
         processor.forward = forward
+
+
+def _with_rounded(hidden_states: Tensor, additions: Additions) -> Tensor:
+    if additions.rounded is None:
+        return hidden_states
+    # Out of place: a drafter reads these rows too.
+    return hidden_states + additions.rounded[additions.rows]
 
 
 def _shifted(own: Tensor, additions: Additions, head: Head) -> Tensor:

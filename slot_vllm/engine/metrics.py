@@ -38,7 +38,7 @@ ANSWER_SECONDS = 5.0
 
 _LABELS = ("model_name", "engine")
 
-# Exclusive, but that a delta which is not finite may be in "failed" and in another.
+# Each request has one.
 OUTCOMES = ("optimized", "shared", "one_token", "failed", "bypassed", "plain", "aborted")
 FALLBACKS = ("bypassed", "failed")
 

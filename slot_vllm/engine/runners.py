@@ -1,7 +1,8 @@
 """Where the two model runners are touched. Both end in the same hook: before the step's logits
 are computed, ``Deltas`` sees its hidden states and says what each row of logits gets.
 
-Only methods of the given instance are replaced, so other engines of the process keep theirs.
+Only methods of the given instance are replaced, so other engines of the process keep theirs. What
+is raised in what they add is contained; what vLLM's own method raises passes through.
 """
 
 import logging
@@ -11,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from slot_vllm.engine.deltas import BatchView, Deltas
+from slot_vllm.engine.batch import BatchView
+from slot_vllm.engine.deltas import Deltas
+from slot_vllm.engine.failures import Failure
 
 if TYPE_CHECKING:
     from slot_vllm.engine.hidden_cache import HiddenCache
@@ -27,29 +30,32 @@ def hook_v1(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
     execute_model = runner.execute_model
     prepare_inputs = runner._prepare_inputs
     model_forward = runner._model_forward
-    logits_indices: list[torch.Tensor] = []
+    prepared: list[Any] = []
 
     def hooked_execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-        deltas.begin_step(scheduler_output)
+        with deltas.containing("arrival"):
+            deltas.begin_step(scheduler_output)
         return execute_model(scheduler_output, *args, **kwargs)
 
     def hooked_prepare_inputs(*args: Any, **kwargs: Any) -> Any:
         result = prepare_inputs(*args, **kwargs)
-        logits_indices[:] = [result[0]]
+        prepared[:] = [result]
         return result
 
     def hooked_model_forward(*args: Any, **kwargs: Any) -> Any:
         output = model_forward(*args, **kwargs)
-        indices = logits_indices.pop()
         hidden_states = output[0] if isinstance(output, tuple) else output
         if cache is not None:
-            # Of all requests: whoever hits these blocks later may have SLOT.
-            rows = int(runner.query_start_loc.np[runner.input_batch.num_reqs])
-            slots = block_table(cache).slot_mapping.gpu[:rows]
-            cache.write(hidden_states[:rows], slots)
+            write(cache, deltas, hidden_states, lambda: slots(cache))
         if deltas.requests:
-            deltas.stage(hidden_states, view(indices))
+            with deltas.containing("batch"):
+                deltas.stage(hidden_states, view(prepared.pop()[0]))
         return output
+
+    def slots(cache: "HiddenCache") -> torch.Tensor:
+        rows = int(runner.query_start_loc.np[runner.input_batch.num_reqs])
+        mapping: torch.Tensor = block_table(cache).slot_mapping.gpu[:rows]
+        return mapping
 
     def block_table(cache: "HiddenCache") -> Any:
         return runner.input_batch.block_table[cache.group(runner.kv_cache_config)]
@@ -86,27 +92,38 @@ def hook_v2(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
 
     def hooked_execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         if not kwargs.get("dummy_run"):
-            deltas.begin_step(scheduler_output)
+            with deltas.containing("arrival"):
+                deltas.begin_step(scheduler_output)
         return execute_model(scheduler_output, *args, **kwargs)
 
     def hooked_sample(
         hidden_states: torch.Tensor, input_batch: Any, *args: Any, **kwargs: Any
     ) -> Any:
         if cache is not None and cache.allocated:
-            # Of all requests, as on V1. The mapping is the forward pass's own.
-            rows = input_batch.num_tokens
-            slots = runner.block_tables.slot_mappings[cache.group(runner.kv_cache_config), :rows]
-            cache.write(hidden_states[:rows], slots)
+            write(cache, deltas, hidden_states, lambda: slots(cache, input_batch.num_tokens))
         if not deltas.requests:
             return sample(hidden_states, input_batch, *args, **kwargs)
+        with deltas.containing("batch"):
+            deltas.stage(hidden_states, view(input_batch))
+        try:
+            return sample(hidden_states, input_batch, *args, **kwargs)
+        finally:
+            deltas.unstage()
 
+    def slots(cache: "HiddenCache", rows: int) -> torch.Tensor:
+        # The mapping is the forward pass's own.
+        group = cache.group(runner.kv_cache_config)
+        mapping: torch.Tensor = runner.block_tables.slot_mappings[group, :rows]
+        return mapping
+
+    def view(input_batch: Any) -> BatchView:
         def read(i: int, rows: int) -> torch.Tensor:
             assert cache is not None
             group = cache.group(runner.kv_cache_config)
             blocks = runner.block_tables.block_tables[group].gpu[input_batch.idx_mapping_np[i]]
             return cache.read(blocks, runner.block_tables.block_sizes[group], rows)
 
-        batch = BatchView(
+        return BatchView(
             req_ids=input_batch.req_ids,
             starts=input_batch.num_computed_tokens_np,
             query_start=input_batch.query_start_loc_np,
@@ -115,14 +132,29 @@ def hook_v2(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
             num_slots=runner.max_num_reqs,
             read=None if cache is None else read,
         )
-        deltas.stage(hidden_states, batch)
-        try:
-            return sample(hidden_states, input_batch, *args, **kwargs)
-        finally:
-            deltas.unstage()
 
     runner.execute_model = hooked_execute_model
     runner.sample = hooked_sample
+
+
+def write(
+    cache: "HiddenCache",
+    deltas: Deltas,
+    hidden_states: torch.Tensor,
+    slots: Callable[[], torch.Tensor],
+) -> None:
+    """Keep the step's hidden states, of all requests: whoever hits these blocks later may have
+    SLOT. slots: gives vLLM's slot mapping, (r,)."""
+    failure = None
+    try:
+        mapping = slots()
+        cache.write(hidden_states[: len(mapping)], mapping)
+    except Exception as error:
+        failure = Failure.of(error, "hidden_cache")
+    (failure,) = deltas.failures.agreed([failure])
+    if failure is not None:
+        cache.invalidate(slots)
+        deltas.not_written(failure)
 
 
 def watch(worker: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:

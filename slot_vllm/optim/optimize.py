@@ -32,11 +32,19 @@ from slot_vllm.params import SlotParams
 class Learned:
     """delta: (d,) float32. losses: float32, the mean prompt loss (nats per token) before each
     step and, if asked for, after the last one; empty for prompts of one token. finite: () bool,
-    whether delta is as it was learned; one that is not finite is replaced by zero."""
+    whether delta is as it was learned; it is zero where a hidden state, a loss or a coordinate of
+    it was not finite. arriving: on CUDA, ``finite`` on its way to the host; true until it comes."""
 
     delta: Tensor
     losses: Tensor
     finite: Tensor
+    arriving: Tensor | None = None
+
+    @property
+    def known_not_finite(self) -> bool:
+        """Whether the host knows it by now: nothing waits for the device."""
+        known = self.finite if self.finite.device.type == "cpu" else self.arriving
+        return known is not None and not known
 
 
 class Form(Protocol):
@@ -184,13 +192,34 @@ def _optimize_group(
             )
 
     mean = (losses * inverse_rows.double()).float()
-    finite = torch.isfinite(deltas).all(dim=1)
+    # A gradient that is not finite leaves a delta that is not; of hidden states that are not, the
+    # kernels' exponentials need not tell.
+    finite = torch.isfinite(deltas).all(dim=1) & torch.isfinite(losses).all(dim=1)
+    finite &= torch.stack([_is_finite(p.hidden) for p in prompts])
     deltas = torch.where(finite.unsqueeze(1), deltas, 0.0)
+    arriving = _to_host(finite) if device.type == "cuda" else [None] * count
     # Copies, so that one result that is kept does not keep the whole group's memory.
     return [
-        Learned(deltas[i].clone(), mean[i, : steps[i] + int(final_loss)].clone(), finite[i].clone())
+        Learned(
+            deltas[i].clone(),
+            mean[i, : steps[i] + int(final_loss)].clone(),
+            finite[i].clone(),
+            arriving[i],
+        )
         for i in range(count)
     ]
+
+
+def _is_finite(hidden: Tensor) -> Tensor:
+    """() bool, without temporaries of the size of ``hidden``."""
+    low, high = torch.aminmax(hidden)
+    return torch.isfinite(low) & torch.isfinite(high)
+
+
+def _to_host(finite: Tensor) -> Sequence[Tensor]:
+    arriving = torch.ones(len(finite), dtype=torch.bool, pin_memory=True)
+    arriving.copy_(finite, non_blocking=True)
+    return arriving.unbind()
 
 
 def _settings(prompt: Prompt) -> list[float]:

@@ -1,5 +1,6 @@
 """Which heads are accepted, on small modules with vLLM's own logits processor."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -118,7 +119,7 @@ def test_what_the_hook_adds(soft_cap: float | None, scale: float, dtype: torch.d
         biases = torch.zeros(3, VOCABULARY)
         biases[1], biases[2] = 1e-3 * torch.randn(VOCABULARY), torch.randn(VOCABULARY)
         queue = [None, Additions(torch.tensor([0, 1, 0, 2]), biases, None)]
-        linear.hook(lambda: queue.pop(0))
+        linear.hook(lambda: queue.pop(0), nullcontext)
         assert torch.equal(model.compute_logits(hidden), own)
         shifted = model.compute_logits(hidden)
     # Rows without a delta keep their bits; the others get W delta before f, in float32.

@@ -1,5 +1,7 @@
 """The closed form against float64 autograd."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from slot_vllm.optim.optimize import Form, Prompt, optimize, smallest_workspace
 from slot_vllm.optim.oracle import oracle, published, tiled_oracle
 from slot_vllm.optim.plain_form import PlainForm
 from slot_vllm.optim.rows import Rows
+from slot_vllm.optim.two_pass_form import TwoPassForm
 from slot_vllm.optim.workspace import Workspace
 from slot_vllm.params import SlotParams
 
@@ -280,3 +283,43 @@ def test_a_batch_is_split_rather_than_computed_again(
     for prompt, result in zip(prompts, learned, strict=True):
         error = (result.delta.double() - oracle(head, prompt).delta).abs().max().item()
         assert error <= tolerance(params)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("row", [0, 8, 20])
+@pytest.mark.parametrize("form", [CachedForm, PlainForm, TwoPassForm])
+def test_one_value_that_is_not_finite_makes_its_delta_zero(
+    form: type[Form], row: int, value: float
+) -> None:
+    """Wherever it is: the last row (20) has no target."""
+    head = make_head()
+    prompts = [make_prompt(head, 21, SlotParams(steps=3), seed=i) for i in range(3)]
+    prompts[1].hidden[row, 5] = value
+    sound, broken, other = optimize(head, prompts, Workspace(8 * MIB), form=form)
+    assert not broken.finite and broken.known_not_finite and not broken.delta.any()
+    for learned, prompt in ((sound, prompts[0]), (other, prompts[2])):
+        assert learned.finite and not learned.known_not_finite
+        torch.testing.assert_close(
+            learned.delta, oracle(head, prompt).delta.float(), rtol=0, atol=2e-4
+        )
+
+
+@pytest.mark.parametrize("form", [CachedForm, PlainForm, TwoPassForm])
+def test_a_loss_that_is_not_finite_makes_the_delta_zero(
+    form: type[Form], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though sums, and so gradient and delta, are finite."""
+    sums = form.sums
+
+    def broken(self: Any, active: int, deltas: torch.Tensor | None) -> Any:
+        column_sums, losses = sums(self, active, deltas)
+        if deltas is not None:
+            losses[-1] = torch.nan
+        return column_sums, losses
+
+    monkeypatch.setattr(form, "sums", broken)
+    head = make_head()
+    prompts = [make_prompt(head, 9, SlotParams(steps=2), seed=i) for i in range(2)]
+    sound, without = optimize(head, prompts, Workspace(8 * MIB), form=form)
+    assert sound.finite and sound.delta.any()
+    assert not without.finite and not without.delta.any()

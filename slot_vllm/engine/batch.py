@@ -1,0 +1,37 @@
+"""What a step brings, the same for both model runners."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+
+class SchedulerOutput(Protocol):
+    """What is read of vLLM's SchedulerOutput."""
+
+    finished_req_ids: set[str]
+    preempted_req_ids: set[str] | None
+    scheduled_new_reqs: list[Any]
+    num_scheduled_tokens: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class BatchView:
+    """One step's batch; b requests, r rows of logits.
+
+    starts: (b,) the position of each request's first row. query_start: (b + 1,) where its hidden
+    states begin. slots: (b,) each request's index in ``row_slots``, which is (r,) int64 on the
+    device and says whose row of logits each one is; slots are below ``num_slots``. read: where
+    hidden states are in the KV cache, (i, n) gives the first n of the i-th request, (n, d); this
+    step's are among them.
+    """
+
+    req_ids: Sequence[str]
+    starts: np.ndarray
+    query_start: np.ndarray
+    slots: np.ndarray
+    row_slots: Tensor
+    num_slots: int
+    read: Callable[[int, int], Tensor] | None = None

@@ -1,0 +1,52 @@
+"""One request with SLOT, from its arrival at the worker to its departure."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from slot_vllm.engine.failures import Failure, Reason
+from slot_vllm.optim.optimize import Learned
+from slot_vllm.params import SlotParams
+
+
+@dataclass
+class Request:
+    """external_id: what RequestOutput.request_id shows. row: its name in the table, which requests
+    that share a delta share. shareable: whether its tokens say all about its prompt. epoch: of the
+    weights when it came. seen: up to where its prompt was computed or read from the prefix cache.
+    hidden: without a hidden-state cache, the (n, d) rows so far, of which the first ``filled`` are
+    there, while the prompt is incomplete. failure: why it goes on without a delta."""
+
+    external_id: str
+    params: SlotParams
+    tokens: list[int]
+    row: str
+    lora_request: Any = None
+    cache_salt: str | None = None
+    shareable: bool = False
+    epoch: tuple[int, int] = (0, 0)
+    seen: int = 0
+    hidden: Tensor | None = None
+    filled: int = 0
+    learned: Learned | None = None
+    failure: Failure | None = None
+
+    @property
+    def failed(self) -> bool:
+        return self.failure is not None
+
+    @property
+    def rounds(self) -> bool:
+        """Whether delta is added to the hidden states, in the model's dtype."""
+        return self.params.rounding == "model"
+
+    @contextmanager
+    def containing(self, place: Reason) -> Iterator[None]:
+        """What is raised within is noted, and raised no further."""
+        try:
+            yield
+        except Exception as error:
+            self.failure = Failure.of(error, place)
