@@ -83,6 +83,8 @@ class Deltas:
         zeros = torch.zeros(head.hidden_size, device=device)
         self._nothing = Learned(zeros, zeros[:0], torch.zeros((), dtype=torch.bool, device=device))
         self._warned_unresolved = False
+        # False while vLLM warms up with requests of its own.
+        self.serving = True
         # Of the current step.
         self._scheduled: Collection[str] = ()
         self._adapted: list[Request] = []
@@ -92,6 +94,8 @@ class Deltas:
 
     def begin_step(self, scheduler_output: SchedulerOutput) -> None:
         """Departures, then arrivals: an id may be aborted and used again in the same step."""
+        if not self.serving:
+            return
         self._scheduled = scheduler_output.num_scheduled_tokens
         self._staged = self.rows.not_written = None
         self._adapted = []
@@ -147,7 +151,9 @@ class Deltas:
         """The step's hidden states did not get into the KV cache: who must read them there, now or
         later in its prompt, has none."""
         self.rows.not_written = failure
-        self.failures.report(failure, "what hits the step's blocks later gets no delta")
+        self.failures.report(
+            failure, "until reset_prefix_cache, what hits the step's blocks gets no delta"
+        )
 
     def stage(self, hidden_states: Tensor, batch: BatchView) -> None:
         """Take the step's prompt rows, learn the deltas of the prompts that they complete, and

@@ -96,7 +96,8 @@ class HiddenCache:
         return next(i for i, group in enumerate(groups) if self.name in group.layer_names)
 
     def write(self, hidden: Tensor, slots: Tensor) -> None:
-        """hidden: (r, d). slots: (r,) int64, vLLM's slot mapping; what is negative gets nothing."""
+        """hidden: (r, d). slots: (r,) int64, vLLM's slot mapping; what is negative
+        goes to the first block, which is nobody's."""
         basic_cache(hidden.unsqueeze(1), self._layer.kv_cache, slots)
 
     def invalidate(self, slots: Callable[[], Tensor]) -> None:

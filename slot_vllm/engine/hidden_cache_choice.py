@@ -8,6 +8,7 @@ alone, where the engine is configured; ``resolve_config`` writes it where every 
 import logging
 from typing import Any
 
+from vllm import envs
 from vllm.v1 import kv_cache_interface
 
 from slot_vllm.params import SlotConfig, SlotError
@@ -15,6 +16,8 @@ from slot_vllm.params import SlotConfig, SlotError
 logger = logging.getLogger("vllm.slot_vllm")
 
 _DRAFTS_WITHOUT_LAYERS = ("ngram", "ngram_gpu", "suffix")
+# Those in which layers with pages of another shape cannot share a block.
+_LOOSE_LAYOUTS = ("LHBNC", "BHLNC")
 
 
 def choose(config: SlotConfig, vllm_config: Any) -> SlotConfig:
@@ -53,10 +56,13 @@ def _obstacle(vllm_config: Any) -> str | None:
         "a vLLM without HiddenStateCacheSpec": (
             not hasattr(kv_cache_interface, "HiddenStateCacheSpec")
         ),
-        "a KV connector": vllm_config.kv_transfer_config is not None,
         f"the quantized KV cache dtype {cache.cache_dtype}": (
             cache.cache_dtype not in ("auto", "bfloat16", "float16", "float32")
         ),
+        f"VLLM_KV_CACHE_LAYOUT={envs.VLLM_KV_CACHE_LAYOUT}": (
+            envs.VLLM_KV_CACHE_LAYOUT in _LOOSE_LAYOUTS
+        ),
+        "sparse attention": hasattr(text, "index_topk"),
         "a model with state layers (Mamba and the like)": model.is_hybrid or model.has_inner_state,
         "a model without attention": model.is_attention_free,
         f"layers that are not full attention ({', '.join(local)})": bool(local),

@@ -22,7 +22,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger("vllm.slot_vllm")
 
 # Methods of the worker.
-CHANGES_WEIGHTS = ("reload_weights", "update_weights", "finish_weight_update", "sleep", "wake_up")
+CHANGES_WEIGHTS = (
+    "reload_weights",
+    "reset_weights",
+    "update_weights",
+    "finish_weight_update",
+    "sleep",
+    "wake_up",
+)
 
 
 def hook_v1(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
@@ -44,12 +51,14 @@ def hook_v1(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
 
     def hooked_model_forward(*args: Any, **kwargs: Any) -> Any:
         output = model_forward(*args, **kwargs)
+        inputs = prepared.copy()
+        prepared.clear()
         hidden_states = output[0] if isinstance(output, tuple) else output
         if cache is not None:
             write(cache, deltas, hidden_states, lambda: slots(cache))
         if deltas.requests:
             with deltas.containing("batch"):
-                deltas.stage(hidden_states, view(prepared.pop()[0]))
+                deltas.stage(hidden_states, view(inputs[0][0]))
         return output
 
     def slots(cache: "HiddenCache") -> torch.Tensor:
@@ -158,9 +167,10 @@ def write(
 
 
 def watch(worker: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
-    """Either runner: say what the hidden states cost once the KV cache is there, and share no delta
-    across a change of weights."""
+    """Either runner: say what the hidden states cost once the KV cache is there, take no notice of
+    vLLM's own warm-up requests, and share no delta across a change of weights."""
     runner = worker.model_runner
+    warm_up = worker.compile_or_warm_up_model
     initialize_kv_cache = runner.initialize_kv_cache
     add_lora = worker.add_lora
 
@@ -171,6 +181,13 @@ def watch(worker: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
         if cache is not None and not is_profiling:
             cost = cache.measure(kv_cache_config)
             logger.info("SLOT keeps hidden states in the KV cache: %s", cost.describe())
+
+    def hooked_warm_up(*args: Any, **kwargs: Any) -> Any:
+        deltas.serving = False
+        try:
+            return warm_up(*args, **kwargs)
+        finally:
+            deltas.serving = True
 
     def hooked_add_lora(lora_request: Any) -> Any:
         if lora_request.load_inplace:
@@ -185,6 +202,7 @@ def watch(worker: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
         return hooked
 
     runner.initialize_kv_cache = hooked_initialize_kv_cache
+    worker.compile_or_warm_up_model = hooked_warm_up
     worker.add_lora = hooked_add_lora
     for name in CHANGES_WEIGHTS:
         setattr(worker, name, forgetting(getattr(worker, name)))

@@ -19,6 +19,7 @@ def test_no_delta_is_shared_across_a_change_of_weights(name: str) -> None:
 
     worker = SimpleNamespace(
         model_runner=SimpleNamespace(initialize_kv_cache=None),
+        compile_or_warm_up_model=None,
         add_lora=lambda request: True,
         **dict.fromkeys(CHANGES_WEIGHTS, method),
     )
@@ -32,3 +33,18 @@ def test_no_delta_is_shared_across_a_change_of_weights(name: str) -> None:
     for again in (False, True):
         assert worker.add_lora(SimpleNamespace(lora_name="x", load_inplace=again))
     assert happened[2:] == ["x"]
+
+
+def test_vllms_own_warm_up_is_no_request() -> None:
+    deltas: Any = SimpleNamespace(serving=True)
+    seen: list[bool] = []
+    worker = SimpleNamespace(
+        model_runner=SimpleNamespace(initialize_kv_cache=None),
+        compile_or_warm_up_model=lambda: seen.append(deltas.serving),
+        add_lora=None,
+        **dict.fromkeys(CHANGES_WEIGHTS, None),
+    )
+    watch(worker, deltas, None)
+    worker.compile_or_warm_up_model()
+    assert seen == [False]
+    assert deltas.serving
