@@ -49,8 +49,8 @@ class BatchView:
     starts: (b,) the position of each request's first row. query_start: (b + 1,) where its hidden
     states begin. slots: (b,) each request's index in ``row_slots``, which is (r,) int64 on the
     device and says whose row of logits each one is; slots are below ``num_slots``. read: where
-    hidden states are in the KV cache, (i, n) gives the first n of the i-th request, (n, d); this
-    step's are among them.
+    hidden states are in the KV cache, (i, start, stop) gives the i-th request's of these positions,
+    (stop - start, d); this step's are among them.
     """
 
     req_ids: Sequence[str]
@@ -59,21 +59,23 @@ class BatchView:
     slots: np.ndarray
     row_slots: Tensor
     num_slots: int
-    read: Callable[[int, int], Tensor] | None = None
+    read: Callable[[int, int, int], Tensor] | None = None
 
 
 @dataclass
 class Request:
     """external_id: what RequestOutput.request_id shows. row: its name in the table, which requests
-    that share a delta share. shareable: whether its tokens say all about its prompt. epoch: of the
-    weights when it came. seen: up to where its prompt was computed or read from the prefix cache.
-    hidden: without a hidden-state cache, the (n, d) rows so far, of which the first ``filled`` are
-    there, while the prompt is incomplete."""
+    that share a delta share. skipped: how many of its first tokens it does not learn from.
+    shareable: whether its tokens say all about its prompt. epoch: of the weights when it came.
+    seen: up to where its prompt was computed or read from the prefix cache. hidden: without a
+    hidden-state cache, (n - skipped, d), the rows that it learns from while the prompt is
+    incomplete; those among the prompt's first ``filled`` are there."""
 
     external_id: str
     params: SlotParams
     tokens: list[int]
     row: str
+    skipped: int = 0
     lora_request: Any = None
     cache_salt: str | None = None
     shareable: bool = False
@@ -88,6 +90,10 @@ class Request:
     def rounds(self) -> bool:
         """Whether delta is added to the hidden states, in the model's dtype."""
         return self.params.rounding == "model"
+
+    @property
+    def learns_from(self) -> list[int]:
+        return self.tokens[self.skipped :]
 
 
 class Deltas:
@@ -274,6 +280,7 @@ class Deltas:
                 resolved.params,
                 new.prompt_token_ids,
                 row=new.req_id,
+                skipped=self.config.skipped(len(new.prompt_token_ids)),
                 lora_request=lora_request,
                 cache_salt=resolved.cache_salt,
                 # Admission lets neither pass; here their tokens would not tell them apart.
@@ -308,7 +315,7 @@ class Deltas:
     def _rows(
         self, request: Request, hidden_states: Tensor, batch: BatchView, i: int
     ) -> Callable[[], Tensor] | None:
-        """A way to all rows of the prompt of the i-th request, if this step completes it."""
+        """A way to the rows that the i-th request learns from, if this step completes its prompt."""
         length, start = len(request.tokens), int(batch.starts[i])
         first = int(batch.query_start[i])
         rows = hidden_states[first : int(batch.query_start[i + 1])][: length - start]
@@ -324,10 +331,11 @@ class Deltas:
         request.seen = stop
         if stop < length:
             return None
-        if start == 0:
-            return lambda: rows
+        skipped = request.skipped
+        if start <= skipped:
+            return lambda: rows[skipped - start :]
         self.pending.open()
-        return lambda: read(i, length)
+        return lambda: read(i, skipped, length)
 
     def _key(self, request: Request) -> bytes | None:
         """What other requests must have in common with this one to use its delta."""
@@ -336,7 +344,12 @@ class Deltas:
         if not self.config.delta_cache_mb or not request.shareable or mixed:
             return None
         key = prompt_key(
-            request.tokens, request.params, request.lora_request, request.cache_salt, request.epoch
+            request.tokens,
+            request.skipped,
+            request.params,
+            request.lora_request,
+            request.cache_salt,
+            request.epoch,
         )
         request.row = key.hex()
         return key
@@ -356,20 +369,22 @@ class Deltas:
         self.counters["shared"] += len(request.tokens) > 1
 
     def _take_rows(self, request: Request, rows: Tensor, start: int) -> Tensor | None:
-        """Keep the prompt's part of this step's rows; all its rows once they are complete."""
-        length = len(request.tokens)
+        """Keep those of this step's rows that it learns from; all of them once they are there."""
+        length, skipped = len(request.tokens), request.skipped
         stop = start + rows.shape[0]
         if start > request.filled:
             raise RuntimeError(
                 f"request {request.external_id}: hidden states {request.filled} to {start} of the "
                 "prompt never came; was its prefix read from a cache?"
             )
-        if start == 0 and stop == length:
+        rows = rows[max(0, skipped - start) :]
+        if start <= skipped and stop == length:
             self._release(request)
             return rows
-        if request.hidden is None:
-            request.hidden = self.pending.allocate(length, rows.shape[1], rows.dtype)
-        request.hidden[start:stop].copy_(rows)
+        if len(rows):
+            if request.hidden is None:
+                request.hidden = self.pending.allocate(length - skipped, rows.shape[1], rows.dtype)
+            request.hidden[stop - len(rows) - skipped : stop - skipped].copy_(rows)
         # vLLM promises the names of preempted requests to the V2 runner only: one that starts again
         # unannounced overwrites equal rows.
         request.filled = max(request.filled, stop)
@@ -381,10 +396,11 @@ class Deltas:
         group: list[tuple[Request, Tensor]] = []
         room = self.pending.limit
         for request, rows in completed:
-            room -= len(request.tokens) * row_bytes
+            needed = len(request.learns_from) * row_bytes
+            room -= needed
             if group and room < 0:
                 self._learn(group)
-                group, room = [], self.pending.limit - len(request.tokens) * row_bytes
+                group, room = [], self.pending.limit - needed
             try:
                 group.append((request, rows()))
             except Exception as error:
@@ -409,19 +425,19 @@ class Deltas:
                 self._not_finite += ~result.finite
                 self._release(request)
             self.counters["optimized"] += sum(len(r.tokens) > 1 for r, _ in completed)
-            self.counters["prompt_tokens"] += sum(len(r.tokens) for r, _ in completed)
+            self.counters["prompt_tokens"] += sum(len(r.learns_from) for r, _ in completed)
         self.optimize_seconds += time.perf_counter() - began
 
     def _optimize(self, completed: list[tuple[Request, Tensor]]) -> list[Learned]:
         head = self.linear_head.head()
         for request, _ in completed:
             # On a GPU such an index would take the process down.
-            if max(request.tokens) >= head.vocabulary:
-                raise ValueError(f"token {max(request.tokens)} is not in the head's vocabulary")
+            if (largest := max(request.learns_from)) >= head.vocabulary:
+                raise ValueError(f"token {largest} is not in the head's vocabulary")
         prompts = [
             Prompt(
                 rows.to(self.device, non_blocking=True),
-                to_device(request.tokens, torch.int64, self.device),
+                to_device(request.learns_from, torch.int64, self.device),
                 request.params,
             )
             for request, rows in completed

@@ -98,10 +98,10 @@ class HiddenCache:
         """hidden: (r, d). slots: (r,) int64, vLLM's slot mapping; what is negative gets nothing."""
         basic_cache(hidden.unsqueeze(1), self._layer.kv_cache, slots)
 
-    def read(self, blocks: Tensor, block_size: int, rows: int) -> Tensor:
-        """A request's first ``rows`` hidden states, (rows, d). blocks: its row of the block table,
-        (k,) int32 on the device."""
-        positions = torch.arange(rows, device=blocks.device)
+    def read(self, blocks: Tensor, block_size: int, start: int, stop: int) -> Tensor:
+        """A request's hidden states ``start`` to ``stop``, (stop - start, d). blocks: its row of
+        the block table, (k,) int32 on the device."""
+        positions = torch.arange(start, stop, device=blocks.device)
         slots = blocks[positions // block_size].long() * block_size + positions % block_size
         cache = self._layer.kv_cache
         # A kernel may see vLLM's blocks as several smaller ones.
