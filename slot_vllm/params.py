@@ -144,6 +144,11 @@ class SlotConfig(SlotParams):
                 f"slot.steps={config.steps}: more than slot.max_steps; "
                 f"allowed: an integer from 0 to {config.max_steps}"
             )
+        if config.long_prompts == "last" and config.max_prompt_tokens is None:
+            raise SlotError(
+                "slot.long_prompts='last': slot.max_prompt_tokens says how many tokens that are; "
+                "allowed without it: 'refuse'"
+            )
         _check_decay(config, "slot.")
         return config
 

@@ -315,7 +315,7 @@ class Deltas:
     def _rows(
         self, request: Request, hidden_states: Tensor, batch: BatchView, i: int
     ) -> Callable[[], Tensor] | None:
-        """A way to the rows that the i-th request learns from, if this step completes its prompt."""
+        """A way to the rows that the i-th request learns from, if its prompt is now complete."""
         length, start = len(request.tokens), int(batch.starts[i])
         first = int(batch.query_start[i])
         rows = hidden_states[first : int(batch.query_start[i + 1])][: length - start]

@@ -16,7 +16,7 @@ from tests.engine.cases import (
     reference,
 )
 from tests.engine.conftest import V2, runner_of, scheduler_of
-from tests.engine.generate import delta_of, run, sampling_params, stats_of, tokens_of
+from tests.engine.generate import delta_of, run, sampling_params, tokens_of
 
 NEW = 6
 # All prompts of a test fit one step.
