@@ -93,6 +93,11 @@ class SlotConfig(SlotParams):
     """The settings of one engine: the defaults of its requests, and its limits.
 
     max_steps: the most steps that a request may ask for.
+    max_prompt_tokens: the longest prompt that is learned from as a whole, tokens. None: no limit.
+    long_prompts: what happens with longer ones: ``refuse``: no SLOT; ``last``: delta is learned
+        from the last ``max_prompt_tokens`` tokens, and their hidden states after the whole prompt.
+    max_concurrent: how many prompts may complete, and so be optimized, in one engine step; the
+        others wait with their last token. None: no limit.
     workspace_mb: memory of the optimizer, MiB, allocated when the model is loaded. None: 512 on a
         CPU; on CUDA 2 % of the memory free by then, at least 256 and at most 4096.
     hidden_cache: whether hidden states are kept in vLLM's KV cache, so that prompts may be read
@@ -108,6 +113,9 @@ class SlotConfig(SlotParams):
     """
 
     max_steps: Annotated[Integer, Field(ge=0, le=1000)] = 100
+    max_prompt_tokens: Annotated[Integer, Field(ge=2)] | None = None
+    long_prompts: Literal["refuse", "last"] = "refuse"
+    max_concurrent: Annotated[Integer, Field(ge=1)] | None = None
     workspace_mb: Annotated[Integer, Field(ge=1)] | None = None
     hidden_cache: Literal["auto", "on", "off"] = "auto"
     delta_cache_mb: Annotated[Integer, Field(ge=0)] = 64
@@ -136,6 +144,11 @@ class SlotConfig(SlotParams):
                 f"slot.steps={config.steps}: more than slot.max_steps; "
                 f"allowed: an integer from 0 to {config.max_steps}"
             )
+        if config.long_prompts == "last" and config.max_prompt_tokens is None:
+            raise SlotError(
+                "slot.long_prompts='last': slot.max_prompt_tokens says how many tokens that are; "
+                "allowed without it: 'refuse'"
+            )
         _check_decay(config, "slot.")
         return config
 
@@ -158,6 +171,16 @@ class SlotConfig(SlotParams):
             )
         _check_decay(params, REQUEST_PREFIX)
         return params
+
+    def refuses(self, length: int) -> bool:
+        """Whether a prompt of ``length`` tokens is too long for SLOT."""
+        return self.long_prompts == "refuse" and length > (self.max_prompt_tokens or length)
+
+    def skipped(self, length: int) -> int:
+        """How many of the first tokens of a prompt of ``length`` are not learned from."""
+        if self.long_prompts == "refuse" or self.max_prompt_tokens is None:
+            return 0
+        return max(0, length - self.max_prompt_tokens)
 
 
 def named(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -71,6 +71,11 @@ def test_bad_requests_name_key_value_and_what_is_allowed(
         ),
         ({"report_loss": 1}, {}, "slot.report_loss=1"),
         ({"workspace_mb": 0}, {}, "slot.workspace_mb=0"),
+        ({"max_prompt_tokens": 1}, {}, "slot.max_prompt_tokens=1"),
+        ({"max_prompt_tokens": True}, {}, "slot.max_prompt_tokens=True"),
+        ({"long_prompts": "first"}, {}, "slot.long_prompts='first'"),
+        ({"max_concurrent": 0}, {}, "slot.max_concurrent=0"),
+        ({"long_prompts": "last"}, {}, "slot.long_prompts='last': slot.max_prompt_tokens"),
         ([], {}, "a mapping is required"),
         ({}, {"SLOT_STEPS": "many"}, "SLOT_STEPS='many'"),
         ({}, {"CHOT_LR": "fast"}, "CHOT_LR='fast'"),
@@ -83,6 +88,20 @@ def test_bad_engine_settings(settings: Any, environment: dict[str, str], part: s
     with pytest.raises(SlotError, match=r".") as error:
         SlotConfig.load(settings, environment)
     assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "refused", "skipped"),
+    [
+        ({}, [False, False, False], [0, 0, 0]),
+        ({"max_prompt_tokens": 8}, [False, False, True], [0, 0, 0]),
+        ({"max_prompt_tokens": 8, "long_prompts": "last"}, [False, False, False], [0, 0, 1]),
+    ],
+)
+def test_long_prompts(settings: dict[str, Any], refused: list[bool], skipped: list[int]) -> None:
+    config = SlotConfig.load(settings, {})
+    assert [config.refuses(length) for length in (1, 8, 9)] == refused
+    assert [config.skipped(length) for length in (1, 8, 9)] == skipped
 
 
 def test_a_request_object_is_left_as_it_was() -> None:

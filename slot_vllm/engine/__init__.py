@@ -30,6 +30,15 @@ Per request, on instances of an engine that asks for SLOT:
 - ``GenerateBaseServing._log_inputs`` and the serving objects' entry methods: the last places where
   an error still becomes HTTP 400 for a streaming request, and where JSON booleans can be seen.
 
+Per step, in the scheduler of an engine that sets ``max_concurrent``:
+
+- ``SchedulerConfig.scheduler_cls`` names ``scheduler.LimitedScheduler`` or its asynchronous form,
+  subclasses of vLLM's. They override ``_reserve_prefill_lookahead`` (through which the token count
+  of every request passes last), ``_handle_blocked_waiting_request`` (what it refuses is passed
+  over), ``_preempt_request`` and ``_update_after_schedule``, and read ``Request``,
+  ``need_mamba_block_aligned_split``, ``num_prefill_lookahead`` and
+  ``kv_cache_manager.get_computed_blocks``. Can go when a runner can put a prompt's sampling off.
+
 Per step, on the model runner of an engine that asks for SLOT (what is raised in what we add is
 contained, ``failures``; what the wrapped method raises passes through):
 

@@ -23,6 +23,7 @@ logger = logging.getLogger("vllm.slot_vllm")
 
 # The key of the resolved settings in SamplingParams.extra_args, on their way to the worker.
 RESOLVED = "slot"
+LONG_PROMPT = "long_prompt"
 
 
 class ResolvedDict(dict[str, Any]):
@@ -54,7 +55,12 @@ class Admission:
         self._head_adapters = HeadAdapters()
 
     def obstacle(
-        self, multimodal: bool, embeddings: bool, resumable: bool, lora_request: Any
+        self,
+        multimodal: bool,
+        embeddings: bool,
+        resumable: bool,
+        lora_request: Any,
+        prompt_tokens: int,
     ) -> str | None:
         """Why a request cannot have SLOT; a short name that is also the counter's."""
         if beam_search.searching():
@@ -67,6 +73,8 @@ class Admission:
             return "multimodal"
         if lora_request is not None and self._head_adapters.contain(lora_request):
             return "lora_on_head"
+        if self.config.refuses(prompt_tokens):
+            return LONG_PROMPT
         return None
 
     def check(
@@ -83,7 +91,10 @@ class Admission:
             return params, None
         if named(extra_args):
             keys = ", ".join(named(extra_args))
-            raise VLLMValidationError(f"{keys}: SLOT cannot serve this request: {reason}")
+            message = f"{keys}: SLOT cannot serve this request: {reason}"
+            if reason == LONG_PROMPT:
+                message += f"; allowed: at most max_prompt_tokens={self.config.max_prompt_tokens}"
+            raise VLLMValidationError(message)
         if reason not in self._warned:
             self._warned.add(reason)
             logger.warning("SLOT is left out of requests with %s", reason)
@@ -102,6 +113,7 @@ class Admission:
             embeddings=request.prompt_embeds is not None,
             resumable=request.resumable,
             lora_request=request.lora_request,
+            prompt_tokens=len(request.prompt_token_ids or ()),
         )
         params, bypassed = self.check(extra_args, reason)
         sampling_params = sampling_params.clone()

@@ -24,8 +24,8 @@ class BatchView:
     starts: (b,) the position of each request's first row. query_start: (b + 1,) where its hidden
     states begin. slots: (b,) each request's index in ``row_slots``, which is (r,) int64 on the
     device and says whose row of logits each one is; slots are below ``num_slots``. read: where
-    hidden states are in the KV cache, (i, n) gives the first n of the i-th request, (n, d); this
-    step's are among them.
+    hidden states are in the KV cache, (i, start, stop) gives the i-th request's of these positions,
+    (stop - start, d); this step's are among them.
     """
 
     req_ids: Sequence[str]
@@ -34,4 +34,4 @@ class BatchView:
     slots: np.ndarray
     row_slots: Tensor
     num_slots: int
-    read: Callable[[int, int], Tensor] | None = None
+    read: Callable[[int, int, int], Tensor] | None = None

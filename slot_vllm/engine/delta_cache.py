@@ -14,17 +14,18 @@ from slot_vllm.params import SlotParams
 
 def prompt_key(
     tokens: list[int],
+    skipped: int,
     params: SlotParams,
     lora_request: Any,
     cache_salt: str | None,
     epoch: tuple[int, int],
 ) -> bytes:
-    """What determines a delta: 32 bytes, a SHA-256. epoch: of the weights, and of
-    the adapter's."""
+    """What determines a delta: 32 bytes, a SHA-256. skipped: how many of the first tokens are not
+    learned from. epoch: of the weights, and of the adapter's."""
     lora = None
     if lora_request is not None:
         lora = (lora_request.lora_name, lora_request.lora_int_id, lora_request.lora_path)
-    settings = (len(tokens), params.model_dump_json(), lora, cache_salt, epoch)
+    settings = (len(tokens), skipped, params.model_dump_json(), lora, cache_salt, epoch)
     key = hashlib.sha256(repr(settings).encode())
     key.update(np.asarray(tokens, dtype=np.int64).tobytes())
     return key.digest()

@@ -314,6 +314,7 @@ class Deltas:
                 resolved.params,
                 new.prompt_token_ids,
                 row=new.req_id,
+                skipped=self.config.skipped(len(new.prompt_token_ids)),
                 lora_request=lora_request,
                 cache_salt=resolved.cache_salt,
                 # Admission lets neither pass; here their tokens would not tell them apart.
@@ -356,7 +357,12 @@ class Deltas:
         if not self.config.delta_cache_mb or not request.shareable or mixed:
             return None
         key = prompt_key(
-            request.tokens, request.params, request.lora_request, request.cache_salt, request.epoch
+            request.tokens,
+            request.skipped,
+            request.params,
+            request.lora_request,
+            request.cache_salt,
+            request.epoch,
         )
         request.row = key.hex()
         return key
@@ -410,10 +416,11 @@ class Deltas:
         for request, rows in completed:
             if request.failed:
                 continue
-            room -= len(request.tokens) * row_bytes
+            needed = len(request.learns_from) * row_bytes
+            room -= needed
             if group and room < 0:
                 self._learn(group)
-                group, room = [], self.pending.limit - len(request.tokens) * row_bytes
+                group, room = [], self.pending.limit - needed
             group.append((request, rows))
         if group:
             self._learn(group)
@@ -433,13 +440,13 @@ class Deltas:
 
     def _check_tokens(self, request: Request) -> None:
         # On a GPU such an index would take the process down.
-        if max(request.tokens) >= self.linear_head.head().vocabulary:
-            raise ValueError(f"token {max(request.tokens)} is not in the head's vocabulary")
+        if (largest := max(request.learns_from)) >= self.linear_head.head().vocabulary:
+            raise ValueError(f"token {largest} is not in the head's vocabulary")
 
     def _prompt(self, request: Request, rows: Tensor) -> Prompt:
         return Prompt(
             rows.to(self.device, non_blocking=True),
-            to_device(request.tokens, torch.int64, self.device),
+            to_device(request.learns_from, torch.int64, self.device),
             request.params,
         )
 
@@ -462,7 +469,7 @@ class Deltas:
             for (request, _), result in zip(prompts, learned, strict=True):
                 request.learned = result
                 self.rows.release(request)
-                self.counters["prompt_tokens"] += len(request.tokens)
+                self.counters["prompt_tokens"] += len(request.learns_from)
             self.loss_drops.observe([result.losses for result in learned])
         elif len(prompts) == 1:
             self._fail(prompts[0][0], failure)

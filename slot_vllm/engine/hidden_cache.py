@@ -110,10 +110,10 @@ class HiddenCache:
         except Exception:
             cache.fill_(torch.nan)
 
-    def read(self, blocks: Tensor, block_size: int, rows: int) -> Tensor:
-        """A request's first ``rows`` hidden states, (rows, d). blocks: its row of the block table,
-        (k,) int32 on the device."""
-        positions = torch.arange(rows, device=blocks.device)
+    def read(self, blocks: Tensor, block_size: int, start: int, stop: int) -> Tensor:
+        """A request's hidden states ``start`` to ``stop``, (stop - start, d). blocks: its row of
+        the block table, (k,) int32 on the device."""
+        positions = torch.arange(start, stop, device=blocks.device)
         slots = blocks[positions // block_size].long() * block_size + positions % block_size
         cache = self._layer.kv_cache
         # A kernel may see vLLM's blocks as several smaller ones.

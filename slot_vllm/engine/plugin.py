@@ -47,7 +47,11 @@ def _prepare(vllm_config: Any, usage_context: Any) -> None:
     from slot_vllm.engine import admission, beam_search, metrics, server
 
     startup.refuse_what_cannot_work(vllm_config, usage_context)
-    startup.resolve_config(vllm_config)
+    config = startup.resolve_config(vllm_config)
+    if config.max_concurrent is not None:
+        from slot_vllm.engine.scheduler import limit_completions
+
+        limit_completions(vllm_config)
     admission.install()
     beam_search.install()
     server.install()

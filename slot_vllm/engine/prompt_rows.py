@@ -1,4 +1,4 @@
-"""Where the hidden states of a whole prompt come from: each step computes a part of it."""
+"""Where the hidden states of a prompt come from: each step computes a part of it."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -25,8 +25,8 @@ class PromptRows:
     def take(
         self, request: Request, hidden_states: Tensor, batch: BatchView, i: int
     ) -> Callable[[], Tensor] | None:
-        """A way to all rows of the prompt of the i-th request, if this step completes it."""
-        length, start = len(request.tokens), int(batch.starts[i])
+        """A way to the rows that the i-th request learns from, if this step completes its prompt."""
+        length, skipped, start = len(request.tokens), request.skipped, int(batch.starts[i])
         first = int(batch.query_start[i])
         rows = hidden_states[first : int(batch.query_start[i + 1])][: length - start]
         stop = start + rows.shape[0]
@@ -39,31 +39,33 @@ class PromptRows:
         known = request.seen if start >= request.seen else 0
         self._counters["hidden_rows_cached"] += start - known
         request.seen = stop
-        if start == 0 and stop == length:
-            return lambda: rows
-        if self.not_written is not None:
+        if start <= skipped and stop == length:
+            return lambda: rows[skipped - start :]
+        if self.not_written is not None and stop > skipped:
             request.failure = self.not_written
             return None
         if stop < length:
             return None
         self._pending.open()
-        return lambda: read(i, length)
+        return lambda: read(i, skipped, length)
 
     def _keep(self, request: Request, rows: Tensor, start: int) -> Tensor | None:
-        """Keep the prompt's part of this step's rows; all its rows once they are complete."""
-        length = len(request.tokens)
+        """Keep those of this step's rows that it learns from; all of them once they are there."""
+        length, skipped = len(request.tokens), request.skipped
         stop = start + rows.shape[0]
         if start > request.filled:
             raise RuntimeError(
                 f"request {request.external_id}: hidden states {request.filled} to {start} of the "
                 "prompt never came; was its prefix read from a cache?"
             )
-        if start == 0 and stop == length:
+        rows = rows[max(0, skipped - start) :]
+        if start <= skipped and stop == length:
             self.release(request)
             return rows
-        if request.hidden is None:
-            request.hidden = self._pending.allocate(length, rows.shape[1], rows.dtype)
-        request.hidden[start:stop].copy_(rows)
+        if len(rows):
+            if request.hidden is None:
+                request.hidden = self._pending.allocate(length - skipped, rows.shape[1], rows.dtype)
+            request.hidden[stop - len(rows) - skipped : stop - skipped].copy_(rows)
         # vLLM promises the names of preempted requests to the V2 runner only: one that starts again
         # unannounced overwrites equal rows.
         request.filled = max(request.filled, stop)

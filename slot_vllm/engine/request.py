@@ -15,15 +15,18 @@ from slot_vllm.params import SlotParams
 @dataclass
 class Request:
     """external_id: what RequestOutput.request_id shows. row: its name in the table, which requests
-    that share a delta share. shareable: whether its tokens say all about its prompt. epoch: of the
-    weights when it came. seen: up to where its prompt was computed or read from the prefix cache.
-    hidden: without a hidden-state cache, the (n, d) rows so far, of which the first ``filled`` are
-    there, while the prompt is incomplete. failure: why it goes on without a delta."""
+    that share a delta share. skipped: how many of its first tokens it does not learn from.
+    shareable: whether its tokens say all about its prompt. epoch: of the weights when it came.
+    seen: up to where its prompt was computed or read from the prefix cache. hidden: without a
+    hidden-state cache, (n - skipped, d), the rows that it learns from while the prompt is
+    incomplete; those among the prompt's first ``filled`` are there. failure: why it goes on without
+    a delta."""
 
     external_id: str
     params: SlotParams
     tokens: list[int]
     row: str
+    skipped: int = 0
     lora_request: Any = None
     cache_salt: str | None = None
     shareable: bool = False
@@ -42,6 +45,10 @@ class Request:
     def rounds(self) -> bool:
         """Whether delta is added to the hidden states, in the model's dtype."""
         return self.params.rounding == "model"
+
+    @property
+    def learns_from(self) -> list[int]:
+        return self.tokens[self.skipped :]
 
     @contextmanager
     def containing(self, place: Reason) -> Iterator[None]:

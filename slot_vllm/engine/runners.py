@@ -69,10 +69,10 @@ def hook_v1(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
     def block_table(cache: "HiddenCache") -> Any:
         return runner.input_batch.block_table[cache.group(runner.kv_cache_config)]
 
-    def read(i: int, rows: int) -> torch.Tensor:
+    def read(i: int, start: int, stop: int) -> torch.Tensor:
         assert cache is not None
         table = block_table(cache)
-        return cache.read(table.block_table.gpu[i], table.block_size, rows)
+        return cache.read(table.block_table.gpu[i], table.block_size, start, stop)
 
     def view(indices: torch.Tensor) -> BatchView:
         req_ids = runner.input_batch.req_ids
@@ -126,11 +126,11 @@ def hook_v2(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
         return mapping
 
     def view(input_batch: Any) -> BatchView:
-        def read(i: int, rows: int) -> torch.Tensor:
+        def read(i: int, start: int, stop: int) -> torch.Tensor:
             assert cache is not None
             group = cache.group(runner.kv_cache_config)
             blocks = runner.block_tables.block_tables[group].gpu[input_batch.idx_mapping_np[i]]
-            return cache.read(blocks, runner.block_tables.block_sizes[group], rows)
+            return cache.read(blocks, runner.block_tables.block_sizes[group], start, stop)
 
         return BatchView(
             req_ids=input_batch.req_ids,

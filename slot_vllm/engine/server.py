@@ -55,6 +55,7 @@ def _hook(serving: Any, admission: Admission) -> None:
                 embeddings=inputs.get("type") == "embeds",
                 resumable=False,
                 lora_request=lora_request,
+                prompt_tokens=len(inputs.get("prompt_token_ids") or ()),
             )
             admission.check(params.extra_args, reason)
         return log_inputs(request_id, inputs, params, lora_request, *args, **kwargs)

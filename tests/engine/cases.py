@@ -18,13 +18,15 @@ NEAR_TIE = 1e-3
 
 @dataclass(frozen=True)
 class Case:
-    """allowed: if any, only these tokens may be generated."""
+    """allowed: if any, only these tokens may be generated. last: if any, so many of the prompt's
+    last tokens are learned from."""
 
     tokens: tuple[int, ...]
     steps: int
     lr: float
     new_tokens: int
     allowed: tuple[int, ...] = ()
+    last: int = 0
 
 
 @dataclass(frozen=True)

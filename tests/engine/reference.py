@@ -25,7 +25,8 @@ def answer(model: Any, case: dict[str, Any]) -> dict[str, Any]:
         hidden: Tensor = model.model(input_ids=ids.unsqueeze(0)).last_hidden_state[0]
         return hidden
 
-    learned = oracle(head, Prompt(last_hidden(tokens), tokens, params))
+    last = case["last"]
+    learned = oracle(head, Prompt(last_hidden(tokens)[-last:], tokens[-last:], params))
     delta = learned.delta
     new_tokens: list[int] = []
     gaps: list[float] = []

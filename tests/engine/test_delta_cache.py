@@ -45,19 +45,20 @@ def test_what_a_key_tells_apart() -> None:
 
     params = SlotParams()
     different = [
-        prompt_key([1, 2, 3], params, None, None, (0, 0)),
-        prompt_key([1, 2, 4], params, None, None, (0, 0)),
-        prompt_key([1, 2], params, None, None, (0, 0)),
-        prompt_key([1, 2, 3], SlotParams(lr=0.2), None, None, (0, 0)),
-        prompt_key([1, 2, 3], params, None, "", (0, 0)),
-        prompt_key([1, 2, 3], params, None, "salt", (0, 0)),
-        prompt_key([1, 2, 3], params, lora(), None, (0, 0)),
-        prompt_key([1, 2, 3], params, lora("y"), None, (0, 0)),
-        prompt_key([1, 2, 3], params, lora(path="/y"), None, (0, 0)),
-        prompt_key([1, 2, 3], params, None, None, (1, 0)),
-        prompt_key([1, 2, 3], params, None, None, (0, 1)),
+        prompt_key([1, 2, 3], 0, params, None, None, (0, 0)),
+        prompt_key([1, 2, 3], 1, params, None, None, (0, 0)),
+        prompt_key([1, 2, 4], 0, params, None, None, (0, 0)),
+        prompt_key([1, 2], 0, params, None, None, (0, 0)),
+        prompt_key([1, 2, 3], 0, SlotParams(lr=0.2), None, None, (0, 0)),
+        prompt_key([1, 2, 3], 0, params, None, "", (0, 0)),
+        prompt_key([1, 2, 3], 0, params, None, "salt", (0, 0)),
+        prompt_key([1, 2, 3], 0, params, lora(), None, (0, 0)),
+        prompt_key([1, 2, 3], 0, params, lora("y"), None, (0, 0)),
+        prompt_key([1, 2, 3], 0, params, lora(path="/y"), None, (0, 0)),
+        prompt_key([1, 2, 3], 0, params, None, None, (1, 0)),
+        prompt_key([1, 2, 3], 0, params, None, None, (0, 1)),
     ]
     assert len(set(different)) == len(different)
-    assert prompt_key([1, 2, 3], SlotParams(), lora(), "salt", (0, 0)) == prompt_key(
-        [1, 2, 3], SlotParams(), lora(), "salt", (0, 0)
+    assert prompt_key([1, 2, 3], 0, SlotParams(), lora(), "salt", (0, 0)) == prompt_key(
+        [1, 2, 3], 0, SlotParams(), lora(), "salt", (0, 0)
     )

@@ -237,7 +237,7 @@ def cached_step(deltas: Deltas, *parts: tuple[str, list[int], int, list[int]]) -
         slots=np.arange(len(parts)),
         row_slots=torch.arange(len(parts)),
         num_slots=len(parts),
-        read=lambda i, rows: hidden_of(parts[i][3])[:rows],
+        read=lambda i, start, stop: hidden_of(parts[i][3])[start:stop],
     )
     deltas.stage(torch.cat([hidden_of(tokens) for _, tokens, _, _ in parts]), view)
     return deltas.take()

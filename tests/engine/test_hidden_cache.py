@@ -23,6 +23,7 @@ def test_rows_are_found_where_a_kernel_sees_smaller_blocks(kernel_block: int) ->
     cache.write(hidden[:40], slots[:40])
     padded = torch.cat([hidden[40:], torch.full((2, SIZE), 7.0)])
     cache.write(padded, torch.cat([slots[40:], torch.tensor([-1, -1])]))
-    assert torch.equal(cache.read(blocks, BLOCK, len(hidden)), hidden)
+    assert torch.equal(cache.read(blocks, BLOCK, 0, len(hidden)), hidden)
+    assert torch.equal(cache.read(blocks, BLOCK, 30, 66), hidden[30:66])
     # But in the first block, which vLLM gives to nobody.
     assert not (cache._layer.kv_cache[BLOCK // kernel_block :] == 7).any()

@@ -21,7 +21,7 @@ PROBLEM = (
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("server") / "log"
-    slot = {"steps": 3, "max_steps": 20}
+    slot = {"steps": 3, "max_steps": 20, "max_prompt_tokens": 200, "max_concurrent": 1}
     options = ("--dtype", "float32", "--max-model-len", "512")
     tools = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
     with serving(str(ROOT / "models/demo"), slot, log, *options, *tools) as server:
@@ -107,6 +107,33 @@ def test_bad_settings_are_400(
     assert error.value.status_code == 400
     for part in parts:
         assert part in error.value.message
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_long_prompt_that_names_settings_is_400(
+    client: openai.OpenAI, chat: bool, stream: bool
+) -> None:
+    def ask(xargs: dict[str, Any], stream: bool) -> Any:
+        options: dict[str, Any] = {"model": "tiny", "max_tokens": 4, "temperature": 0}
+        body = {"vllm_xargs": xargs, "ignore_eos": True}
+        long = "Seven and five. " * 60
+        if chat:
+            messages: Any = [{"role": "user", "content": long}]
+            return client.chat.completions.create(
+                messages=messages, stream=stream, extra_body=body, **options
+            )
+        # The second of two prompts is too long.
+        return client.completions.create(
+            prompt=["Seven", long], stream=stream, extra_body=body, **options
+        )
+
+    with pytest.raises(openai.BadRequestError) as error:
+        ask({"slot_steps": 1}, stream)
+    assert "slot_steps: SLOT cannot serve this request: long_prompt" in error.value.message
+    assert "at most max_prompt_tokens=200" in error.value.message
+    # What names nothing is served without.
+    assert ask({}, False).choices[-1] == ask({"slot_steps": 0}, False).choices[-1]
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -128,6 +128,53 @@ def test_the_rust_front_end_is_refused(tiny_model: str, monkeypatch: pytest.Monk
         arguments.create_engine_config(UsageContext.OPENAI_API_SERVER)
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("named", [False, True])
+def test_a_limit_of_completions_sets_the_scheduler(
+    asynchronous: bool, named: bool, tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.platforms.cpu import CpuPlatform
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    from slot_vllm.engine.scheduler import LimitedAsyncScheduler, LimitedScheduler
+
+    check = CpuPlatform.check_and_update_config
+
+    def check_but_keep_asynchronous(_cls: Any, vllm_config: Any) -> None:
+        check(vllm_config)
+        vllm_config.scheduler_config.async_scheduling = asynchronous
+
+    monkeypatch.setattr(
+        CpuPlatform, "check_and_update_config", classmethod(check_but_keep_asynchronous)
+    )
+    limited = {"additional_config": {"slot": {"max_concurrent": 1}}}
+    base = AsyncScheduler if asynchronous else Scheduler
+    options = {"scheduler_cls": f"{base.__module__}.{base.__qualname__}"} if named else {}
+    expected = LimitedAsyncScheduler if asynchronous else LimitedScheduler
+    settings = config(tiny_model, **limited, **options).scheduler_config
+    # By name: it is resolved in the engine's own process.
+    assert isinstance(settings.scheduler_cls, str)
+    assert settings.get_scheduler_cls() is expected
+    assert config(tiny_model, **options).scheduler_config.get_scheduler_cls() is base
+
+
+def test_other_schedulers_are_refused_with_a_limit_of_completions(tiny_model: str) -> None:
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    from slot_vllm.engine.scheduler import LimitedCompletions
+
+    limited = {"additional_config": {"slot": {"max_concurrent": 1}}}
+    own = type("Own", (Scheduler,), {})
+    with pytest.raises(
+        SlotError, match=r"slot\.max_concurrent: the scheduler .*\.Own is not known"
+    ):
+        config(tiny_model, scheduler_cls=own, **limited)
+    assert config(tiny_model, scheduler_cls=own).scheduler_config.scheduler_cls is own
+    both = type("Both", (LimitedCompletions, own), {})
+    assert config(tiny_model, scheduler_cls=both, **limited).scheduler_config.scheduler_cls is both
+
+
 class Combined:
     """Stands for a user's own extension that builds on ours."""
 

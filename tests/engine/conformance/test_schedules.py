@@ -2,7 +2,7 @@
 request equals the reference run alone."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -41,6 +41,8 @@ def _prefixed_cases(count: int) -> list[Case]:
 
 
 POOL = mixed_cases(8, NEW) + _prefixed_cases(13)
+# Learned from the last tokens of long prompts, one prompt per step.
+LIMITS = {"max_prompt_tokens": 90, "long_prompts": "last", "max_concurrent": 1}
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,8 @@ schedules = st.builds(
 )
 
 
-def _check(llm: Any, model: str, drawn: Schedule) -> None:
-    expected = reference(model, POOL)
+def _check(llm: Any, model: str, drawn: Schedule, pool: list[Case]) -> None:
+    expected = reference(model, pool)
     core = llm.llm_engine
     schedule = drawn.arrivals
     if drawn.cold:
@@ -91,7 +93,7 @@ def _check(llm: Any, model: str, drawn: Schedule) -> None:
     step = 0
     while step <= 12 or core.has_unfinished_requests():
         for i, arrival in enumerate(schedule):
-            case = POOL[arrival.case]
+            case = pool[arrival.case]
             if arrival.step == step:
                 prompt = {"prompt_token_ids": list(case.tokens)}
                 core.add_request(f"{id(schedule)}-{i}", prompt, sampling_params(case))
@@ -106,11 +108,11 @@ def _check(llm: Any, model: str, drawn: Schedule) -> None:
         if output is None or output.outputs[0].finish_reason == "abort":
             assert arrival.aborted_after is not None
             continue
-        answer, case = expected[arrival.case], POOL[arrival.case]
+        answer, case = expected[arrival.case], pool[arrival.case]
         assert_tokens_equal([list(output.outputs[0].token_ids)], [answer])
         if case.steps:
             assert_delta_equal(delta_of(llm, output), answer, case.lr)
-    run(llm, [POOL[0]])
+    run(llm, [pool[0]])
     deltas = runner_of(llm).slot_deltas
     assert len(deltas.requests) <= 1  # the last one's departure comes with the next step
     assert deltas.pending.device_bytes == 0
@@ -118,24 +120,40 @@ def _check(llm: Any, model: str, drawn: Schedule) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "chunk"),
+    ("count", "chunk", "limits"),
     [
-        pytest.param(3 if V2 else 8, 48, id="short"),
+        pytest.param(3 if V2 else 8, 48, {}, id="short"),
+        pytest.param(2 if V2 else 8, 160, LIMITS, id="short-limits"),
         *(
-            pytest.param(17 if V2 else 67, chunk, id=f"long-{chunk}", marks=pytest.mark.full)
+            pytest.param(
+                17 if V2 else 67,
+                chunk,
+                limits,
+                id=f"long-{chunk}{'-limits' if limits else ''}",
+                marks=pytest.mark.full,
+            )
+            for limits in ({}, LIMITS)
             for chunk in (16, 48, 160)
         ),
     ],
 )
 def test_random_schedules(
-    count: int, chunk: int, tiny_model: str, engine: Callable[..., Any]
+    count: int,
+    chunk: int,
+    limits: dict[str, Any],
+    tiny_model: str,
+    engine: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # A prompt of 200 tokens and its answer take 8 of the 11 blocks that requests can have.
-    llm = engine(tiny_model, slot={}, max_num_batched_tokens=chunk, num_gpu_blocks_override=12)
+    llm = engine(tiny_model, slot=limits, max_num_batched_tokens=chunk, num_gpu_blocks_override=12)
+    pool = [replace(case, last=limits.get("max_prompt_tokens", 0)) for case in POOL]
     # Whether it had learned by then: what it computed so far is read after it has resumed.
     preempted: list[bool] = []
     scheduler = scheduler_of(llm)
-    requests = runner_of(llm).slot_deltas.requests
+    deltas = runner_of(llm).slot_deltas
+    requests = deltas.requests
+    stage, optimized = deltas.stage, []
     preempt = scheduler._preempt_request
 
     def counted(request: Any, *args: Any, **kwargs: Any) -> Any:
@@ -143,7 +161,13 @@ def test_random_schedules(
             preempted.append(requests[request.request_id].learned is not None)
         return preempt(request, *args, **kwargs)
 
-    scheduler._preempt_request = counted
+    def counting(*args: Any) -> None:
+        before = deltas.counters["optimized"]
+        stage(*args)
+        optimized.append(deltas.counters["optimized"] - before)
+
+    monkeypatch.setattr(scheduler, "_preempt_request", counted)
+    monkeypatch.setattr(deltas, "stage", counting)
 
     # Other schedules for every chunk, the same in every run.
     @seed(chunk)
@@ -155,11 +179,12 @@ def test_random_schedules(
     )
     @given(schedules)
     def check(schedule: Schedule) -> None:
-        _check(llm, tiny_model, schedule)
+        _check(llm, tiny_model, schedule, pool)
 
     check()
     stats = stats_of(llm)
     early = preempted.count(False)
     print(f"chunk {chunk}: {len(preempted)} preemptions, {early} of them in a prompt; {stats}")
     assert stats["optimized"] and stats["hidden_rows_cached"]
+    assert max(optimized) == 1 if limits else max(optimized) > 1
     assert count < 17 or (preempted and stats["shared"])
