@@ -10,7 +10,7 @@ from slot_vllm.bench.table import table
 from tests.conftest import ROOT
 
 LOGS = ROOT / "logs" / "bench"
-KINDS = ("optimize", "serve", "apply")
+KINDS = ("optimize", "serve", "burst", "apply")
 
 
 def tables(page: str) -> list[str]:

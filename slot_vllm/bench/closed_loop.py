@@ -36,6 +36,18 @@ class Loop:
     seconds: float
 
 
+def greedy(output_tokens: int, slot: dict[str, Any]) -> SamplingParams:
+    """Of a request with so many tokens. slot: its own SLOT settings."""
+    return SamplingParams(
+        temperature=0,
+        max_tokens=output_tokens,
+        ignore_eos=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+        extra_args=slot,
+    )
+
+
 def closed_loop(
     llm: LLM,
     prompts: Sequence[Sequence[int]],
@@ -50,14 +62,7 @@ def closed_loop(
     """
     engine = llm.llm_engine
     waiting = deque(enumerate(llm.renderer.render_cmpl([{"prompt_token_ids": p} for p in prompts])))
-    params = SamplingParams(
-        temperature=0,
-        max_tokens=output_tokens,
-        ignore_eos=True,
-        detokenize=False,
-        output_kind=RequestOutputKind.DELTA,
-        extra_args=slot,
-    )
+    params = greedy(output_tokens, slot)
     running: dict[str, Served] = {}
     finished: list[Served] = []
     began = time.perf_counter()

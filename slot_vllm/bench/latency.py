@@ -59,14 +59,14 @@ def summarize(off: Sequence[Figures], on: Sequence[Figures]) -> Summary:
     without = {name: [getattr(one, name) for one in off] for name in NAMES}
     adapted = {name: [getattr(one, name) for one in on] for name in NAMES}
     return Summary(
-        off={name: _spread(values) for name, values in without.items()},
-        on={name: _spread(values) for name, values in adapted.items()},
+        off={name: spread(values) for name, values in without.items()},
+        on={name: spread(values) for name, values in adapted.items()},
         ratio={
-            name: _spread([b / a for a, b in zip(without[name], adapted[name], strict=True)])
+            name: spread([b / a for a, b in zip(without[name], adapted[name], strict=True)])
             for name in NAMES
         },
     )
 
 
-def _spread(values: Sequence[float]) -> Spread:
+def spread(values: Sequence[float]) -> Spread:
     return Spread(median=float(np.median(values)), lowest=min(values), highest=max(values))

@@ -40,7 +40,7 @@ _ENVIRONMENT = (
 )
 _WARM_UP_TOKENS = 16
 # Of a CPU, where vLLM would take most of the memory there is.
-_CPU_KV_CACHE = 4 << 30
+CPU_KV_CACHE = 4 << 30
 
 
 def add_command(commands: Any) -> None:
@@ -70,14 +70,16 @@ def add_command(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     from slot_vllm.bench.standard_output import to_standard_error
 
-    shape = _shape(options.shape)
+    shape = find_shape(options.shape)
     fixed = read_workloads(SHAPES / "workloads.yaml")
     if unknown := set(options.workload) - set(fixed):
         raise SystemExit(f"--workload {', '.join(unknown)}: allowed: {', '.join(fixed)}")
     changes = (options.input_tokens, options.output_tokens, options.concurrency, options.requests)
     workloads = {name: fixed[name].changed(*changes) for name in options.workload}
     with to_standard_error():
-        result = measure(shape, workloads, options.rounds, options.steps, _engine(options.engine))
+        result = measure(
+            shape, workloads, options.rounds, options.steps, engine_arguments(options.engine)
+        )
     for entry in result["workloads"]:
         name = entry["workload"]
         entry["changed"] = differences(fixed[name], workloads[name])
@@ -100,7 +102,7 @@ def measure(
         "enable_prefix_caching": False,
         "max_model_len": max(one.tokens for one in workloads.values()),
         "max_num_seqs": max(one.concurrency for one in workloads.values()),
-        **({} if device == "cuda" else {"kv_cache_memory_bytes": _CPU_KV_CACHE}),
+        **({} if device == "cuda" else {"kv_cache_memory_bytes": CPU_KV_CACHE}),
         **engine,
     }
     llm = vllm.LLM(
@@ -123,9 +125,7 @@ def measure(
         "machine": machine,
         "vllm": vllm.__version__,
         "engine": options,
-        "environment": {
-            name: value for name, value in sorted(os.environ.items()) if name in _ENVIRONMENT
-        },
+        "environment": environment(),
         "steps": steps,
         "workspace_bytes": stats["workspace_bytes"],
         "rounds": rounds,
@@ -183,7 +183,13 @@ def _measure_load(
     }
 
 
-def _shape(name: str) -> Path:
+def environment() -> dict[str, str]:
+    """The variables that change what is measured."""
+    return {name: value for name, value in sorted(os.environ.items()) if name in _ENVIRONMENT}
+
+
+def find_shape(name: str) -> Path:
+    """The directory of a shape of ``configs/shapes``, or of any ``config.json``."""
     for path in (SHAPES / name, Path(name)):
         if (path / "config.json").is_file():
             return path
@@ -191,7 +197,8 @@ def _shape(name: str) -> Path:
     raise SystemExit(f"--shape {name}: no config.json there; known: {known}")
 
 
-def _engine(settings: Sequence[str]) -> dict[str, Any]:
+def engine_arguments(settings: Sequence[str]) -> dict[str, Any]:
+    """Of KEY=VALUE, with values in YAML."""
     found = {}
     for setting in settings:
         key, equals, value = setting.partition("=")

@@ -23,12 +23,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def table(files: Sequence[Path]) -> str:
-    """The files in their order, kind by kind: optimize, serve, apply.
+    """The files in their order, kind by kind: optimize, serve, burst, apply.
 
     Raises ValueError for a file of another kind.
     """
     results: dict[str, list[tuple[Path, dict[str, Any]]]] = {
-        kind: [] for kind in ("optimize", "serve", "apply")
+        kind: [] for kind in ("optimize", "serve", "burst", "apply")
     }
     for file in files:
         result = json.loads(file.read_text(encoding="utf-8"))
@@ -44,6 +44,9 @@ def table(files: Sequence[Path]) -> str:
     if results["serve"]:
         rows = (row for one in results["serve"] for row in _serve_rows(*one))
         parts.append(_markdown(_SERVE, rows))
+    if results["burst"]:
+        rows = (row for one in results["burst"] for row in _burst_rows(*one))
+        parts.append(_markdown(_BURST, rows))
     if results["apply"]:
         rows = (row for one in results["apply"] for row in _apply_rows(*one))
         parts.append(_markdown(_APPLY, rows))
@@ -118,6 +121,41 @@ def _serve_rows(file: Path, result: dict[str, Any]) -> Iterable[list[str]]:
         ]
 
 
+_BURST = (
+    "device",
+    "shape",
+    "running",
+    "burst x tokens",
+    "arm",
+    "ITL before p50 (ms)",
+    "ITL p50 (ms)",
+    "ITL p99 (ms)",
+    "ITL max (ms)",
+    "TTFT p50 (s)",
+    "TTFT max (s)",
+    "file",
+)
+
+
+def _burst_rows(file: Path, result: dict[str, Any]) -> Iterable[list[str]]:
+    settings = result["settings"]
+    for name, arm in result["arms"].items():
+        found = arm["figures"]
+        yield [
+            _device(result),
+            result["shape"],
+            str(settings["running"]),
+            f"{settings['burst']} x {settings['burst_tokens']}",
+            name,
+            *(
+                _interval(found[figure], 1e3)
+                for figure in ("before_p50", "itl_p50", "itl_p99", "itl_max")
+            ),
+            *(_interval(found[figure], 1) for figure in ("ttft_p50", "ttft_max")),
+            f"`{file.name}`",
+        ]
+
+
 _APPLY = (
     "device",
     "d x V",
@@ -174,3 +212,8 @@ def _error(value: float | None) -> str:
 
 def _ratio(spread: dict[str, float]) -> str:
     return f"{spread['median']:.3f} [{spread['lowest']:.3f}, {spread['highest']:.3f}]"
+
+
+def _interval(spread: dict[str, float], unit: float) -> str:
+    median, lowest, highest = (spread[name] * unit for name in ("median", "lowest", "highest"))
+    return f"{median:.3g} [{lowest:.3g}, {highest:.3g}]"

@@ -1,0 +1,169 @@
+"""``burst``: what running requests wait while a burst of long prompts arrives.
+
+Real shapes, dummy weights, random tokens, an engine per arm in this process: without SLOT, with
+SLOT, and with SLOT and ``max_concurrent``. The arms take turns in alternating rounds of equal
+requests; other requests in every round. The engines have vLLM's own defaults.
+"""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from slot_vllm.bench.command_line import add_result_flags, give, positive, say
+from slot_vllm.bench.machine import describe_machine
+from slot_vllm.bench.serve import engine_arguments, environment, find_shape
+from slot_vllm.bench.workload import make_prompts
+from slot_vllm.params import SlotParams
+
+# None: without the plugin.
+ARMS: dict[str, dict[str, Any] | None] = {
+    "plain": None,
+    "slot": {},
+    "max_concurrent 2": {"max_concurrent": 2},
+    "max_concurrent 1": {"max_concurrent": 1},
+}
+_SETTINGS = (
+    "running",
+    "running_tokens",
+    "running_output",
+    "burst",
+    "burst_tokens",
+    "steps",
+    "rounds",
+)
+
+
+def add_command(commands: Any) -> None:
+    """Adds ``burst`` to argparse's subparsers."""
+    parser = commands.add_parser("burst", help=__doc__.partition(":")[2].split(".")[0].strip())
+    parser.add_argument(
+        "--shape", required=True, help="a directory of configs/shapes, or any with a config.json"
+    )
+    parser.add_argument("--running", type=positive, default=8, help="requests, %(default)s")
+    parser.add_argument("--running-tokens", type=positive, default=32, help="of their prompts")
+    parser.add_argument(
+        "--running-output", type=positive, default=512, help="the most that any may generate"
+    )
+    parser.add_argument("--burst", type=positive, default=8, help="prompts, %(default)s")
+    parser.add_argument("--burst-tokens", type=positive, default=512, help="of each, %(default)s")
+    parser.add_argument("--steps", type=positive, default=SlotParams().steps)
+    parser.add_argument("--rounds", type=positive, default=5, help="after one that warms up")
+    parser.add_argument("--kv-cache-mb", type=positive, default=1024, help="of each engine, MiB")
+    parser.add_argument(
+        "--engine",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="engine arguments of vLLM: max_num_batched_tokens=8192",
+    )
+    add_result_flags(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    from slot_vllm.bench.standard_output import to_standard_error
+
+    shape, engine = find_shape(options.shape), engine_arguments(options.engine)
+    with to_standard_error():
+        result = measure(options, shape, engine)
+    give(result, _table(result), options)
+    return 0
+
+
+def measure(options: argparse.Namespace, shape: Path, engine: dict[str, Any]) -> dict[str, Any]:
+    """The result as it is written to the file. shape: the directory of a config.json. engine:
+    arguments of ``vllm.LLM`` beside or instead of ours."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    import vllm
+
+    from slot_vllm.bench.burst_loop import BurstFigures, burst_figures, serve_burst
+    from slot_vllm.bench.latency import spread
+
+    machine = describe_machine("cuda" if torch.cuda.is_available() else "cpu")
+    arguments = {
+        "load_format": "dummy",
+        "skip_tokenizer_init": True,
+        "max_model_len": max(options.running_tokens, options.burst_tokens) + options.running_output,
+        "max_num_seqs": options.running + options.burst,
+        "kv_cache_memory_bytes": options.kv_cache_mb << 20,
+        **engine,
+    }
+    engines = {name: _engine(shape, slot, arguments) for name, slot in ARMS.items()}
+    vocabulary = engines["plain"].model_config.get_vocab_size()
+    found: dict[str, list[BurstFigures]] = {name: [] for name in ARMS}
+    for number in range(options.rounds + 1):
+        running = make_prompts(options.running, options.running_tokens, vocabulary, 2 * number)
+        burst = make_prompts(options.burst, options.burst_tokens, vocabulary, 2 * number + 1)
+        # What drifts must not meet one arm always later than the others.
+        for name in ARMS if number % 2 else reversed(ARMS):
+            slot = {} if ARMS[name] is None else {"slot_steps": options.steps}
+            llm = engines[name]
+            before = _optimized(llm, name)
+            one = burst_figures(serve_burst(llm, running, burst, options.running_output, slot))
+            optimized = _optimized(llm, name) - before
+            if optimized != (0 if ARMS[name] is None else options.running + options.burst):
+                raise RuntimeError(f"{optimized} prompts were optimized in the arm {name!r}")
+            if number:  # the first round warms up
+                found[name].append(one)
+            say(f"round {number} of {options.rounds}, {name}: ITL max {one.itl_max:.3f} s")
+    return {
+        "benchmark": "burst",
+        "shape": shape.name,
+        "model": yaml.safe_load((shape / "config.json").read_text()),
+        "machine": machine,
+        "vllm": vllm.__version__,
+        "engine": arguments,
+        "environment": environment(),
+        "settings": {name: getattr(options, name) for name in _SETTINGS},
+        "arms": {
+            name: {
+                "slot": ARMS[name],
+                "figures": {
+                    figure: spread([getattr(one, figure) for one in rounds]).model_dump()
+                    for figure in BurstFigures.model_fields
+                },
+                "each_round": [one.model_dump() for one in rounds],
+            }
+            for name, rounds in found.items()
+        },
+    }
+
+
+def _engine(shape: Path, slot: dict[str, Any] | None, arguments: dict[str, Any]) -> Any:
+    import vllm
+
+    if slot is None:
+        return vllm.LLM(str(shape), **arguments)
+    return vllm.LLM(
+        str(shape),
+        worker_extension_cls="slot_vllm.SlotWorkerExtension",
+        additional_config={"slot": slot},
+        **arguments,
+    )
+
+
+def _optimized(llm: Any, arm: str) -> int:
+    if ARMS[arm] is None:
+        return 0
+    (stats,) = llm.collective_rpc("slot_stats")
+    return int(stats["optimized"])
+
+
+def _table(result: dict[str, Any]) -> str:
+    settings = result["settings"]
+    lines = [
+        f"{settings['running']} running, then {settings['burst']} prompts of "
+        f"{settings['burst_tokens']} tokens; {settings['rounds']} rounds; ms; "
+        "medians [lowest, highest]"
+    ]
+    for name, arm in result["arms"].items():
+        lines.append(name)
+        for figure, values in arm["figures"].items():
+            low, high = values["lowest"] * 1e3, values["highest"] * 1e3
+            lines.append(f"  {figure:10}{values['median'] * 1e3:12.1f} [{low:.1f}, {high:.1f}]")
+    return "\n".join(lines)
