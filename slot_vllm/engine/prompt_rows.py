@@ -25,7 +25,7 @@ class PromptRows:
     def take(
         self, request: Request, hidden_states: Tensor, batch: BatchView, i: int
     ) -> Callable[[], Tensor] | None:
-        """A way to the rows that the i-th request learns from, if this step completes its prompt."""
+        """A way to the rows that the i-th request learns from, if its prompt is now complete."""
         length, skipped, start = len(request.tokens), request.skipped, int(batch.starts[i])
         first = int(batch.query_start[i])
         rows = hidden_states[first : int(batch.query_start[i + 1])][: length - start]

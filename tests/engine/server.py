@@ -155,7 +155,7 @@ def _wait_until_healthy(server: Server) -> None:
 async def ask(client: openai.AsyncOpenAI, case: Case) -> list[int]:
     """The tokens that the server generates for ``case``, greedily."""
     choice = (await client.completions.create(**body(case))).choices[0]
-    return list(choice.token_ids)  # type: ignore[attr-defined]
+    return list(choice.token_ids)
 
 
 def body(case: Case) -> dict[str, Any]:

@@ -197,17 +197,17 @@ def test_several_samples_with_seeds(client: openai.OpenAI) -> None:
 def test_tool_calls(client: openai.OpenAI) -> None:
     colour = {"type": "string", "enum": ["red", "green"]}
     parameters = {"type": "object", "properties": {"colour": colour}, "required": ["colour"]}
-    paint = {"name": "paint", "description": "Paints.", "parameters": parameters}
+    paint: Any = {"name": "paint", "description": "Paints.", "parameters": parameters}
     answer = client.chat.completions.create(
         model=MODEL,
         messages=[{"role": "user", "content": "Paint it red."}],
-        tools=[{"type": "function", "function": paint}],  # type: ignore[list-item]
+        tools=[{"type": "function", "function": paint}],
         tool_choice={"type": "function", "function": {"name": "paint"}},
         temperature=0,
         max_tokens=64,
         extra_body={"vllm_xargs": {"slot_steps": 5, "slot_lr": 0.1}},
     )
-    (call,) = answer.choices[0].message.tool_calls or ()
+    (call,) = answer.choices[0].message.tool_calls or []
     assert call.type == "function" and call.function.name == "paint"
     # The grammar of vLLM's parser lets a model leave the arguments out.
     assert json.loads(call.function.arguments) in (None, {"colour": "red"}, {"colour": "green"})
