@@ -186,8 +186,7 @@ def test_an_aborted_request_leaves_its_place(tiny_model: str, engine: Callable[.
 def test_preempted_requests_are_not_optimized_again(
     tiny_model: str, engine: Callable[..., Any]
 ) -> None:
-    # As small as the engine of test_reference.
-    llm = engine(tiny_model, slot={"max_concurrent": 1})
+    llm = engine(tiny_model, slot={"max_concurrent": 1}, num_gpu_blocks_override=12)
     scheduler = scheduler_of(llm)
     preempted, original = [], scheduler._preempt_request
 
@@ -196,7 +195,7 @@ def test_preempted_requests_are_not_optimized_again(
         return original(request, *args, **kwargs)
 
     scheduler._preempt_request = preempt
-    cases = mixed_cases(16, 16) if V2 else mixed_cases(24, 32)
+    cases = mixed_cases(16, 34) if V2 else mixed_cases(24, 34)
     served = serve(llm, {0: [(str(i), case) for i, case in enumerate(cases)]})
     check_tokens(tiny_model, served, [(str(i), case) for i, case in enumerate(cases)])
     learning = [case for case in cases if case.steps and len(case.tokens) > 1]
