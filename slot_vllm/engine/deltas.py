@@ -1,11 +1,12 @@
 """The deltas of one model runner: born when a prompt is complete, gone with their request."""
 
+import hashlib
 import logging
 import time
 import traceback
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +18,7 @@ from slot_vllm.engine.delta_cache import DeltaCache, prompt_key
 from slot_vllm.engine.delta_table import DeltaTable
 from slot_vllm.engine.linear_head import Additions, LinearHead
 from slot_vllm.engine.pending import PendingRows
+from slot_vllm.engine.ranks import ALONE, Ranks
 from slot_vllm.kernels.compiled import library_for
 from slot_vllm.optim.optimize import (
     Learned,
@@ -49,8 +51,8 @@ class BatchView:
     starts: (b,) the position of each request's first row. query_start: (b + 1,) where its hidden
     states begin. slots: (b,) each request's index in ``row_slots``, which is (r,) int64 on the
     device and says whose row of logits each one is; slots are below ``num_slots``. read: where
-    hidden states are in the KV cache, (i, n) gives the first n of the i-th request, (n, d); this
-    step's are among them.
+    hidden states are in the KV cache, (i, n) gives the first n of the i-th request, (n, d), or this
+    rank's slice of them, (n, d / ranks); this step's are among them.
     """
 
     req_ids: Sequence[str]
@@ -68,7 +70,7 @@ class Request:
     that share a delta share. shareable: whether its tokens say all about its prompt. epoch: of the
     weights when it came. seen: up to where its prompt was computed or read from the prefix cache.
     hidden: without a hidden-state cache, the (n, d) rows so far, of which the first ``filled`` are
-    there, while the prompt is incomplete."""
+    there, while the prompt is incomplete. error: what failed on this rank and is not agreed yet."""
 
     external_id: str
     params: SlotParams
@@ -82,6 +84,7 @@ class Request:
     hidden: Tensor | None = None
     filled: int = 0
     learned: Learned | None = None
+    error: Exception | None = None
     failed: bool = False
 
     @property
@@ -91,16 +94,32 @@ class Request:
 
 
 class Deltas:
-    """State of one runner. All of it hangs on that runner; nothing is shared in the process."""
+    """State of one runner. All of it hangs on that runner; nothing is shared in the process.
+
+    Under tensor parallelism every rank has one, for its columns of the vocabulary, and all take the
+    same decisions: from what the scheduler says, from sizes that are the same on all, and where
+    something may fail on one alone, from what ``ranks`` agree on.
+    """
 
     def __init__(
-        self, config: SlotConfig, linear_head: LinearHead, max_requests: int, device: torch.device
+        self,
+        config: SlotConfig,
+        linear_head: LinearHead,
+        max_requests: int,
+        device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.config = config
         self.linear_head = linear_head
+        self.ranks = ranks
         head = linear_head.head()
-        smallest = smallest_workspace(head)
+        self._shard = linear_head.shard() if ranks.size > 1 else None
+        smallest = smallest_workspace(head, self._shard)
         self.workspace_size = choose_size(config.workspace_mb, device)
+        # What is free on the devices differs.
+        self.workspace_size = replace(
+            self.workspace_size, mb=ranks.smallest(self.workspace_size.mb)
+        )
         if self.workspace_size.bytes < smallest:
             raise SlotError(
                 f"slot.workspace_mb={self.workspace_size.mb}: too small for a head of "
@@ -110,10 +129,12 @@ class Deltas:
         library_for(head.weight)
         self.device = device
         self.workspace = Workspace(self.workspace_size.bytes, device)
-        warm_up(head, self.workspace)
+        warm_up(head, self.workspace, self._shard)
         self.table = DeltaTable(max_requests, head)
         self.pending = PendingRows(config.pending_mb * MIB, device)
-        self.shared = DeltaCache(config.delta_cache_mb * MIB, head.hidden_size, device)
+        self.shared = DeltaCache(
+            config.delta_cache_mb * MIB, head.hidden_size, device, waits=ranks.size > 1
+        )
         self.requests: dict[str, Request] = {}
         self.bypassed: set[str] = set()
         self.kept: OrderedDict[str, tuple[str, Learned]] = OrderedDict()
@@ -130,7 +151,8 @@ class Deltas:
     def begin_step(self, scheduler_output: SchedulerOutput) -> None:
         """Departures, then arrivals: an id may be aborted and used again in the same step."""
         self._staged = None
-        for req_id in scheduler_output.finished_req_ids:
+        # Sorted: a set's order differs among processes, and the oldest kept deltas go first.
+        for req_id in sorted(scheduler_output.finished_req_ids):
             self._finish(req_id)
         for req_id in scheduler_output.preempted_req_ids or ():
             request = self.requests.get(req_id)
@@ -149,29 +171,37 @@ class Deltas:
         self._staged = None
         if not self.requests:
             return
-        completed: list[tuple[Request, Callable[[], Tensor]]] = []
-        leaders: dict[bytes, Request] = {}
-        followers: list[tuple[Request, Request]] = []
+        prefilling: list[Request] = []
+        ready: list[tuple[Request, Callable[[], Tensor], bytes | None, Learned | None]] = []
         for i, req_id in enumerate(batch.req_ids):
             request = self.requests.get(req_id)
             if request is None or request.learned is not None:
                 continue
+            prefilling.append(request)
             try:
                 rows = self._rows(request, hidden_states, batch, i)
-                if rows is None:
-                    continue
-                key = self._key(request)
-                if key is None:
-                    completed.append((request, rows))
-                elif key in leaders:
-                    followers.append((request, leaders[key]))
-                elif (learned := self._find_shared(key)) is not None:
-                    self._share(request, learned)
-                else:
-                    completed.append((request, rows))
-                    leaders[key] = request
+                if rows is not None:
+                    key = self._key(request)
+                    ready.append(
+                        (request, rows, key, None if key is None else self._find_shared(key))
+                    )
             except Exception as error:
-                self._fail(request, error)
+                request.error = error
+        self._settle(prefilling)
+        completed: list[tuple[Request, Callable[[], Tensor]]] = []
+        leaders: dict[bytes, Request] = {}
+        followers: list[tuple[Request, Request]] = []
+        for request, rows, key, learned in ready:
+            if request.failed:
+                continue
+            if learned is not None:
+                self._share(request, learned)
+            elif key is not None and key in leaders:
+                followers.append((request, leaders[key]))
+            else:
+                completed.append((request, rows))
+                if key is not None:
+                    leaders[key] = request
         # Rows that are copied out of the KV cache have the room that pending ones would have.
         self._learn_all(completed, hidden_states[:1].nbytes if batch.read else 0)
         for request, leader in followers:
@@ -219,20 +249,22 @@ class Deltas:
 
     @torch.inference_mode()
     def token_shifts(self, request_id: str) -> Tensor | None:
-        """W delta, (V,) float32, of a request that ``find`` finds."""
+        """W delta, (V,) float32, of a request that ``find`` finds. All ranks call it."""
         learned = self.find(request_id)
         if learned is None:
             return None
         head = self.linear_head.head()
         shifts = torch.empty(1, head.vocabulary, device=learned.delta.device)
-        head.exact_shift(learned.delta.unsqueeze(0), out=shifts)
-        return shifts[0]
+        delta = learned.delta.unsqueeze(0)
+        self.ranks.together(lambda: head.exact_shift(delta, out=shifts))
+        return self.linear_head.whole(shifts)[0]
 
     def stats(self) -> dict[str, int | float]:
         names = (
             "optimized",
             "shared",
             "bypassed",
+            "ranks_differ",
             "prompt_tokens",
             "hidden_rows_cached",
             "hidden_rows_computed",
@@ -378,21 +410,36 @@ class Deltas:
     def _learn_all(
         self, completed: list[tuple[Request, Callable[[], Tensor]]], row_bytes: int
     ) -> None:
-        group: list[tuple[Request, Tensor]] = []
+        group: list[tuple[Request, Callable[[], Tensor]]] = []
         room = self.pending.limit
         for request, rows in completed:
             room -= len(request.tokens) * row_bytes
             if group and room < 0:
                 self._learn(group)
                 group, room = [], self.pending.limit - len(request.tokens) * row_bytes
-            try:
-                group.append((request, rows()))
-            except Exception as error:
-                self._fail(request, error)
+            group.append((request, rows))
         if group:
             self._learn(group)
 
-    def _learn(self, completed: list[tuple[Request, Tensor]]) -> None:
+    def _learn(self, group: list[tuple[Request, Callable[[], Tensor]]]) -> None:
+        """All ranks have the same requests, and their hidden states or their errors."""
+        read: list[tuple[Request, Tensor]] = []
+        for request, rows in group:
+            try:
+                read.append((request, rows()))
+            except Exception as error:
+                request.error = error
+        self._settle([request for request, _ in group])
+        whole = [(q, self._whole(rows)) for q, rows in read if not q.failed]
+        if whole:
+            self._learn_together(whole)
+
+    def _whole(self, rows: Tensor) -> Tensor:
+        """(n, d) from this rank's slice of it, where the KV cache has only that."""
+        size = self.table.rounded.shape[1]
+        return rows if rows.shape[1] == size else self.ranks.gather_columns(rows)
+
+    def _learn_together(self, completed: list[tuple[Request, Tensor]]) -> None:
         began = time.perf_counter()
         try:
             learned = self._optimize(completed)
@@ -400,7 +447,7 @@ class Deltas:
             # One bad prompt must cost neither the engine nor its neighbours' deltas.
             if len(completed) > 1:
                 for one in completed:
-                    self._learn([one])
+                    self._learn_together([one])
                 return
             self._fail(completed[0][0], error)
         else:
@@ -413,12 +460,26 @@ class Deltas:
         self.optimize_seconds += time.perf_counter() - began
 
     def _optimize(self, completed: list[tuple[Request, Tensor]]) -> list[Learned]:
-        head = self.linear_head.head()
+        """Raises on all ranks what is raised on one."""
+        prompts: list[Prompt] = []
+        self.ranks.together(lambda: prompts.extend(self._prompts(completed)))
+        learned = optimize(
+            self.linear_head.head(),
+            prompts,
+            self.workspace,
+            final_loss=self.config.report_loss,
+            shard=self._shard,
+        )
+        if self.config.check_ranks:
+            self._check_ranks(learned)
+        return learned
+
+    def _prompts(self, completed: list[tuple[Request, Tensor]]) -> list[Prompt]:
         for request, _ in completed:
             # On a GPU such an index would take the process down.
-            if max(request.tokens) >= head.vocabulary:
+            if max(request.tokens) >= self.linear_head.vocabulary:
                 raise ValueError(f"token {max(request.tokens)} is not in the head's vocabulary")
-        prompts = [
+        return [
             Prompt(
                 rows.to(self.device, non_blocking=True),
                 to_device(request.tokens, torch.int64, self.device),
@@ -426,14 +487,32 @@ class Deltas:
             )
             for request, rows in completed
         ]
-        return optimize(head, prompts, self.workspace, final_loss=self.config.report_loss)
+
+    def _check_ranks(self, learned: list[Learned]) -> None:
+        digest = hashlib.sha256()
+        for one in learned:
+            digest.update(one.delta.cpu().numpy().tobytes())
+        if not self.ranks.same(digest.digest()[:8]):
+            self.counters["ranks_differ"] += 1
+            raise RuntimeError(
+                "check_ranks: the tensor-parallel ranks learned different deltas; "
+                f"rank {self.ranks.rank} has {digest.hexdigest()}"
+            )
+
+    def _settle(self, requests: Sequence[Request]) -> None:
+        """Those of ``requests`` in which something failed by now, on any rank, go on without a
+        delta."""
+        errors = self.ranks.agreed([request.error for request in requests])
+        for request, error in zip(requests, errors, strict=True):
+            if error is not None:
+                self._fail(request, error)
 
     def _fail(self, request: Request, error: Exception) -> None:
         """The request goes on without a delta."""
         self.errors.append("".join(traceback.format_exception(error)))
         self.counters["failed"] += 1
         logger.error("SLOT failed for request %s: %s", request.external_id, error)
-        request.failed = True
+        request.failed, request.error = True, None
         zeros = torch.zeros(self.table.rounded.shape[1], device=self.device)
         request.learned = Learned(zeros, zeros[:0], torch.zeros((), dtype=torch.bool))
         self._release(request)
@@ -450,11 +529,13 @@ class Deltas:
         new = {row: q for row, q in here.items() if self.table.row(row) is None}
         if new:
             try:
-                self.table.fill(
-                    [self.table.assign(row, here) for row in new],
-                    torch.stack([q.learned.delta for q in new.values() if q.learned]),
-                    [q.rounds for q in new.values()],
-                    self.linear_head.head(),
+                self.ranks.together(
+                    lambda: self.table.fill(
+                        [self.table.assign(row, here) for row in new],
+                        torch.stack([q.learned.delta for q in new.values() if q.learned]),
+                        [q.rounds for q in new.values()],
+                        self.linear_head.head(),
+                    )
                 )
             except Exception:
                 # Else an equal prompt would take what the row held before for its own.

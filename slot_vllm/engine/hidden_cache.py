@@ -19,6 +19,8 @@ from vllm.model_executor.models.extract_hidden_states import (
 )
 from vllm.v1.attention.backend import AttentionCGSupport
 
+from slot_vllm.engine.ranks import ALONE, Ranks
+
 _PREFIX = "slot.hidden_states"
 
 
@@ -72,17 +74,22 @@ class _Layer(CacheOnlyAttentionLayer):
 class HiddenCache:
     """The layer of one runner, whose model is loaded and whose KV cache is not yet allocated.
 
-    size: the values kept per token, d on one worker. name: of the layer, with exactly one integer,
-    after those of the model's layers: vLLM orders its caches by it.
+    size: of a hidden state, d. ranks: each keeps a slice of d / ranks values per token, if that is
+    whole, else all d; a prompt's slices are gathered once all ranks have read theirs. name: of the
+    layer, with exactly one integer, after those of the model's layers: vLLM orders its caches by
+    it.
     """
 
-    def __init__(self, vllm_config: Any, size: int) -> None:
+    def __init__(self, vllm_config: Any, size: int, ranks: Ranks = ALONE) -> None:
         layers = vllm_config.compilation_config.static_forward_context
         indices = [int(part) for name in layers for part in name.split(".") if part.isdecimal()]
         # Twice, because vLLM counts two attention modules per layer in some models.
         self.name = f"{_PREFIX}.{2 * (1 + max(indices, default=-1))}"
+        width = size if size % ranks.size else size // ranks.size
+        first = 0 if width == size else ranks.rank * width
+        self._slice = slice(first, first + width)
         with set_current_vllm_config(vllm_config):
-            self._layer = _Layer(size, self.name)
+            self._layer = _Layer(width, self.name)
         self.cost: Cost | None = None
 
     @property
@@ -96,11 +103,11 @@ class HiddenCache:
 
     def write(self, hidden: Tensor, slots: Tensor) -> None:
         """hidden: (r, d). slots: (r,) int64, vLLM's slot mapping; what is negative gets nothing."""
-        basic_cache(hidden.unsqueeze(1), self._layer.kv_cache, slots)
+        basic_cache(hidden[:, None, self._slice], self._layer.kv_cache, slots)
 
     def read(self, blocks: Tensor, block_size: int, rows: int) -> Tensor:
-        """A request's first ``rows`` hidden states, (rows, d). blocks: its row of the block table,
-        (k,) int32 on the device."""
+        """A request's first ``rows`` hidden states, (rows, d) or this rank's slice of them. blocks:
+        its row of the block table, (k,) int32 on the device."""
         positions = torch.arange(rows, device=blocks.device)
         slots = blocks[positions // block_size].long() * block_size + positions % block_size
         cache = self._layer.kv_cache
