@@ -77,7 +77,7 @@ class HiddenCache:
     size: of a hidden state, d. ranks: each keeps a slice of d / ranks values per token, if that is
     whole, else all d; a prompt's slices are gathered once all ranks have read theirs. name: of the
     layer, with exactly one integer, after those of the model's layers: vLLM orders its caches by
-    it.
+    it. width: the values kept per token on this rank.
     """
 
     def __init__(self, vllm_config: Any, size: int, ranks: Ranks = ALONE) -> None:
@@ -85,11 +85,11 @@ class HiddenCache:
         indices = [int(part) for name in layers for part in name.split(".") if part.isdecimal()]
         # Twice, because vLLM counts two attention modules per layer in some models.
         self.name = f"{_PREFIX}.{2 * (1 + max(indices, default=-1))}"
-        width = size if size % ranks.size else size // ranks.size
-        first = 0 if width == size else ranks.rank * width
-        self._slice = slice(first, first + width)
+        self.width = size if size % ranks.size else size // ranks.size
+        first = 0 if self.width == size else ranks.rank * self.width
+        self._slice = slice(first, first + self.width)
         with set_current_vllm_config(vllm_config):
-            self._layer = _Layer(width, self.name)
+            self._layer = _Layer(self.width, self.name)
         self.cost: Cost | None = None
 
     @property

@@ -7,11 +7,14 @@ import os
 
 os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "0|1"
 
+import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.engine.cases import (
     VOCABULARY,
@@ -19,10 +22,11 @@ from tests.engine.cases import (
     assert_delta_equal,
     assert_tokens_equal,
     mixed_cases,
+    random_tokens,
     reference,
 )
-from tests.engine.conftest import SMALL
-from tests.engine.generate import run, tokens_of
+from tests.engine.conftest import SLOT, SMALL
+from tests.engine.generate import run, sampling_params, tokens_of
 
 TP2: dict[str, Any] = {"tensor_parallel_size": 2}
 PP2: dict[str, Any] = {"pipeline_parallel_size": 2, "enforce_eager": False}
@@ -47,7 +51,7 @@ def parallel(engine: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
 
 
 def assert_equal_to_one_process(
-    llm: Any, model: str, cases: list[Case], workers: list[bool], blocks: int
+    llm: Any, model: str, cases: list[Case], workers: list[bool]
 ) -> None:
     """Tokens and deltas of ``cases``. workers: of each, whether it is one that knows deltas."""
     expected = reference(model, cases)
@@ -70,6 +74,7 @@ def assert_equal_to_one_process(
             assert stats["optimized"]
 
 
+# The longest are not in every run.
 @pytest.mark.parametrize(
     ("architecture", "tied", "vocabulary"),
     [
@@ -91,9 +96,178 @@ def test_tensor_parallel(
     blocks = 22 if architecture == "gemma2" else 14
     llm = parallel(model, **TP2, num_gpu_blocks_override=blocks)
     cases = cases_of(vocabulary or VOCABULARY)
-    assert_equal_to_one_process(llm, model, cases, [True, True], blocks)
+    assert_equal_to_one_process(llm, model, cases, [True, True])
 
 
 def test_pipeline_parallel(tiny_model: str, parallel: Callable[..., Any]) -> None:
     llm = parallel(tiny_model, **PP2)
-    assert_equal_to_one_process(llm, tiny_model, cases_of(VOCABULARY), [False, True], 14)
+    assert_equal_to_one_process(llm, tiny_model, cases_of(VOCABULARY), [False, True])
+
+
+def on_rank(
+    rank: int, wrap: Callable[[Any, Callable[..., Any]], Any], owner: str, name: str
+) -> Any:
+    """For ``collective_rpc``: on that worker, put ``wrap`` around a function of SLOT's."""
+
+    def work(worker: Any) -> None:
+        if worker.rank != rank:
+            return
+        from pydoc import locate
+
+        target = locate(owner)
+        original = getattr(target, name)
+        setattr(target, name, wrap(worker, original))
+
+    return work
+
+
+def _failing(at_call: int) -> Callable[[Any, Callable[..., Any]], Any]:
+    """Raise in one call, then be what it was."""
+
+    def wrap(worker: Any, original: Callable[..., Any]) -> Any:
+        calls = []
+
+        def failing(*args: Any, **kwargs: Any) -> Any:
+            calls.append(1)
+            if len(calls) == at_call:
+                raise RuntimeError("injected")
+            return original(*args, **kwargs)
+
+        return failing
+
+    return wrap
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "at_call"),
+    [
+        ("slot_vllm.optim.two_pass_form.TwoPassForm", "sums", 3),
+        ("slot_vllm.optim.two_pass_form.TwoPassForm", "__init__", 1),
+        ("slot_vllm.engine.hidden_cache.HiddenCache", "read", 1),
+        ("slot_vllm.engine.deltas.Deltas", "_key", 1),
+    ],
+)
+def test_what_fails_on_one_rank_costs_one_delta_on_both(
+    owner: str, name: str, at_call: int, tiny_model: str, parallel: Callable[..., Any]
+) -> None:
+    llm = parallel(tiny_model, **TP2)
+    # Longer than a step, so that it is read out of the KV cache.
+    seed = 700 + len(owner) + len(name) + at_call
+    first, second = (Case(random_tokens(70, seed + i * 1000), 5, 0.1, 8) for i in range(2))
+    before = llm.collective_rpc("slot_stats")
+    llm.collective_rpc(on_rank(1, _failing(at_call), owner, name))
+    (output,) = run(llm, [first])
+    expected = reference(tiny_model, [replace(first, steps=0), second])
+    assert_tokens_equal(tokens_of([output]), expected[:1])
+    assert llm.collective_rpc("slot_delta", args=(output.request_id,)) == [None, None]
+    errors = llm.collective_rpc("slot_errors")
+    assert "OtherRankFailed" in errors[0][-1] and "injected" in errors[1][-1]
+    (output,) = run(llm, [second])
+    assert_tokens_equal(tokens_of([output]), expected[1:])
+    one, other = llm.collective_rpc("slot_delta", args=(output.request_id,))
+    assert one == other
+    assert_delta_equal(one, expected[1], 0.1)
+    for was, now in zip(before, llm.collective_rpc("slot_stats"), strict=True):
+        counts = [now[key] - was[key] for key in ("failed", "optimized", "ranks_differ")]
+        assert counts == [1, 1, 0]
+
+
+def test_ranks_that_differ_are_found(tiny_model: str, parallel: Callable[..., Any]) -> None:
+    llm = parallel(tiny_model, **TP2)
+    case = Case(random_tokens(30, 800), 5, 0.1, 2)
+
+    def wrap(worker: Any, original: Callable[..., Any]) -> Any:
+        def optimize(*args: Any, **kwargs: Any) -> Any:
+            deltas.optimize = original
+            (learned,) = original(*args, **kwargs)
+            learned.delta[3] += 1e-7
+            return [learned]
+
+        import slot_vllm.engine.deltas as deltas
+
+        return optimize
+
+    llm.collective_rpc(on_rank(0, wrap, "slot_vllm.engine.deltas", "optimize"))
+    (output,) = run(llm, [case])
+    assert_tokens_equal(tokens_of([output]), reference(tiny_model, [replace(case, steps=0)]))
+    for stats, errors in zip(
+        llm.collective_rpc("slot_stats"), llm.collective_rpc("slot_errors"), strict=True
+    ):
+        assert stats["ranks_differ"] == 1
+        assert "check_ranks: the tensor-parallel ranks learned different deltas" in errors[-1]
+
+
+def test_prefix_hits_and_token_shifts(tiny_model: str, parallel: Callable[..., Any]) -> None:
+    """Each rank keeps half of a hidden state, and a part of W."""
+    llm = parallel(tiny_model, **TP2)
+    prefix = random_tokens(70, 810)
+    cases = [Case(prefix + random_tokens(9, 811 + i), 5, 0.1, 4) for i in range(2)]
+    outputs = [run(llm, [case])[0] for case in cases]
+    assert outputs[1].num_cached_tokens == 64
+    expected = reference(tiny_model, cases)
+    assert_tokens_equal(tokens_of(outputs), expected)
+    weight = load_file(f"{tiny_model}/model.safetensors")["model.embed_tokens.weight"]
+    for output, answer in zip(outputs, expected, strict=True):
+        delta, other = llm.collective_rpc("slot_delta", args=(output.request_id,))
+        assert delta == other
+        assert_delta_equal(delta, answer, 0.1)
+        shifts, others = llm.collective_rpc("slot_token_shifts", args=(output.request_id,))
+        assert shifts == others
+        found = torch.frombuffer(bytearray(shifts), dtype=torch.float32)
+        torch.testing.assert_close(found, weight @ torch.tensor(delta), rtol=1e-5, atol=1e-6)
+
+    def width(worker: Any) -> int:
+        size: int = worker.model_runner.slot_hidden_cache.width
+        return size
+
+    assert llm.collective_rpc(width) == [32, 32]
+
+
+async def data_parallel(model: str, cases: list[Case]) -> tuple[list[list[int]], list[Any], Any]:
+    """Tokens; per case, what each engine's worker knows of its delta; each engine's counters."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.sampling_params import RequestOutputKind
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    arguments = AsyncEngineArgs(
+        model,
+        **SMALL,
+        data_parallel_size=2,
+        worker_extension_cls="slot_vllm",
+        additional_config={"slot": SLOT},
+    )
+    llm = AsyncLLM.from_engine_args(arguments)
+
+    async def generate(i: int, case: Case) -> list[int]:
+        params = sampling_params(case, output_kind=RequestOutputKind.FINAL_ONLY)
+        prompt = {"prompt_token_ids": list(case.tokens)}
+        outputs = [output async for output in llm.generate(prompt, params, f"case-{i}")]
+        return list(outputs[-1].outputs[0].token_ids)
+
+    async def ask(method: str, *args: Any) -> list[Any]:
+        # AsyncLLM.collective_rpc gives the first engine's answer alone.
+        answers = await llm.engine_core.call_utility_all_async(
+            "collective_rpc", method, None, args, None
+        )
+        return [answer for (answer,) in answers]
+
+    try:
+        tokens = await asyncio.gather(*(generate(i, case) for i, case in enumerate(cases)))
+        deltas = [await ask("slot_delta", f"case-{i}") for i in range(len(cases))]
+        return tokens, deltas, await ask("slot_stats")
+    finally:
+        llm.shutdown()
+
+
+def test_data_parallel(tiny_model: str) -> None:
+    cases = cases_of(VOCABULARY)
+    expected = reference(tiny_model, cases)
+    tokens, deltas, stats = asyncio.run(data_parallel(tiny_model, cases))
+    assert_tokens_equal(tokens, expected)
+    for case, answer, known in zip(cases, expected, deltas, strict=True):
+        found = [delta for delta in known if delta is not None]
+        # A request belongs to one engine, and so does its delta.
+        assert len(found) == (case.steps > 0)
+        if found:
+            assert_delta_equal(found[0], answer, case.lr)
+    assert len(stats) == 2 and all(engine["optimized"] for engine in stats)
