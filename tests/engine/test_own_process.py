@@ -1,4 +1,5 @@
-"""The engine tests that need a process of their own: vLLM's V2 model runner, and n-gram drafts."""
+"""The engine tests that need a process of their own: vLLM's V2 model runner, n-gram drafts, and
+several workers."""
 
 import os
 import subprocess
@@ -12,7 +13,13 @@ ENGINE = Path(__file__).parent
 
 @pytest.mark.parametrize(
     ("runner", "target"),
-    [("v2", "conformance"), ("v1", "own_process/ngram.py"), ("v2", "own_process/ngram.py")],
+    [
+        ("v2", "conformance"),
+        ("v1", "own_process/ngram.py"),
+        ("v2", "own_process/ngram.py"),
+        ("v1", "own_process/parallel.py"),
+        pytest.param("v2", "own_process/parallel.py", marks=pytest.mark.full),
+    ],
 )
 def test_in_a_process_of_its_own(runner: str, target: str, pytestconfig: pytest.Config) -> None:
     full = ["--full"] if pytestconfig.getoption("--full") else []
