@@ -33,9 +33,9 @@ class Work:
 def learning(model: Model, ranks: int, rows: int, steps: int) -> Work:
     """T steps of one prompt with n rows that stay in the workspace, in one chunk.
 
-    Per step an all-gather of 2 n floats and one of d; all rows' product with V / ranks columns, once;
-    W read for it, for T gradients and for T - 1 shifts; Z0 written once and then read twice a step,
-    but once in the first.
+    Per step an all-gather of 2 n floats and one of d; the rows' product with V / ranks columns,
+    once; W read for it, for T gradients and for T - 1 shifts; Z0 written once and then read twice a
+    step, but once in the first.
     """
     given = 4 * steps * (2 * rows + model.hidden)
     columns = -(-model.vocabulary // ranks)

@@ -42,6 +42,13 @@ In the KV cache (``hidden_cache``; 0.32, where ``HiddenStateCacheSpec`` is):
   builder allows no CUDA graphs. Can go when vLLM keeps last hidden states for whoever asks.
 - ``kv_cache_config.kv_cache_groups``, the runners' block tables and slot mappings: read.
 
+Among workers (``ranks``, ``worker``):
+
+- ``get_tp_group()``: ``all_gather`` while deltas are learned, its ``cpu_group`` for flags that say
+  what failed; ``get_pp_group().is_last_rank``: only there is a head.
+- ``LogitsProcessor._gather_logits``: called by us, after W delta was added to a rank's own columns.
+- the head's ``tp_size`` and ``num_added_embeddings``: read, to know which columns a rank has.
+
 Read but not changed: ``LogitsProcessor`` (``_get_logits``, ``org_vocab_size``, ``soft_cap``,
 ``scale``), ``SamplingParams.extra_args`` and ``skip_reading_prefix_cache``,
 ``EngineCoreRequest.cache_salt``, ``SchedulerOutput``, V1's ``input_batch``, ``requests`` and

@@ -1,5 +1,5 @@
-"""The counts of docs/scaling.md, and that they are what happens; tests/engine/own_process/parallel.py
-counts what passes through vLLM's group."""
+"""The counts of docs/scaling.md, and that they are what happens among threads;
+tests/engine/own_process/parallel.py counts what passes through vLLM's group."""
 
 from itertools import pairwise
 from pathlib import Path

@@ -10,12 +10,14 @@ os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "0|1"
 import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from slot_vllm.bench.scaling import Model, learning, prefill
 from tests.engine.cases import (
     VOCABULARY,
     Case,
@@ -29,6 +31,11 @@ from tests.engine.conftest import SLOT, SMALL, V2
 from tests.engine.generate import run, sampling_params, tokens_of
 
 TP2: dict[str, Any] = {"tensor_parallel_size": 2}
+if V2:
+    here = Path(__file__).parent
+    paths = (here / "interpreter", here.parents[2], os.environ.get("PYTHONPATH", ""))
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, paths))
+
 PP2: dict[str, Any] = {"pipeline_parallel_size": 2, "enforce_eager": False}
 
 
@@ -197,6 +204,44 @@ def test_ranks_that_differ_are_found(tiny_model: str, parallel: Callable[..., An
     ):
         assert stats["ranks_differ"] == 1
         assert "check_ranks: the tensor-parallel ranks learned different deltas" in errors[-1]
+
+
+@pytest.mark.skipif(V2, reason="its model runner makes the same calls")
+def test_what_passes_through_the_group(tiny_model: str, parallel: Callable[..., Any]) -> None:
+    """The formulas of docs/scaling.md, counted where vLLM exchanges tensors."""
+    llm = parallel(tiny_model, **TP2)
+    case = Case(random_tokens(41, 820), 5, 0.1, 1)
+
+    def counting(worker: Any, original: Callable[..., Any]) -> Any:
+        counted = worker.counted = getattr(worker, "counted", {})
+
+        def call(group: Any, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            counted.setdefault(original.__name__, []).append(tensor.nbytes)
+            return original(group, tensor, *args, **kwargs)
+
+        return call
+
+    group = "vllm.distributed.parallel_state.GroupCoordinator"
+    for owner, name in (
+        (group, "all_reduce"),
+        (group, "all_gather"),
+        ("slot_vllm.engine.ranks.Ranks", "gather"),
+    ):
+        llm.collective_rpc(on_rank(0, counting, owner, name))
+    run(llm, [case])
+    (counted, _) = llm.collective_rpc(lambda worker: getattr(worker, "counted", None))
+    model = Model(64, 262, 2, 0, itemsize=4)
+    rows, steps = 40, case.steps
+    own = learning(model, 2, rows, steps)
+    # And the loss after the last step; one other rank.
+    assert len(counted["gather"]) == own.collectives + 1
+    assert sum(counted["gather"]) == own.received + 4 * 2 * rows
+    # Besides, only the logits are gathered.
+    assert len(counted["all_gather"]) == len(counted["gather"]) + 1
+    forward = prefill(model, 2, len(case.tokens))
+    assert len(counted["all_reduce"]) == forward.collectives
+    # A ring of two receives as much as each has.
+    assert sum(counted["all_reduce"]) == forward.received
 
 
 def test_prefix_hits_and_token_shifts(tiny_model: str, parallel: Callable[..., Any]) -> None:
