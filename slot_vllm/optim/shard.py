@@ -83,7 +83,7 @@ def gathered_shapes(
     return shapes
 
 
-def bytes_given(shapes: Sequence[tuple[int, int]]) -> int:
+def bytes_given(shapes: Sequence[tuple[int, ...]]) -> int:
     """By one rank, float32; it receives as many from each of the others."""
     return 4 * sum(prod(shape) for shape in shapes)
 

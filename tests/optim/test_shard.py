@@ -189,6 +189,7 @@ def test_a_rank_that_fails_alone_fails_all_and_none_waits(
 
     def self_rank(args: Any, kwargs: Any, form: TwoPassForm) -> int:
         shard = form._shard if place != "__init__" else args[3]
+        assert isinstance(shard, Shard)
         return int(shard.first_token > 0)
 
     with monkeypatch.context() as patch:
