@@ -90,7 +90,7 @@ def install(worker: Any) -> None:
     runner = worker.model_runner
     config = read_config(worker.vllm_config)
     if not get_pp_group().is_last_rank:
-        runner.slot_deltas = None
+        runner.slot_deltas = runner.slot_hidden_cache = None
         return
     ranks = Ranks(get_tp_group())
     model = runner.get_model()

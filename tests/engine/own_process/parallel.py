@@ -107,6 +107,15 @@ def test_tensor_parallel(
     assert_equal_to_one_process(llm, model, cases, [True, True])
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("options", [{"hidden_cache": "off"}, {"rounding": "model"}])
+def test_tensor_parallel_with_other_settings(
+    options: dict[str, Any], tiny_model: str, parallel: Callable[..., Any]
+) -> None:
+    llm = parallel(tiny_model, options, **TP2)
+    assert_equal_to_one_process(llm, tiny_model, cases_of(VOCABULARY), [True, True])
+
+
 @pytest.mark.skipif(V2, reason="its compiled model does not start under the interpreter")
 def test_pipeline_parallel(tiny_model: str, parallel: Callable[..., Any]) -> None:
     llm = parallel(tiny_model, **PP2)
