@@ -9,10 +9,12 @@ os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "0|1"
 
 import asyncio
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -29,6 +31,7 @@ from tests.engine.cases import (
 )
 from tests.engine.conftest import SLOT, SMALL, V2
 from tests.engine.generate import run, sampling_params, tokens_of
+from tests.engine.server import MODEL, serving
 
 TP2: dict[str, Any] = {"tensor_parallel_size": 2}
 if V2:
@@ -324,3 +327,34 @@ def test_data_parallel(tiny_model: str) -> None:
         if found:
             assert_delta_equal(found[0], answer, case.lr)
     assert len(stats) == 2 and all(engine["optimized"] for engine in stats)
+
+
+@pytest.mark.full
+@pytest.mark.skipif(V2, reason="a server's processes have no interpreter")
+def test_a_data_parallel_server(tiny_model: str, tmp_path: Path) -> None:
+    cases = [case for case in cases_of(VOCABULARY) if len(case.tokens) > 1]
+    options = ("--dtype", "float32", "--max-model-len", "320", "--data-parallel-size", "2")
+    with serving(tiny_model, {}, tmp_path / "log", *options) as server:
+
+        def complete(case: Case, **xargs: Any) -> list[int]:
+            completion: Any = server.client.completions.create(
+                model=MODEL,
+                prompt=list(case.tokens),
+                temperature=0,
+                max_tokens=case.new_tokens,
+                extra_body={
+                    "vllm_xargs": {"slot_steps": case.steps, "slot_lr": case.lr, **xargs},
+                    "ignore_eos": True,
+                    "return_token_ids": True,
+                },
+            )
+            return list(completion.choices[0].token_ids)
+
+        with ThreadPoolExecutor(8) as pool:
+            tokens = list(pool.map(complete, cases))
+        assert_tokens_equal(tokens, reference(tiny_model, cases))
+        # Whichever of the front end's processes it reaches.
+        for _ in range(6):
+            with pytest.raises(openai.BadRequestError, match="slot_step"):
+                complete(cases[0], slot_step=3)
+        assert server.said().count("SLOT 0.1.0 on the") == 2
