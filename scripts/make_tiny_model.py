@@ -30,14 +30,20 @@ CONFIGS = {"qwen2": Qwen2Config, "llama": LlamaConfig, "gemma2": Gemma2Config}
 
 
 def make_tiny_model(
-    directory: Path, architecture: str = "qwen2", tied: bool = True, seed: int = 0
+    directory: Path,
+    architecture: str = "qwen2",
+    tied: bool = True,
+    seed: int = 0,
+    vocabulary: int | None = None,
 ) -> None:
     """Write the model and its tokenizer to ``directory``, whole or not at all.
 
     architecture: qwen2, llama or gemma2 (with soft caps). tied: share embeddings and head.
+    vocabulary: tokens of the model, by default the tokenizer's.
     """
     tokenizer = _tokenizer()
     config = _config(architecture, tied, tokenizer)
+    config.vocab_size = vocabulary or config.vocab_size
     torch.manual_seed(seed)
     model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     if architecture == "gemma2":
@@ -109,12 +115,17 @@ def main() -> None:
     parser.add_argument("--architecture", choices=sorted(CONFIGS), default="qwen2")
     parser.add_argument("--untied", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--vocabulary", type=int, help="tokens of the model")
     arguments = parser.parse_args()
     if arguments.directory.exists():
         print(f"{arguments.directory} is there already")
         return
     make_tiny_model(
-        arguments.directory, arguments.architecture, not arguments.untied, arguments.seed
+        arguments.directory,
+        arguments.architecture,
+        not arguments.untied,
+        arguments.seed,
+        arguments.vocabulary,
     )
     print(f"{arguments.directory}: a tiny random {arguments.architecture} model")
 

@@ -110,6 +110,8 @@ class SlotConfig(SlotParams):
     report_loss: compute the prompt loss after the last step too (one more pass per prompt) and
         keep the losses of finished requests readable with the deltas.
     keep_deltas: how many finished requests' deltas (and losses) stay readable.
+    check_ranks: under tensor parallelism, compare hashes of each delta over the ranks; a request
+        whose ranks differ fails. Waits for the device: for debugging.
     """
 
     max_steps: Annotated[Integer, Field(ge=0, le=1000)] = 100
@@ -122,6 +124,7 @@ class SlotConfig(SlotParams):
     pending_mb: Annotated[Integer, Field(ge=0)] = 256
     report_loss: Annotated[bool, Field(strict=True)] = False
     keep_deltas: Annotated[Integer, Field(ge=0)] = 0
+    check_ranks: Annotated[bool, Field(strict=True)] = False
 
     @classmethod
     def load(

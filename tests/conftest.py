@@ -36,16 +36,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], str]:
-    """tiny_models(architecture, tied): the path of a tiny random model."""
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """tiny_models(architecture, tied, vocabulary=None): the path of a tiny random model."""
     directory = tmp_path_factory.mktemp("models")
 
-    def path(architecture: str, tied: bool) -> str:
-        model = directory / f"{architecture}-{'tied' if tied else 'untied'}"
+    def path(architecture: str, tied: bool, vocabulary: int | None = None) -> str:
+        model = directory / f"{architecture}-{'tied' if tied else 'untied'}-{vocabulary}"
         if not model.exists():
             # In a process of its own: importing transformers' models first disturbs vLLM's.
             command = [sys.executable, str(ROOT / "scripts/make_tiny_model.py"), str(model)]
             command += ["--architecture", architecture, *([] if tied else ["--untied"])]
+            command += ["--vocabulary", str(vocabulary)] if vocabulary else []
             subprocess.run(command, check=True)
         return str(model)
 

@@ -88,7 +88,8 @@ def serve_burst(
 
 
 def burst_figures(found: Burst) -> BurstFigures:
-    before, during = [], []
+    before: list[float] = []
+    during: list[float] = []
     for one in found.running:
         for earlier, later in zip(one.outputs, one.outputs[1:], strict=False):
             # The step in which the burst arrives is the first that can be late.
@@ -96,10 +97,10 @@ def burst_figures(found: Burst) -> BurstFigures:
     first = [one.first_token_seconds for one in found.burst]
     p50, p99 = np.percentile(during, (50, 99))
     return BurstFigures(
-        before_p50=np.median(before),
+        before_p50=float(np.median(before)),
         itl_p50=p50,
         itl_p99=p99,
         itl_max=max(during),
-        ttft_p50=np.median(first),
+        ttft_p50=float(np.median(first)),
         ttft_max=max(first),
     )

@@ -145,5 +145,5 @@ def _sample(llm: Any, options: argparse.Namespace, seed: int) -> float:
 
 
 def _stats(llm: Any) -> dict[str, Any]:
-    stats: dict[str, Any] = llm.collective_rpc("slot_stats")[0]
+    stats: dict[str, Any] = llm.collective_rpc("slot_stats")[-1]
     return stats

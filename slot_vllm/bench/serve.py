@@ -117,7 +117,8 @@ def measure(
         for name, workload in workloads.items()
         for load in workload.loads
     ]
-    (stats,) = llm.collective_rpc("slot_stats")
+    # Of the last worker: earlier pipeline stages know nothing of deltas.
+    stats = llm.collective_rpc("slot_stats")[-1]
     return {
         "benchmark": "serve",
         "shape": shape.name,
@@ -144,9 +145,9 @@ def _measure_load(
     vocabulary = llm.model_config.get_vocab_size()
 
     def serve(arm: str, prompts: Sequence[list[int]], output_tokens: int) -> tuple[Loop, float]:
-        (before,) = llm.collective_rpc("slot_stats")
+        before = llm.collective_rpc("slot_stats")[-1]
         loop = closed_loop(llm, prompts, output_tokens, load.concurrency, arms[arm])
-        (after,) = llm.collective_rpc("slot_stats")
+        after = llm.collective_rpc("slot_stats")[-1]
         optimized = after["optimized"] - before["optimized"]
         if optimized != (len(prompts) if arm == "on" else 0) or after["failed"]:
             raise RuntimeError(

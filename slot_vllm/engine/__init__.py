@@ -59,6 +59,13 @@ In the KV cache (``hidden_cache``; 0.32, where ``HiddenStateCacheSpec`` is):
   builder allows no CUDA graphs. Can go when vLLM keeps last hidden states for whoever asks.
 - ``kv_cache_config.kv_cache_groups``, the runners' block tables and slot mappings: read.
 
+Among workers (``ranks``, ``worker``):
+
+- ``get_tp_group()``: ``all_gather`` while deltas are learned, its ``cpu_group`` for flags that say
+  what failed; ``get_pp_group().is_last_rank``: only there is a head.
+- ``LogitsProcessor._gather_logits``: called by us, after W delta was added to a rank's own columns.
+- the head's ``tp_size`` and ``num_added_embeddings``: read, to know which columns a rank has.
+
 Called, per scrape: ``AsyncMPClient.call_utility_all_async`` and ``engine_ranks_managed``
 (``metrics``), because ``EngineClient.collective_rpc`` gives the first engine's answer only; and
 ``collective_rpc`` itself (``stats_endpoint``, a plugin of the group ``vllm.endpoint_plugins``).

@@ -33,9 +33,11 @@ def prompt_key(
 
 class DeltaCache:
     """The deltas used last: (k, d) float32 on ``device``, ``limit`` bytes of them, allocated now:
-    before vLLM measures what is left for its KV cache."""
+    before vLLM measures what is left for its KV cache. waits: for the device, to know whether a
+    delta is finite: so all tensor-parallel ranks know the same."""
 
-    def __init__(self, limit: int, size: int, device: torch.device) -> None:
+    def __init__(self, limit: int, size: int, device: torch.device, waits: bool = False) -> None:
+        self._waits = waits
         self._deltas = torch.empty(limit // (4 * size), size, dtype=torch.float32, device=device)
         self._free = list(range(len(self._deltas)))
         # A row of ``_deltas``, and all else that was learned.
@@ -52,7 +54,7 @@ class DeltaCache:
         if key not in self._entries:
             return None
         row, learned = self._entries[key]
-        if learned.known_not_finite:
+        if not learned.finite if self._waits else learned.known_not_finite:
             # What was not finite once, a fault, need not be so again.
             del self._entries[key]
             self._free.append(row)

@@ -53,8 +53,10 @@ class DeltaTable:
             part = slice(start, start + _SHARING)
             shifts = torch.empty(len(rows[part]), head.vocabulary, device=deltas.device)
             head.exact_shift(deltas[part], out=shifts)
-            low, high = torch.aminmax(shifts, dim=1)
-            largest = torch.maximum(-low, high).maximum(deltas[part].abs().amax(dim=1))
+            largest = deltas[part].abs().amax(dim=1)
+            if head.vocabulary:  # a rank may have no columns
+                low, high = torch.aminmax(shifts, dim=1)
+                largest = torch.maximum(-low, high).maximum(largest)
             for i, (row, delta, shift, rounded) in enumerate(
                 zip(rows[part], deltas[part], shifts, rounds[part], strict=True)
             ):

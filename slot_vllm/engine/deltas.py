@@ -1,10 +1,12 @@
 """The deltas of one model runner: born when a prompt is complete, gone with their request."""
 
+import hashlib
 import logging
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -21,6 +23,7 @@ from slot_vllm.engine.linear_head import Additions, LinearHead
 from slot_vllm.engine.loss_drops import LossDrops
 from slot_vllm.engine.pending import PendingRows
 from slot_vllm.engine.prompt_rows import PromptRows
+from slot_vllm.engine.ranks import ALONE, Ranks
 from slot_vllm.engine.request import Request
 from slot_vllm.engine.step_timer import StepTimer
 from slot_vllm.kernels.compiled import library_for
@@ -32,6 +35,7 @@ from slot_vllm.optim.optimize import (
     to_device,
     warm_up,
 )
+from slot_vllm.optim.shard import OtherRankFailed
 from slot_vllm.optim.workspace import Workspace, choose_size
 from slot_vllm.params import SlotConfig, SlotError, named
 
@@ -43,16 +47,32 @@ MIB = 1 << 20
 
 
 class Deltas:
-    """State of one runner. All of it hangs on that runner; nothing is shared in the process."""
+    """State of one runner. All of it hangs on that runner; nothing is shared in the process.
+
+    Under tensor parallelism every rank has one, for its columns of the vocabulary, and all take the
+    same decisions: from what the scheduler says, from sizes that are the same on all, and where
+    something may fail on one alone, from what ``ranks`` agree on.
+    """
 
     def __init__(
-        self, config: SlotConfig, linear_head: LinearHead, max_requests: int, device: torch.device
+        self,
+        config: SlotConfig,
+        linear_head: LinearHead,
+        max_requests: int,
+        device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.config = config
         self.linear_head = linear_head
+        self.ranks = ranks
         head = linear_head.head()
-        smallest = smallest_workspace(head)
+        self._shard = linear_head.shard() if ranks.size > 1 else None
+        smallest = smallest_workspace(head, self._shard)
         self.workspace_size = choose_size(config.workspace_mb, device)
+        # What is free on the devices differs.
+        self.workspace_size = replace(
+            self.workspace_size, mb=ranks.smallest(self.workspace_size.mb)
+        )
         if self.workspace_size.bytes < smallest:
             raise SlotError(
                 f"slot.workspace_mb={self.workspace_size.mb}: too small for a head of "
@@ -62,10 +82,12 @@ class Deltas:
         library_for(head.weight)
         self.device = device
         self.workspace = Workspace(self.workspace_size.bytes, device)
-        warm_up(head, self.workspace)
+        warm_up(head, self.workspace, self._shard)
         self.table = DeltaTable(max_requests, head)
         self.pending = PendingRows(config.pending_mb * MIB, device)
-        self.shared = DeltaCache(config.delta_cache_mb * MIB, head.hidden_size, device)
+        self.shared = DeltaCache(
+            config.delta_cache_mb * MIB, head.hidden_size, device, waits=ranks.size > 1
+        )
         self.requests: dict[str, Request] = {}
         self.bypassed: set[str] = set()
         self.plain: set[str] = set()
@@ -75,7 +97,7 @@ class Deltas:
         self.optimize_seconds = 0.0
         self.step_timer = StepTimer(device)
         self.loss_drops = LossDrops(device)
-        self.failures = Failures(self.counters)
+        self.failures = Failures(self.counters, ranks)
         self.errors = self.failures.errors
         self._device_counts = DeviceCounts(
             ("non_finite.optimized", "non_finite.shared", "loss_rose"), device
@@ -85,8 +107,11 @@ class Deltas:
         self._warned_unresolved = False
         # False while vLLM warms up with requests of its own.
         self.serving = True
-        # Of the current step.
+        # Of the current step, and of the one before.
         self._scheduled: Collection[str] = ()
+        self._before: Collection[str] = ()
+        # What failed on this rank in a part of the step that others do not hear of in time.
+        self._unagreed: Failure | None = None
         self._adapted: list[Request] = []
         self._staged: Additions | None = None
         self._epoch = 0
@@ -96,11 +121,12 @@ class Deltas:
         """Departures, then arrivals: an id may be aborted and used again in the same step."""
         if not self.serving:
             return
-        self._scheduled = scheduler_output.num_scheduled_tokens
+        self._before, self._scheduled = self._scheduled, scheduler_output.num_scheduled_tokens
         self._staged = self.rows.not_written = None
         self._adapted = []
         self._log_not_finite()
-        for req_id in scheduler_output.finished_req_ids:
+        # Sorted: a set's order differs among processes, and the oldest kept deltas go first.
+        for req_id in sorted(scheduler_output.finished_req_ids):
             try:
                 self._finish(req_id)
             except Exception as error:
@@ -129,23 +155,35 @@ class Deltas:
         """What is raised within costs deltas, and is raised no further. At ``arrival``, when it is
         not known who comes and goes, those of all requests; in the ``batch`` those of the step's;
         at the ``logits`` those that were staged."""
-        failure = None
         try:
             yield
         except Exception as error:
             failure = Failure.of(error, place)
-        (failure,) = self.failures.agreed([failure])
-        if failure is None:
-            return
-        self._staged = None
-        self.failures.report(failure, "the step goes on without SLOT")
-        affected = self._adapted
-        if place != "logits":
-            names = self.requests if place == "arrival" else self._scheduled
-            affected = [self.requests[name] for name in names if name in self.requests]
-        for request in affected:
+            self._staged = None
+            self.failures.report(failure, "the step goes on without SLOT")
+            if self.ranks.size > 1 and place != "arrival":
+                self._unagreed = failure
+            elif place == "logits":
+                self._fail_all(self._adapted, failure)
+            else:
+                names = self._scheduled if place == "batch" else self.requests
+                self._fail_all(self._named(names), failure)
+
+    def _named(self, names: Collection[str]) -> list[Request]:
+        return [self.requests[name] for name in names if name in self.requests]
+
+    def _fail_all(self, requests: Sequence[Request], failure: Failure) -> None:
+        for request in requests:
             if not request.failed:
                 self._fail(request, failure)
+
+    def _agree_on_last_step(self) -> None:
+        """Other ranks may have gone on with what failed here alone: from now on none does."""
+        failure, self._unagreed = self._unagreed, None
+        if self.ranks.size > 1:
+            (failure,) = self.failures.agreed([failure])
+        if failure is not None:
+            self._fail_all(self._named(self._before), failure)
 
     def not_written(self, failure: Failure) -> None:
         """The step's hidden states did not get into the KV cache: who must read them there, now or
@@ -161,11 +199,9 @@ class Deltas:
         self._staged = None
         if not self.requests:
             return
+        self._agree_on_last_step()
         prefilling: list[Request] = []
-        completed: list[tuple[Request, Callable[[], Tensor]]] = []
-        leaders: dict[bytes, Request] = {}
-        followers: list[tuple[Request, Request]] = []
-        shared: list[Request] = []
+        ready: list[tuple[Request, Callable[[], Tensor]]] = []
         for i, req_id in enumerate(batch.req_ids):
             request = self.requests.get(req_id)
             if request is None or request.learned is not None:
@@ -173,20 +209,27 @@ class Deltas:
             prefilling.append(request)
             with request.containing("hidden_cache"):
                 rows = self.rows.take(request, hidden_states, batch, i)
-                if rows is None:
-                    continue
-                key = self._key(request)
-                if key is None:
-                    completed.append((request, rows))
-                elif key in leaders:
-                    followers.append((request, leaders[key]))
-                elif (learned := self._find_shared(key)) is not None:
-                    request.learned = learned
-                    shared.append(request)
-                else:
-                    completed.append((request, rows))
-                    leaders[key] = request
+                if rows is not None:
+                    ready.append((request, rows))
         self._settle(prefilling)
+        completed: list[tuple[Request, Callable[[], Tensor]]] = []
+        leaders: dict[bytes, Request] = {}
+        followers: list[tuple[Request, Request]] = []
+        shared: list[Request] = []
+        for request, rows in ready:
+            if request.failed:
+                continue
+            key = self._key(request)
+            if key is None:
+                completed.append((request, rows))
+            elif key in leaders:
+                followers.append((request, leaders[key]))
+            elif (found := self._find_shared(key)) is not None:
+                request.learned = found
+                shared.append(request)
+            else:
+                completed.append((request, rows))
+                leaders[key] = request
         # Rows that are copied out of the KV cache have the room that pending ones would have.
         if completed:
             with self.step_timer.step():
@@ -239,14 +282,15 @@ class Deltas:
 
     @torch.inference_mode()
     def token_shifts(self, request_id: str) -> Tensor | None:
-        """W delta, (V,) float32, of a request that ``find`` finds."""
+        """W delta, (V,) float32, of a request that ``find`` finds. All ranks call it."""
         learned = self.find(request_id)
         if learned is None:
             return None
         head = self.linear_head.head()
         shifts = torch.empty(1, head.vocabulary, device=learned.delta.device)
-        head.exact_shift(learned.delta.unsqueeze(0), out=shifts)
-        return shifts[0]
+        delta = learned.delta.unsqueeze(0)
+        self.ranks.together(lambda: head.exact_shift(delta, out=shifts))
+        return self.linear_head.whole(shifts)[0]
 
     def stats(self) -> dict[str, int | float]:
         """Waits for the device."""
@@ -259,6 +303,7 @@ class Deltas:
             "bypassed",
             "plain",
             "aborted",
+            "ranks_differ",
             "prompt_tokens",
             "hidden_rows_cached",
             "hidden_rows_computed",
@@ -374,8 +419,11 @@ class Deltas:
         row = key.hex()
         for q in self.requests.values():
             if q.row == row and q.learned is not None and q.learned is not self._nothing:
-                if not q.learned.known_not_finite:
-                    return q.learned
+                learned = q.learned
+                # As in ``DeltaCache``: ranks must not know it at different times.
+                waits = self.ranks.size > 1
+                if learned.finite if waits else not learned.known_not_finite:
+                    return learned
                 # It is counted, and its delta is zero: the row is for one that is learned anew.
                 q.learned = self._nothing
                 self.table.remove(row)
@@ -426,22 +474,45 @@ class Deltas:
             self._learn(group)
 
     def _learn(self, completed: list[tuple[Request, Callable[[], Tensor]]]) -> None:
+        """All ranks have the same requests, and their hidden states or their failures."""
         began = time.perf_counter()
-        prompts: list[tuple[Request, Prompt]] = []
+        read: list[tuple[Request, Tensor]] = []
         for request, rows in completed:
             with request.containing("vocabulary"):
                 self._check_tokens(request)
             if not request.failed:
                 with request.containing("hidden_cache"):
-                    prompts.append((request, self._prompt(request, rows())))
+                    read.append((request, rows()))
         self._settle([request for request, _ in completed])
+        prompts: list[tuple[Request, Prompt]] = []
+        whole = [(q, self._whole(rows)) for q, rows in read if not q.failed]
+        for request, hidden in whole:
+            with request.containing("hidden_cache"):
+                prompts.append((request, self._prompt(request, hidden)))
+        self._settle([request for request, _ in whole])
         self._optimize([(q, prompt) for q, prompt in prompts if not q.failed])
         self.optimize_seconds += time.perf_counter() - began
 
     def _check_tokens(self, request: Request) -> None:
         # On a GPU such an index would take the process down.
-        if (largest := max(request.learns_from)) >= self.linear_head.head().vocabulary:
+        if (largest := max(request.learns_from)) >= self.linear_head.vocabulary:
             raise ValueError(f"token {largest} is not in the head's vocabulary")
+
+    def _whole(self, rows: Tensor) -> Tensor:
+        """(n, d) from this rank's slice of it, where the KV cache has only that."""
+        size = self.table.rounded.shape[1]
+        return rows if rows.shape[1] == size else self.ranks.gather_columns(rows)
+
+    def _check_ranks(self, learned: list[Learned]) -> None:
+        digest = hashlib.sha256()
+        for one in learned:
+            digest.update(one.delta.cpu().numpy().tobytes())
+        if not self.ranks.same(digest.digest()[:8]):
+            self.counters["ranks_differ"] += 1
+            raise RuntimeError(
+                "check_ranks: the tensor-parallel ranks learned different deltas; "
+                f"rank {self.ranks.rank} has {digest.hexdigest()}"
+            )
 
     def _prompt(self, request: Request, rows: Tensor) -> Prompt:
         return Prompt(
@@ -461,7 +532,12 @@ class Deltas:
                 [prompt for _, prompt in prompts],
                 self.workspace,
                 final_loss=self.config.report_loss,
+                shard=self._shard,
             )
+            if self.config.check_ranks:
+                self._check_ranks(learned)
+        except OtherRankFailed:
+            pass
         except Exception as error:
             failure = Failure.of(error, "optimizer")
         (failure,) = self.failures.agreed([failure])
@@ -513,6 +589,16 @@ class Deltas:
             self.table.rounded if any(q.rounds for q in self._adapted) else None,
         )
 
+    def _finite_everywhere(self, rows: Sequence[str], finite: Sequence[Tensor]) -> list[Tensor]:
+        """A row is zero on all ranks if its part of W delta is not finite on one."""
+        together = self.ranks.gather(torch.stack(list(finite)).float()).amin(dim=0) > 0
+        for name, ok in zip(rows, together, strict=True):
+            row = self.table.row(name)
+            assert row is not None
+            self.table.biases[row].mul_(ok)
+            self.table.rounded[row].mul_(ok)
+        return list(together)
+
     def _fill(self, requests: Sequence[Request], here: Collection[str]) -> None:
         """Give the requests, each with another row, their rows; ``here``: the step's rows."""
         deltas = [(q, q.learned) for q in requests if q.learned]
@@ -531,6 +617,8 @@ class Deltas:
             failure = Failure.of(error, "table")
         (failure,) = self.failures.agreed([failure])
         if failure is None:
+            if self.ranks.size > 1:
+                finite = self._finite_everywhere([q.row for q, _ in deltas], finite)
             for (_, learned), ok in zip(deltas, finite, strict=True):
                 learned.finite.logical_and_(ok)
             return

@@ -4,10 +4,13 @@ import logging
 import traceback
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
+
+from slot_vllm.engine.ranks import ALONE, Ranks
+from slot_vllm.optim.shard import OtherRankFailed
 
 logger = logging.getLogger("vllm.slot_vllm")
 
@@ -47,21 +50,29 @@ class Failure:
         )
 
 
+_ELSEWHERE = Failure.of(OtherRankFailed(), "batch")
+
+
 class Failures:
     """Counts them in ``counters``, keeps the most recent tracebacks, and logs the first failure of
     each reason."""
 
-    def __init__(self, counters: Counter[str]) -> None:
+    def __init__(self, counters: Counter[str], ranks: Ranks = ALONE) -> None:
         self._counters = counters
+        self._ranks = ranks
         self._logged: set[Reason] = set()
         self.errors: deque[str] = deque(maxlen=16)
 
     def agreed(self, here: Sequence[Failure | None]) -> Sequence[Failure | None]:
-        """What failed on any worker, given what failed on this one, thing by thing. Everything that
-        may fail in a step passes here before anything depends on it (on a departure nothing
-        does), in an order that the scheduler's output alone determines. With one worker, what
-        failed here."""
-        return here
+        """What failed on any rank, given what failed on this one, thing by thing, with the same
+        reason on all. What may fail on one rank alone passes here before anything that the ranks
+        do together depends on it, in an order that the scheduler's output alone determines. With
+        one rank, what failed here."""
+        codes = [0 if failure is None else 1 + REASONS.index(failure.reason) for failure in here]
+        return [
+            None if code == 0 else replace(failure or _ELSEWHERE, reason=REASONS[code - 1])
+            for failure, code in zip(here, self._ranks.largest(codes), strict=True)
+        ]
 
     def count(self, failure: Failure, name: str) -> None:
         """``name``: of the request."""

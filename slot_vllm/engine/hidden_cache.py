@@ -20,6 +20,8 @@ from vllm.model_executor.models.extract_hidden_states import (
 )
 from vllm.v1.attention.backend import AttentionCGSupport
 
+from slot_vllm.engine.ranks import ALONE, Ranks
+
 _PREFIX = "slot.hidden_states"
 
 
@@ -73,17 +75,22 @@ class _Layer(CacheOnlyAttentionLayer):
 class HiddenCache:
     """The layer of one runner, whose model is loaded and whose KV cache is not yet allocated.
 
-    size: the values kept per token, d on one worker. name: of the layer, with exactly one integer,
-    after those of the model's layers: vLLM orders its caches by it.
+    size: of a hidden state, d. ranks: each keeps a slice of d / ranks values per token, if that is
+    whole, else all d; a prompt's slices are gathered once all ranks have read theirs. name: of the
+    layer, with exactly one integer, after those of the model's layers: vLLM orders its caches by
+    it. width: the values kept per token on this rank.
     """
 
-    def __init__(self, vllm_config: Any, size: int) -> None:
+    def __init__(self, vllm_config: Any, size: int, ranks: Ranks = ALONE) -> None:
         layers = vllm_config.compilation_config.static_forward_context
         indices = [int(part) for name in layers for part in name.split(".") if part.isdecimal()]
         # Twice, because vLLM counts two attention modules per layer in some models.
         self.name = f"{_PREFIX}.{2 * (1 + max(indices, default=-1))}"
+        self.width = size if size % ranks.size else size // ranks.size
+        first = 0 if self.width == size else ranks.rank * self.width
+        self._slice = slice(first, first + self.width)
         with set_current_vllm_config(vllm_config):
-            self._layer = _Layer(size, self.name)
+            self._layer = _Layer(self.width, self.name)
         self.cost: Cost | None = None
 
     @property
@@ -98,7 +105,7 @@ class HiddenCache:
     def write(self, hidden: Tensor, slots: Tensor) -> None:
         """hidden: (r, d). slots: (r,) int64, vLLM's slot mapping; what is negative
         goes to the first block, which is nobody's."""
-        basic_cache(hidden.unsqueeze(1), self._layer.kv_cache, slots)
+        basic_cache(hidden[:, None, self._slice], self._layer.kv_cache, slots)
 
     def invalidate(self, slots: Callable[[], Tensor]) -> None:
         """After a failed write: what the slots held before was another prompt's, and nobody may
@@ -111,8 +118,8 @@ class HiddenCache:
             cache.fill_(torch.nan)
 
     def read(self, blocks: Tensor, block_size: int, start: int, stop: int) -> Tensor:
-        """A request's hidden states ``start`` to ``stop``, (stop - start, d). blocks: its row of
-        the block table, (k,) int32 on the device."""
+        """A request's hidden states ``start`` to ``stop``, (stop - start, d) or this rank's slice
+        of them. blocks: its row of the block table, (k,) int32 on the device."""
         positions = torch.arange(start, stop, device=blocks.device)
         slots = blocks[positions // block_size].long() * block_size + positions % block_size
         cache = self._layer.kv_cache

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 
+from slot_vllm.engine.ranks import ALONE, Ranks
 from slot_vllm.kernels.apply_delta import add_bias_rows
 from slot_vllm.optim.head import Head
+from slot_vllm.optim.shard import Shard
 from slot_vllm.params import SlotError
 
 _PROBE_ROWS = 4
@@ -32,10 +34,19 @@ class Additions:
 
 
 class LinearHead:
-    """The head of ``model``. Raises SlotError if it is not f(h W^T + bias)."""
+    """The head of ``model``, or this rank's part of it. Raises SlotError if it is not
+    f(h W^T + bias), or not sharded over the vocabulary where there are several ranks.
 
-    def __init__(self, model: Any, hidden_size: int, dtype: torch.dtype) -> None:
+    vocabulary: of the whole head, without its padding. columns: those of this rank, [first, stop).
+    vLLM pads the vocabulary at its end and divides it evenly: the last ranks may have few columns
+    or none.
+    """
+
+    def __init__(
+        self, model: Any, hidden_size: int, dtype: torch.dtype, ranks: Ranks = ALONE
+    ) -> None:
         name = type(model).__name__
+        self._ranks = ranks
         probe = torch.randn(
             _PROBE_ROWS, hidden_size, generator=torch.Generator().manual_seed(0)
         ).to(dtype)
@@ -64,37 +75,80 @@ class LinearHead:
                 f"SLOT needs the unquantized weight (vocabulary x {hidden_size}) of a linear head; "
                 f"{name}'s {type(self._lm_head).__name__} has {found}"
             )
+        self.vocabulary: int = self._processor.org_vocab_size
+        self.columns = self._own_columns(name, weight.shape[0])
         head = self.head()
         z = probe.to(weight.device).float() @ head.weight.float().T
         if head.bias is not None:
             z += head.bias.float()
         expected = head.activate(z)
-        if logits.shape != expected.shape:
+        shape = (_PROBE_ROWS, self.vocabulary)
+        if logits.shape != shape:
             raise SlotError(
-                f"SLOT needs logits = f(h W^T) of shape {tuple(expected.shape)}; "
+                f"SLOT needs logits = f(h W^T) of shape {shape}; "
                 f"{name}.compute_logits gives {tuple(logits.shape)}"
             )
-        scale = expected.abs().max().clamp(min=1e-3)
-        difference = ((logits.float() - expected).abs().max() / scale).item()
+        scale = logits.float().abs().max().clamp(min=1e-3)
+        errors = (logits[:, slice(*self.columns)].float() - expected).abs() / scale
+        difference = errors.max().item() if errors.numel() else 0.0
         if not difference <= _TOLERANCE[weight.dtype]:
             raise SlotError(
                 f"SLOT needs logits = f(h W^T); {name}.compute_logits differs from that by "
                 f"{difference:.2g} of the largest logit (allowed: {_TOLERANCE[weight.dtype]:.2g})"
             )
 
+    def _own_columns(self, name: str, rows: int) -> tuple[int, int]:
+        if self._ranks.size == 1:
+            return 0, self.vocabulary
+        if getattr(self._lm_head, "tp_size", 1) != self._ranks.size:
+            raise SlotError(
+                f"SLOT needs a head that is sharded over the vocabulary by the "
+                f"{self._ranks.size} tensor-parallel ranks; every rank has all of {name}'s"
+            )
+        if getattr(self._lm_head, "num_added_embeddings", 0):
+            raise SlotError(
+                f"SLOT under tensor parallelism needs a vocabulary without added embeddings; "
+                f"{name}'s head has {self._lm_head.num_added_embeddings}"
+            )
+        first = min(self._ranks.rank * rows, self.vocabulary)
+        return first, min(first + rows, self.vocabulary)
+
     def head(self) -> Head:
-        """The head as it is now: a reload of the weights replaces tensors."""
-        size = self._processor.org_vocab_size
+        """The head as it is now, this rank's columns: a reload of the weights replaces tensors."""
+        first, stop = self.columns
         return Head(
-            self._lm_head.weight[:size],
-            None if self._bias is None else self._bias[:size],
+            self._lm_head.weight[: stop - first],
+            None if self._bias is None else self._bias[: stop - first],
             self._processor.soft_cap,
             self._processor.scale,
         )
 
+    def shard(self) -> Shard | None:
+        """What the optimizer needs to know of the other ranks; None if there are none."""
+        if self._ranks.size == 1:
+            return None
+        rows = self._lm_head.weight.shape[0]
+        return Shard(
+            self.columns[0],
+            min(rows, self.vocabulary),
+            self._ranks.gather,
+            lambda flag: bool(self._ranks.largest([flag])[0]),
+        )
+
+    def whole(self, columns: Tensor) -> Tensor:
+        """(r, V) from this rank's (r, its columns); all ranks call it."""
+        if self._ranks.size == 1:
+            return columns
+        widest = min(self._lm_head.weight.shape[0], self.vocabulary)
+        padded = columns.new_zeros(len(columns), widest)
+        padded[:, : columns.shape[1]] = columns
+        return self._ranks.gather_columns(padded)[:, : self.vocabulary]
+
     def describe(self) -> str:
         head = self.head()
-        parts = [f"{head.vocabulary} x {head.hidden_size} {head.weight.dtype}"]
+        parts = [f"{self.vocabulary} x {head.hidden_size} {head.weight.dtype}"]
+        if self._ranks.size > 1:
+            parts.append(f"columns {self.columns[0]} to {self.columns[1]} on this rank")
         if head.soft_cap is not None:
             parts.append(f"soft cap {head.soft_cap}")
         if head.scale != 1.0:
@@ -126,15 +180,77 @@ class LinearHead:
             if adapted is None or additions.biases is None:
                 rows = hidden_states if adapted is None else adapted
                 return original(lm_head, rows, embedding_bias, skip_gather)
-            own = processor._get_logits(adapted, lm_head, embedding_bias, skip_gather)
+            together = self._ranks.size > 1 and not skip_gather
+
+            def product() -> Tensor | None:
+                """Of this rank's columns alone, if its part of W delta is added to these."""
+                skip = skip_gather or (together and self._adds_before_gathering)
+                logits: Tensor | None = processor._get_logits(
+                    adapted, lm_head, embedding_bias, skip
+                )
+                return logits
+
+            own = product()
             if own is None:
                 return None
+            if together and self._adds_before_gathering:
+                return self._gathered(own, additions, product, containing)
+            if together:
+                return self._spread(own, additions, containing)
             with containing():
-                return _shifted(own, additions, self.head())
+                z = own.float()
+                head = self.head()
+                add_bias_rows(z[:, : head.vocabulary], _biases(additions), additions.rows)
+                return _activated(head, z, own, additions.rows)
             # Not ``own``: part of it may be shifted.
             return original(lm_head, hidden_states, embedding_bias, skip_gather)
 
         processor.forward = forward
+
+    @property
+    def _adds_before_gathering(self) -> bool:
+        # A LoRA wrapper of the processor adds to gathered logits and refuses to skip the gather.
+        return self._ranks.size > 1 and isinstance(self._processor, LogitsProcessor)
+
+    def _gathered(
+        self,
+        own: Tensor,
+        additions: Additions,
+        product: Callable[[], Tensor | None],
+        containing: Callable[[], AbstractContextManager[None]],
+    ) -> Tensor | None:
+        """All columns, of which each rank adds W delta to its own before they are gathered."""
+        added = False
+        z = own.float()
+        with containing():
+            columns = z[:, : self.head().vocabulary]
+            add_bias_rows(columns, _biases(additions), additions.rows)
+            added = True
+        if not added:
+            # Part of ``own`` may be shifted. The other ranks wait for these columns.
+            again = product()
+            assert again is not None
+            z = again.float()
+        gathered = self._processor._gather_logits(z)
+        if gathered is None:
+            return None
+        z = gathered[..., : self.vocabulary]
+        # float32 carried the rows without a delta as they were.
+        return _activated(self.head(), z, z.to(own.dtype), additions.rows)
+
+    def _spread(
+        self,
+        own: Tensor,
+        additions: Additions,
+        containing: Callable[[], AbstractContextManager[None]],
+    ) -> Tensor:
+        """The same, where the logits come gathered."""
+        head = self.head()
+        columns = own.new_zeros(len(own), head.vocabulary, dtype=torch.float32)
+        with containing():
+            columns = _biases(additions)[additions.rows]
+        # A copy, as ``own`` is kept for the rows without a delta.
+        return _activated(head, own.float() + self.whole(columns), own, additions.rows)
 
 
 def _with_rounded(hidden_states: Tensor, additions: Additions) -> Tensor:
@@ -144,23 +260,22 @@ def _with_rounded(hidden_states: Tensor, additions: Additions) -> Tensor:
     return hidden_states + additions.rounded[additions.rows]
 
 
-def _shifted(own: Tensor, additions: Additions, head: Head) -> Tensor:
-    """f(own + bias) in float32, the sampler's dtype; rows without a delta are what the model's own
-    f makes of them, in its dtype."""
+def _biases(additions: Additions) -> Tensor:
     assert additions.biases is not None
+    return additions.biases
+
+
+def _activated(head: Head, z: Tensor, own: Tensor, rows: Tensor) -> Tensor:
+    """f(z), in place, in float32, the sampler's dtype; rows without a delta are what the model's
+    own f makes of ``own``, in its dtype."""
     plain = None
     if own.dtype != torch.float32 and (head.soft_cap is not None or head.scale != 1.0):
         plain = head.activate(own).float()
-    # In place: these are as large as the sampler's own copy. ``own`` is fresh from the product.
-    z = own.float()
-    add_bias_rows(z, additions.biases, additions.rows)
     if head.soft_cap is not None:
         z.div_(head.soft_cap).tanh_().mul_(head.soft_cap)
     if head.scale != 1.0:
         z.mul_(head.scale)
-    if plain is not None:
-        z = torch.where((additions.rows == 0).unsqueeze(1), plain, z)
-    return z
+    return z if plain is None else torch.where((rows == 0).unsqueeze(1), plain, z)
 
 
 def _watch(model: Any, probe: Tensor) -> tuple[list[tuple[Any, Any, Tensor | None]], Tensor | None]:

@@ -154,16 +154,13 @@ def write(
 ) -> None:
     """Keep the step's hidden states, of all requests: whoever hits these blocks later may have
     SLOT. slots: gives vLLM's slot mapping, (r,)."""
-    failure = None
     try:
         mapping = slots()
         cache.write(hidden_states[: len(mapping)], mapping)
     except Exception as error:
-        failure = Failure.of(error, "hidden_cache")
-    (failure,) = deltas.failures.agreed([failure])
-    if failure is not None:
         cache.invalidate(slots)
-        deltas.not_written(failure)
+        # Other ranks hear of it when a prompt needs these rows.
+        deltas.not_written(Failure.of(error, "hidden_cache"))
 
 
 def watch(worker: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:

@@ -1,6 +1,7 @@
 """What an engine asks for, and what can be refused before it starts."""
 
 import os
+import platform
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,13 +9,14 @@ from vllm import envs
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.import_utils import resolve_obj_by_qualname
 
+from slot_vllm import __version__
 from slot_vllm.engine import hidden_cache_choice
 from slot_vllm.params import SlotConfig, SlotError
 
 BARE_NAME = "slot_vllm"
 EXTENSION = "slot_vllm.SlotWorkerExtension"
 _KEY = "slot"
-# Says that the front end's plugin checked the engine and has admission in place.
+# Says that the front end's plugin, of this version, checked the engine and has admission in place.
 _CHECKED = "slot_checked"
 
 
@@ -45,12 +47,18 @@ def asks_for_slot(vllm_config: Any) -> bool:
 
 def read_config(vllm_config: Any) -> SlotConfig:
     """The settings that ``resolve_config`` wrote, in whatever process this is. Raises SlotError
-    where it never ran: then nothing would resolve the requests' settings either."""
+    where it never ran, for then nothing would resolve the requests' settings either, and where the
+    package that ran it is of another version, as it may be on another node."""
     additional = vllm_config.additional_config
     if not isinstance(additional, Mapping) or _CHECKED not in additional:
         raise SlotError(
             "the engine's worker extension is SLOT, but the plugin slot_vllm was not loaded where "
             "the engine was configured; if VLLM_PLUGINS is set, it must name slot_vllm"
+        )
+    if additional[_CHECKED] != __version__:
+        raise SlotError(
+            f"slot_vllm {additional[_CHECKED]} configured the engine, but on {platform.node()} "
+            f"slot_vllm {__version__} is installed; every node needs the same version"
         )
     return SlotConfig.model_validate(additional[_KEY])
 
@@ -70,7 +78,7 @@ def resolve_config(vllm_config: Any) -> SlotConfig:
     config = SlotConfig.load(additional.get(_KEY), os.environ)
     config = hidden_cache_choice.choose(config, vllm_config)
     settings = config.model_dump(mode="json")
-    vllm_config.additional_config = {**additional, _KEY: settings, _CHECKED: True}
+    vllm_config.additional_config = {**additional, _KEY: settings, _CHECKED: __version__}
     return config
 
 
@@ -102,9 +110,6 @@ def refuse_what_cannot_work(vllm_config: Any, usage_context: Any) -> None:
         **{
             f"{name} {getattr(parallel, name)} (allowed: 1)": getattr(parallel, name) != 1
             for name in (
-                "tensor_parallel_size",
-                "pipeline_parallel_size",
-                "data_parallel_size",
                 "prefill_context_parallel_size",
                 "decode_context_parallel_size",
             )

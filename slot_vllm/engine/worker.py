@@ -8,51 +8,62 @@ import functools
 import logging
 from typing import Any
 
+from vllm.distributed.parallel_state import get_pp_group, get_tp_group
 from vllm.v1.worker.gpu_worker import Worker
 
 from slot_vllm import __version__
 from slot_vllm.engine.deltas import Deltas
 from slot_vllm.engine.linear_head import LinearHead
+from slot_vllm.engine.ranks import Ranks
 from slot_vllm.engine.runners import hook_v1, hook_v2, watch
 from slot_vllm.engine.startup import asks_for_slot, read_config
 from slot_vllm.engine.worker_metrics import WorkerMetrics
+from slot_vllm.optim.optimize import Learned
 from slot_vllm.params import SlotError
 
 logger = logging.getLogger("vllm.slot_vllm")
 
 
 class SlotWorkerExtension:
-    """Methods for ``collective_rpc``; each returns one value per worker."""
+    """Methods for ``collective_rpc``; each returns one value per worker. The tensor-parallel ranks
+    of the last pipeline stage all know the deltas; the workers of the other stages know nothing,
+    and answer with what is empty."""
 
     def slot_stats(self) -> dict[str, int | float]:
         """Counters since start (optimized, shared, bypassed, failed, prompt_tokens,
         optimize_seconds as seen by the host) and what is alive now."""
-        return _deltas(self).stats()
+        deltas = _deltas(self)
+        return {} if deltas is None else deltas.stats()
 
-    def slot_metrics(self) -> WorkerMetrics:
+    def slot_metrics(self) -> WorkerMetrics | None:
         """``slot_stats`` and the histograms, for the server's ``/metrics``."""
         deltas = _deltas(self)
+        if deltas is None:
+            return None
         return {"stats": deltas.stats(), "histograms": deltas.histograms()}
 
     def slot_forget_shared(self) -> None:
         """Let no later request use a delta that was learned until now. To be called with
         ``reset_prefix_cache`` whenever the weights were changed by other means than vLLM's."""
-        _deltas(self).forget_shared()
+        deltas = _deltas(self)
+        if deltas is not None:
+            deltas.forget_shared()
 
     def slot_errors(self) -> list[str]:
         """The most recent tracebacks, oldest first."""
-        return list(_deltas(self).errors)
+        deltas = _deltas(self)
+        return [] if deltas is None else list(deltas.errors)
 
     def slot_delta(self, request_id: str) -> list[float] | None:
         """The d floats learned for the request whose output shows ``request_id``; None if there
         are none, or none are kept (``keep_deltas``)."""
-        learned = _deltas(self).find(request_id)
+        learned = _find(self, request_id)
         return None if learned is None else learned.delta.tolist()
 
     def slot_losses(self, request_id: str) -> list[float] | None:
         """Mean prompt loss (nats per token) before each step and, with ``report_loss``, after the
         last one; None as for ``slot_delta``."""
-        learned = _deltas(self).find(request_id)
+        learned = _find(self, request_id)
         return None if learned is None else learned.losses.tolist()
 
     def slot_token_shifts(self, request_id: str) -> bytes | None:
@@ -61,35 +72,46 @@ class SlotWorkerExtension:
 
         V float32 in the machine's byte order, for ``np.frombuffer(shifts, np.float32)``: vLLM's
         messages between processes carry bytes, but no arrays. With ``slot_rounding: model`` the
-        logits get what rounding leaves of it. None as for ``slot_delta``.
+        logits get what rounding leaves of it. None as for ``slot_delta``. The tensor-parallel ranks
+        put it together, so that each returns all of it.
         """
-        shifts = _deltas(self).token_shifts(request_id)
+        deltas = _deltas(self)
+        shifts = None if deltas is None else deltas.token_shifts(request_id)
         return None if shifts is None else shifts.cpu().numpy().tobytes()
 
 
-def _deltas(worker: Any) -> Deltas:
-    deltas = getattr(worker.model_runner, "slot_deltas", None)
-    if deltas is None:
+def _deltas(worker: Any) -> Deltas | None:
+    """None on a pipeline stage that does not have the head."""
+    if not hasattr(worker.model_runner, "slot_deltas"):
         raise SlotError("this engine was started without SLOT (--worker-extension slot_vllm)")
-    assert isinstance(deltas, Deltas)
+    deltas: Deltas | None = worker.model_runner.slot_deltas
     return deltas
+
+
+def _find(worker: Any, request_id: str) -> Learned | None:
+    deltas = _deltas(worker)
+    return None if deltas is None else deltas.find(request_id)
 
 
 def install(worker: Any) -> None:
     """Put SLOT onto the model runner of ``worker``, whose model is loaded. Raises SlotError."""
     runner = worker.model_runner
     config = read_config(worker.vllm_config)
+    if not get_pp_group().is_last_rank:
+        runner.slot_deltas = runner.slot_hidden_cache = None
+        return
+    ranks = Ranks(get_tp_group())
     model = runner.get_model()
     hidden_size = worker.vllm_config.model_config.get_hidden_size()
-    linear_head = LinearHead(model, hidden_size, runner.dtype)
-    deltas = Deltas(config, linear_head, runner.max_num_reqs, runner.device)
+    linear_head = LinearHead(model, hidden_size, runner.dtype, ranks)
+    deltas = Deltas(config, linear_head, runner.max_num_reqs, runner.device, ranks)
     v2 = worker.use_v2_model_runner
     cache = None
     if config.hidden_cache == "on":
         # Only here: a vLLM without HiddenStateCacheSpec cannot import it.
         from slot_vllm.engine.hidden_cache import HiddenCache
 
-        cache = HiddenCache(worker.vllm_config, hidden_size)
+        cache = HiddenCache(worker.vllm_config, hidden_size, ranks)
     (hook_v2 if v2 else hook_v1)(runner, deltas, cache)
     watch(worker, deltas, cache)
     linear_head.hook(deltas.take, lambda: deltas.containing("logits"))

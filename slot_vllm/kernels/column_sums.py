@@ -7,13 +7,12 @@ With z = logits + shift and y = f(z), request r's sums are, for each column j,
 so that W^T sums is the gradient of its summed losses with respect to delta (see softmax_sums).
 """
 
-import torch
 from torch import Tensor
 
 from slot_vllm.kernels import backend
 from slot_vllm.kernels.activation import Activation
 from slot_vllm.kernels.ragged import RowPart
-from slot_vllm.kernels.row_statistics import shifted
+from slot_vllm.kernels.row_statistics import shifted_tiles
 
 
 def add_column_sums(
@@ -48,10 +47,12 @@ def torch_add_column_sums(
     sums: Tensor,
     first_token: int = 0,
 ) -> None:
-    y, slope = f.value_and_slope(shifted(logits, shifts, part))
-    p = (y - lse.unsqueeze(1)).exp_()
-    columns = torch.arange(logits.shape[1], device=logits.device)
-    p -= (columns == (part.targets - first_token).unsqueeze(1)).float()
-    p *= slope
-    for request, start, stop in part.spans():
-        sums[request] += p[start:stop].sum(dim=0)
+    columns = part.targets - first_token
+    for request, rows, z in shifted_tiles(logits, shifts, part):
+        y, slope = f.value_and_slope(z)
+        p = (y - lse[rows].unsqueeze(1)).exp_()
+        here = (columns[rows] >= 0) & (columns[rows] < logits.shape[1])
+        at = here.nonzero().squeeze(1)
+        p[at, columns[rows][at]] -= 1
+        p *= slope
+        sums[request] += p.sum(dim=0)

@@ -5,12 +5,17 @@ over many programs, column ranges or devices: partial maxima and totals over ran
 then one log-sum-exp over the partials.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from slot_vllm.kernels import backend
 from slot_vllm.kernels.activation import Activation
 from slot_vllm.kernels.ragged import RowPart
+
+# Of float32 logits, at a time.
+_TILE_BYTES = 8 << 20
 
 
 def row_partials(
@@ -51,20 +56,29 @@ def finish_rows(
     return torch_finish_rows(maxima, totals, logits, shifts, part, f, first_token)
 
 
-def shifted(logits: Tensor, shifts: Tensor | None, part: RowPart) -> Tensor:
-    """z + shift in float32, of size r x V: for the plain versions, which are there to compare."""
-    z = logits.float()
-    return z if shifts is None else z + shifts[part.requests.long()]
+def shifted_tiles(
+    logits: Tensor, shifts: Tensor | None, part: RowPart
+) -> Iterator[tuple[int, slice, Tensor]]:
+    """(request, rows, z + shift in float32), some rows of one request at a time, which keeps the
+    memory small."""
+    step = max(1, _TILE_BYTES // (4 * max(1, logits.shape[1])))
+    for request, begin, end in part.spans():
+        for start in range(begin, end, step):
+            rows = slice(start, min(start + step, end))
+            z = logits[rows].float()
+            yield request, rows, z if shifts is None else z + shifts[request]
 
 
 def torch_row_partials(
     logits: Tensor, shifts: Tensor | None, part: RowPart, f: Activation
 ) -> tuple[Tensor, Tensor]:
-    y, _ = f.value_and_slope(shifted(logits, shifts, part))
-    if not y.shape[1]:
-        return torch.full_like(y.sum(1), -torch.inf)[None], y.sum(1)[None]
-    maxima = y.amax(dim=1)
-    return maxima[None], (y - maxima.unsqueeze(1)).exp().sum(dim=1)[None]
+    maxima = torch.full((1, len(part)), -torch.inf, device=logits.device)
+    totals = torch.zeros_like(maxima)
+    for _, rows, z in shifted_tiles(logits, shifts, part) if logits.shape[1] else ():
+        y, _ = f.value_and_slope(z)
+        maximum = torch.amax(y, dim=1, out=maxima[0, rows])
+        torch.sum((y - maximum.unsqueeze(1)).exp_(), dim=1, out=totals[0, rows])
+    return maxima, totals
 
 
 def torch_finish_rows(

@@ -23,6 +23,7 @@ from slot_vllm.optim.cached_form import CachedForm
 from slot_vllm.optim.head import Head
 from slot_vllm.optim.plain_form import PlainForm
 from slot_vllm.optim.prompt import Prompt
+from slot_vllm.optim.shard import Exchange, Shard, gathered_shapes
 from slot_vllm.optim.two_pass_form import TwoPassForm
 from slot_vllm.optim.workspace import Workspace
 from slot_vllm.params import SlotParams
@@ -61,18 +62,20 @@ class Form(Protocol):
     def sums(self, active: int, deltas: Tensor | None) -> tuple[Tensor, Tensor]: ...
 
 
-def form_for(head: Head) -> type[Form]:
-    """The fastest form that serves the head on its device."""
-    if backend.uses_triton(head.weight):
+def form_for(head: Head, sharded: bool = False) -> type[Form]:
+    """The fastest form that serves the head on its device. Only one knows shards."""
+    if sharded or backend.uses_triton(head.weight):
         return TwoPassForm
     if head.weight.device.type == "cpu" and head.soft_cap is None:
         return CachedForm
     return PlainForm
 
 
-def smallest_workspace(head: Head) -> int:
-    """The bytes that one request with a one-row tile needs."""
-    form = form_for(head)
+def smallest_workspace(head: Head, shard: Shard | None = None) -> int:
+    """The bytes that one request with a one-row tile needs, on every rank alike."""
+    form = form_for(head, shard is not None)
+    if shard is not None:
+        head = shard.widest_head(head)
     return form.vector_bytes(head) + form.smallest_rows_bytes(head)
 
 
@@ -82,11 +85,16 @@ def optimize(
     workspace: Workspace,
     final_loss: bool = False,
     form: type[Form] | None = None,
+    shard: Shard | None = None,
 ) -> list[Learned]:
     """Learn one delta per prompt; the results are in the order of ``prompts``.
 
     final_loss: also compute the loss after the last step, which costs one more pass.
     form: how, if not as ``form_for`` says.
+    shard: set if ``head`` is one rank's part of the vocabulary. All ranks then call this with the
+    same prompts, with whole hidden states and the tokens of the whole vocabulary, and workspaces of
+    one size, and get the same deltas; ``shard`` says what they exchange. What fails on one rank is
+    an error on all (OtherRankFailed on those that are well).
     All tensors of size V or n x V come from ``workspace``. Raises MemoryError if it is smaller
     than ``smallest_workspace``.
     """
@@ -96,9 +104,11 @@ def optimize(
         (i for i, p in enumerate(prompts) if p.rows and p.params.steps),
         key=lambda i: -prompts[i].params.steps,
     )
-    form = form or form_for(head)
-    for group in _groups(order, form, head, prompts, workspace):
-        learned = _optimize_group(form, head, [prompts[i] for i in group], workspace, final_loss)
+    form = form or form_for(head, shard is not None)
+    widest = head if shard is None else shard.widest_head(head)
+    for group in _groups(order, form, widest, prompts, workspace):
+        own = [prompts[i] for i in group]
+        learned = _optimize_group(form, head, own, workspace, final_loss, shard)
         for i, result in zip(group, learned, strict=True):
             results[i] = result
     return [r if r is not None else _nothing_learned(head) for r in results]
@@ -108,9 +118,9 @@ def optimize(
 _WARM_UP_ROWS = ([2], [17], [33], [65], [129], [9, 3])
 
 
-def warm_up(head: Head, workspace: Workspace) -> None:
+def warm_up(head: Head, workspace: Workspace, shard: Shard | None = None) -> None:
     """Compile the Triton kernels that serving will launch, where there are any: no request should
-    wait for that."""
+    wait for that. With shards, all ranks call it."""
     if not backend.uses_triton(head.weight):
         return
     device, dtype = head.weight.device, head.weight.dtype
@@ -123,7 +133,7 @@ def warm_up(head: Head, workspace: Workspace) -> None:
             )
             for n in lengths
         ]
-        optimize(head, prompts, workspace)
+        optimize(head, prompts, workspace, shard=shard)
 
 
 def _groups(
@@ -164,10 +174,29 @@ def _optimize_group(
     prompts: Sequence[Prompt],
     workspace: Workspace,
     final_loss: bool,
+    shard: Shard | None,
+) -> list[Learned]:
+    workspace.reset()
+    if shard is None:
+        return _learn(form(head, prompts, workspace), head, prompts, final_loss, None)
+    exchange = Exchange(shard, head.weight.device)
+    with exchange.agreeing():
+        logits = TwoPassForm(head, prompts, workspace, exchange.shard)
+        steps = [p.params.steps for p in prompts]
+        shapes = gathered_shapes(steps, final_loss, logits.chunks, head.hidden_size)
+    exchange.expect(shapes)
+    with exchange.agreeing():
+        return _learn(logits, head, prompts, final_loss, exchange.shard)
+
+
+def _learn(
+    logits: Form,
+    head: Head,
+    prompts: Sequence[Prompt],
+    final_loss: bool,
+    shard: Shard | None,
 ) -> list[Learned]:
     device, count = head.weight.device, len(prompts)
-    workspace.reset()
-    logits = form(head, prompts, workspace)
     settings = to_device([_settings(p) for p in prompts], torch.float32, device)
     lr, beta1, beta2, eps, weight_decay, inverse_rows = settings.split(1, dim=1)
     deltas = torch.zeros(count, head.hidden_size, dtype=torch.float32, device=device)
@@ -182,9 +211,12 @@ def _optimize_group(
         sums, losses[:active, t - 1] = logits.sums(active, deltas[:active] if t > 1 else None)
         learning = sum(s >= t for s in steps)
         if learning:
+            gradient = pull_back(head.weight, sums[:learning])
+            if shard is not None:
+                gradient = shard.add(gradient)
             adamw_step(
                 deltas[:learning],
-                pull_back(head.weight, sums[:learning]) * inverse_rows[:learning],
+                gradient * inverse_rows[:learning],
                 first[:learning],
                 second[:learning],
                 t,

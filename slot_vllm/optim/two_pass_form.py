@@ -7,6 +7,7 @@ gathered one by one.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -17,9 +18,10 @@ from slot_vllm.kernels.head_product import head_product
 from slot_vllm.kernels.ragged import RaggedRows, RowPart
 from slot_vllm.kernels.request_losses import add_request_losses
 from slot_vllm.kernels.row_statistics import finish_rows, row_partials
-from slot_vllm.kernels.shard import Shard
+from slot_vllm.kernels.shift import shift
 from slot_vllm.optim.head import Head
 from slot_vllm.optim.prompt import Prompt
+from slot_vllm.optim.shard import Shard
 from slot_vllm.optim.workspace import Workspace, aligned
 
 # So many rows make the product bound by its operations; more at once gain nothing.
@@ -104,29 +106,39 @@ class TwoPassForm:
         if deltas is not None:
             shifts = self._shifts[:active]
             self._shift(deltas, shifts)
+        filling, self._filled = not self._filled, True
+        assert active == len(self._hidden) or not filling
+        for part in self._parts(active, filling):
+            if part.first < len(self._cache):
+                logits = self._cache[part.first : part.stop]
+            else:
+                assert self._fresh is not None
+                logits = self._fresh[: len(part)]
+            if filling or part.first >= len(self._cache):
+                self._add_product(part, shifts, logits, sums, losses)
+            else:
+                partials = row_partials(logits, shifts, part, self._f)
+                self._add_part(part, shifts, logits, partials, sums, losses)
+        return sums, losses
+
+    def chunks(self, active: int, first: bool) -> list[int]:
+        """The rows of each part of a pass over the first ``active`` prompts, whose log-sum-exp is
+        gathered together if there are shards. first: whether it is the first pass."""
+        return [len(part) for part in self._parts(active, first)]
+
+    def _parts(self, active: int, filling: bool) -> list[RowPart]:
+        """Those in the cache, at once or as they are filled; then those that are made afresh."""
         stop = self._rows.bounds[active]
         cached = min(stop, len(self._cache))
-        if not self._filled:
-            assert active == len(self._hidden)
-            self._filled = True
-            for first in range(0, cached, self._filling_rows):
-                part = self._rows.part(first, min(first + self._filling_rows, cached))
-                logits = self._cache[part.first : part.stop]
-                self._add_product(part, shifts, logits, sums, losses)
-        elif cached:
-            part = self._rows.part(0, cached)
-            logits = self._cache[:cached]
-            partials = row_partials(logits, shifts, part, self._f)
-            self._add_part(part, shifts, logits, partials, sums, losses)
-        for first in range(len(self._cache), stop, self._fresh_rows):
-            part = self._rows.part(first, min(first + self._fresh_rows, stop))
-            assert self._fresh is not None
-            self._add_product(part, shifts, self._fresh[: len(part)], sums, losses)
-        return sums, losses
+        step = self._filling_rows if filling else max(1, cached)
+        bounds = [*range(0, cached, step), *range(len(self._cache), stop, self._fresh_rows), stop]
+        return [self._rows.part(a, b) for a, b in pairwise(bounds)]
 
     def _shift(self, deltas: Tensor, out: Tensor) -> None:
         weight = self._head.weight
-        if self._rounded is None:
+        if weight.device.type == "cpu":
+            shift(weight, deltas, out)
+        elif self._rounded is None:
             torch.mm(deltas, weight.T, out=out)
         else:
             rounded = self._rounded[: len(deltas)]

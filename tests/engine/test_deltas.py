@@ -18,6 +18,8 @@ SIZE, VOCABULARY = 16, 50
 
 
 class FixedHead:
+    vocabulary = VOCABULARY
+
     def __init__(self) -> None:
         self.weight = torch.randn(VOCABULARY, SIZE, generator=torch.Generator().manual_seed(0))
 

@@ -15,6 +15,7 @@ def test_rows_are_found_where_a_kernel_sees_smaller_blocks(kernel_block: int) ->
     cache = HiddenCache.__new__(HiddenCache)
     shape = (BLOCKS * BLOCK // kernel_block, 1, kernel_block, SIZE)
     cache._layer = SimpleNamespace(kv_cache=torch.zeros(shape))  # type: ignore[assignment]
+    cache._slice = slice(None)
     hidden = torch.randn(70, SIZE)
     blocks = torch.tensor([4, 1, 3], dtype=torch.int32)
     positions = torch.arange(len(hidden))

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 
 from slot_vllm.engine.linear_head import Additions, LinearHead
+from slot_vllm.engine.ranks import Ranks
 from slot_vllm.params import SlotError
+from tests.optim.test_shard import Group
 
 SIZE, VOCABULARY = 16, 50
 
@@ -127,3 +129,109 @@ def test_what_the_hook_adds(soft_cap: float | None, scale: float, dtype: torch.d
     z = (hidden @ linear.head().weight.T).float()
     expected = linear.head().activate(z + biases[[0, 1, 0, 2]])
     assert torch.allclose(shifted[[1, 3]], expected[[1, 3]], atol=1e-6)
+
+
+class ThreadRanks(Ranks):
+    """Ranks among threads."""
+
+    def __init__(self, group: Group, rank: int) -> None:
+        super().__init__()
+        self.size, self.rank, self._threads = group.ranks, rank, group
+
+    def gather(self, own: Tensor) -> Tensor:
+        return self._threads.gather(self.rank, own)
+
+
+class Wrapper(nn.Module):
+    """Stands for LoRA's, which gathers by itself and is no LogitsProcessor."""
+
+    def __init__(self, base_layer: LogitsProcessor) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.org_vocab_size, self.soft_cap, self.scale = (
+            base_layer.org_vocab_size,
+            base_layer.soft_cap,
+            base_layer.scale,
+        )
+        self.logits_as_input = False
+
+    def _get_logits(
+        self, hidden_states: Tensor, lm_head: Any, bias: Any = None, skip_gather: bool = False
+    ) -> Tensor | None:
+        assert not skip_gather
+        logits: Tensor | None = self.base_layer._get_logits(hidden_states, lm_head, bias)
+        return logits
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return type(self.base_layer).forward(self, *args, **kwargs)
+
+
+def sharded(whole: Model, ranks: ThreadRanks, wrapped: bool) -> Model:
+    """A rank's part of the model: 64 rows of W in equal parts."""
+    model = Model(whole.logits_processor.soft_cap, whole.logits_processor.scale)
+    rows = 64 // ranks.size
+    part = whole.embedding.weight[ranks.rank * rows : (ranks.rank + 1) * rows]
+    model.embedding.weight = nn.Parameter(part.detach().clone())
+    model.embedding.tp_size = ranks.size
+    model.logits_processor._gather_logits = ranks.gather_columns
+    if wrapped:
+        model.logits_processor = Wrapper(model.logits_processor)
+    return model
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize(("soft_cap", "scale"), [(None, 1.0), (5.0, 2.0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [2, 8])
+def test_each_rank_adds_its_columns(
+    count: int, dtype: torch.dtype, soft_cap: float | None, scale: float, wrapped: bool
+) -> None:
+    """With 8 ranks the seventh has 2 columns and the last has none."""
+    whole = Model(soft_cap, scale, dtype=dtype)
+    hidden = torch.randn(4, SIZE).to(dtype)
+    biases = torch.zeros(3, VOCABULARY)
+    biases[1], biases[2] = 1e-3 * torch.randn(VOCABULARY), torch.randn(VOCABULARY)
+    rows = torch.tensor([0, 1, 0, 2])
+    with torch.no_grad():
+        expected_head = head_of(whole, dtype)
+        own = whole.compute_logits(hidden)
+        expected_head.hook(lambda: Additions(rows, biases, None), nullcontext)
+        expected = whole.compute_logits(hidden)
+    group = Group(count)
+
+    def work(rank: int) -> Tensor:
+        with torch.no_grad():
+            ranks = ThreadRanks(group, rank)
+            model = sharded(whole, ranks, wrapped)
+            head = LinearHead(model, SIZE, dtype, ranks)
+            assert head.columns == (
+                min(VOCABULARY, rank * 64 // count),
+                min(VOCABULARY, (rank + 1) * 64 // count),
+            )
+            assert head.head().vocabulary == head.columns[1] - head.columns[0]
+            mine = biases[:, slice(*head.columns)].contiguous()
+            assert torch.equal(head.whole(mine), biases)
+            head.hook(lambda: Additions(rows, mine, None), nullcontext)
+            return model.compute_logits(hidden)
+
+    for logits in group.run(work):
+        assert not isinstance(logits, Exception), logits
+        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(logits[[0, 2]], own[[0, 2]].float(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"tp_size": 1}, "sharded over the vocabulary by the 2 tensor-parallel ranks"),
+        ({"num_added_embeddings": 3}, "without added embeddings; Model's head has 3"),
+    ],
+)
+def test_heads_that_are_not_sharded_are_refused(options: dict[str, int], part: str) -> None:
+    model, ranks = Model(), ThreadRanks(Group(2), 0)
+    for name, value in {"tp_size": 2, **options}.items():
+        setattr(model.embedding, name, value)
+    model.logits_processor._gather_logits = lambda logits: logits
+    with pytest.raises(SlotError) as error:
+        LinearHead(model, SIZE, torch.float32, ranks)
+    assert part in str(error.value)

@@ -1,5 +1,5 @@
 """The engine tests that need a process of their own: vLLM's V2 model runner, n-gram drafts, and
-traces."""
+traces, several workers."""
 
 import os
 import subprocess
@@ -18,6 +18,8 @@ ENGINE = Path(__file__).parent
         ("v1", "own_process/ngram.py"),
         ("v2", "own_process/ngram.py"),
         ("v1", "own_process/tracing.py"),
+        ("v1", "own_process/parallel.py"),
+        pytest.param("v2", "own_process/parallel.py", marks=pytest.mark.full),
     ],
 )
 def test_in_a_process_of_its_own(runner: str, target: str, pytestconfig: pytest.Config) -> None:

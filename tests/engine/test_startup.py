@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from vllm.engine.arg_utils import EngineArgs
 
+from slot_vllm import __version__
 from slot_vllm.engine.hidden_cache_choice import choose
 from slot_vllm.engine.startup import EXTENSION, asks_for_slot, read_config
 from slot_vllm.params import SlotConfig, SlotError
@@ -38,7 +39,10 @@ def test_the_bare_name_is_expanded_and_the_settings_are_resolved(
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        ({"tensor_parallel_size": 2}, "tensor_parallel_size 2 (allowed: 1)"),
+        (
+            {"tensor_parallel_size": 2, "decode_context_parallel_size": 2},
+            "decode_context_parallel_size 2 (allowed: 1)",
+        ),
         ({"kv_sharing_fast_prefill": True}, "--kv-sharing-fast-prefill"),
         ({"runner": "pooling"}, "pooling model"),
         (
@@ -201,6 +205,31 @@ def test_a_worker_whose_front_end_never_loaded_the_plugin_refuses(tiny_model: st
     vllm_config.additional_config = {"slot": {"steps": 5}}
     with pytest.raises(SlotError, match="VLLM_PLUGINS is set, it must name slot_vllm"):
         read_config(vllm_config)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tensor_parallel_size": 2},
+        {"pipeline_parallel_size": 2, "enforce_eager": False},
+        {"data_parallel_size": 2},
+        {"tensor_parallel_size": 2, "pipeline_parallel_size": 2, "data_parallel_size": 2},
+    ],
+)
+def test_parallel_engines_are_not_refused(options: dict[str, Any], tiny_model: str) -> None:
+    assert read_config(config(tiny_model, **options)).hidden_cache == "on"
+
+
+def test_a_worker_with_another_version_refuses(
+    tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vllm_config = config(tiny_model)
+    monkeypatch.setattr("slot_vllm.engine.startup.__version__", "9.9")
+    monkeypatch.setattr("platform.node", lambda: "second-node")
+    with pytest.raises(SlotError) as error:
+        read_config(vllm_config)
+    assert f"slot_vllm {__version__} configured the engine" in str(error.value)
+    assert "on second-node slot_vllm 9.9 is installed" in str(error.value)
 
 
 def test_a_workspace_too_small_for_the_head_is_refused(

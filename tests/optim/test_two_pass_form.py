@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from slot_vllm.kernels.shard import Shard
 from slot_vllm.optim import optimize as module
 from slot_vllm.optim.head import Head
 from slot_vllm.optim.optimize import Prompt
+from slot_vllm.optim.shard import Shard
 from slot_vllm.optim.two_pass_form import TwoPassForm
 from slot_vllm.optim.workspace import Workspace
 from slot_vllm.params import SlotParams
@@ -51,7 +51,7 @@ def test_any_batch_in_any_workspace(
     ]
     smallest = TwoPassForm.vector_bytes(head) + TwoPassForm.smallest_rows_bytes(head)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "form_for", lambda head: TwoPassForm)
+        patch.setattr(module, "form_for", lambda head, sharded: TwoPassForm)
         assert_equal_to_oracle(head, prompts, Workspace(smallest + extra_bytes))
 
 
@@ -100,7 +100,8 @@ def _on_ranks(
         begin, end = bounds[rank : rank + 2]
         bias = None if head.bias is None else head.bias[begin:end]
         part = Head(head.weight[begin:end], bias, head.soft_cap, head.scale)
-        return _both_passes(part, prompts, deltas, extra_bytes, Shard(begin, widest, gather))
+        shard = Shard(begin, widest, gather, any_rank=bool)
+        return _both_passes(part, prompts, deltas, extra_bytes, shard)
 
     ranks = range(len(sent))
     for rank in ranks:

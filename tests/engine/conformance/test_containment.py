@@ -138,14 +138,8 @@ def batch(llm: Any, patch: Patch, tokens: list[int]) -> None:
 
 
 def logits(llm: Any, patch: Patch, tokens: list[int]) -> None:
-    shifted = linear_head._shifted
-
-    def broken(own: Tensor, *args: Any) -> Any:
-        # Half of the work is done.
-        shifted(own, *args)
-        _raise()
-
-    patch.setattr(linear_head, "_shifted", broken)
+    # By then W delta is added.
+    patch.setattr(linear_head, "_activated", _raise)
 
 
 def step(llm: Any, patch: Patch, tokens: list[int]) -> None:

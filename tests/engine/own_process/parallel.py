@@ -1,0 +1,360 @@
+"""Tensor and pipeline parallel on two cores: what one process gives, whatever the workers.
+
+In a process of its own, because vLLM reads what binds workers to cores when it is imported.
+"""
+
+import os
+
+os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "0|1"
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from slot_vllm.bench.scaling import Model, learning, prefill
+from tests.engine.cases import (
+    VOCABULARY,
+    Case,
+    assert_delta_equal,
+    assert_tokens_equal,
+    mixed_cases,
+    random_tokens,
+    reference,
+)
+from tests.engine.conftest import SLOT, SMALL, V2
+from tests.engine.generate import run, sampling_params, tokens_of
+from tests.engine.server import MODEL, serving
+
+TP2: dict[str, Any] = {"tensor_parallel_size": 2}
+if V2:
+    here = Path(__file__).parent
+    paths = (here / "interpreter", here.parents[2], os.environ.get("PYTHONPATH", ""))
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, paths))
+
+PP2: dict[str, Any] = {"pipeline_parallel_size": 2, "enforce_eager": False}
+
+
+def cases_of(vocabulary: int) -> list[Case]:
+    # The interpreter is slow.
+    return [
+        replace(case, tokens=tuple(token % vocabulary for token in case.tokens))
+        for case in mixed_cases(20, 6 if V2 else 16)
+    ]
+
+
+@pytest.fixture
+def parallel(engine: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """parallel(model, slot={}, **options): an engine of two workers."""
+
+    def get(model: str, slot: dict[str, Any] | None = None, **options: Any) -> Any:
+        slot = {"check_ranks": True, **(slot or {})}
+        return engine(model, slot, distributed_executor_backend="mp", **options)
+
+    yield get
+
+
+def assert_equal_to_one_process(
+    llm: Any, model: str, cases: list[Case], workers: list[bool]
+) -> None:
+    """Tokens and deltas of ``cases``. workers: of each, whether it is one that knows deltas."""
+    expected = reference(model, cases)
+    outputs = run(llm, cases)
+    assert_tokens_equal(tokens_of(outputs), expected)
+    chunk = llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
+    assert max(len(case.tokens) for case in cases) > chunk
+    for case, output, answer in zip(cases, outputs, expected, strict=True):
+        deltas = llm.collective_rpc("slot_delta", args=(output.request_id,))
+        assert [delta is not None for delta in deltas] == [w and case.steps > 0 for w in workers]
+        known = [delta for delta in deltas if delta is not None]
+        assert all(delta == known[0] for delta in known)
+        if known:
+            assert_delta_equal(known[0], answer, case.lr)
+            losses = llm.collective_rpc("slot_losses", args=(output.request_id,))
+            assert losses[workers.index(True)] == pytest.approx(answer.losses, rel=2e-4, abs=2e-4)
+    for knows, stats in zip(workers, llm.collective_rpc("slot_stats"), strict=True):
+        assert bool(stats) == knows
+        if knows:
+            assert stats["failed"] == stats["ranks_differ"] == 0
+            assert stats["optimized"]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "tied", "vocabulary"),
+    [
+        # 320 rows with the padding: 160 columns and 102.
+        pytest.param("qwen2", True, None, id="uneven"),
+        # 64 rows with the padding: the second rank has nothing else.
+        pytest.param("llama", False, 30, id="padding-only"),
+        pytest.param("gemma2", True, None, id="soft-cap", marks=pytest.mark.full),
+    ],
+)
+def test_tensor_parallel(
+    architecture: str,
+    tied: bool,
+    vocabulary: int | None,
+    tiny_models: Callable[..., str],
+    parallel: Callable[..., Any],
+) -> None:
+    model = tiny_models(architecture, tied, vocabulary)
+    blocks = 22 if architecture == "gemma2" else 14
+    llm = parallel(model, **TP2, num_gpu_blocks_override=blocks)
+    cases = cases_of(vocabulary or VOCABULARY)
+    assert_equal_to_one_process(llm, model, cases, [True, True])
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("options", [{"hidden_cache": "off"}, {"rounding": "model"}])
+def test_tensor_parallel_with_other_settings(
+    options: dict[str, Any], tiny_model: str, parallel: Callable[..., Any]
+) -> None:
+    llm = parallel(tiny_model, options, **TP2)
+    assert_equal_to_one_process(llm, tiny_model, cases_of(VOCABULARY), [True, True])
+
+
+@pytest.mark.skipif(V2, reason="its compiled model does not start under the interpreter")
+def test_pipeline_parallel(tiny_model: str, parallel: Callable[..., Any]) -> None:
+    llm = parallel(tiny_model, **PP2)
+    assert_equal_to_one_process(llm, tiny_model, cases_of(VOCABULARY), [False, True])
+
+
+Wrap = Callable[[Any, Callable[..., Any]], Any]
+
+
+def on_rank(rank: int, wrap: Wrap, owner: str, name: str) -> Any:
+    """For ``collective_rpc``: on that worker, put ``wrap`` around a function of SLOT's."""
+
+    def work(worker: Any) -> None:
+        if worker.rank != rank:
+            return
+        from pydoc import locate
+
+        target = locate(owner)
+        original = getattr(target, name)
+        setattr(target, name, wrap(worker, original))
+
+    return work
+
+
+def _failing(at_call: int) -> Wrap:
+    """Raise in one call, then be what it was."""
+
+    def wrap(worker: Any, original: Callable[..., Any]) -> Any:
+        calls = []
+
+        def failing(*args: Any, **kwargs: Any) -> Any:
+            calls.append(1)
+            if len(calls) == at_call:
+                raise RuntimeError("injected")
+            return original(*args, **kwargs)
+
+        return failing
+
+    return wrap
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "at_call"),
+    [
+        ("slot_vllm.optim.two_pass_form.TwoPassForm", "sums", 3),
+        ("slot_vllm.optim.two_pass_form.TwoPassForm", "__init__", 1),
+        ("slot_vllm.engine.hidden_cache.HiddenCache", "read", 1),
+        ("slot_vllm.engine.deltas.Deltas", "_key", 1),
+    ],
+)
+def test_what_fails_on_one_rank_costs_one_delta_on_both(
+    owner: str, name: str, at_call: int, tiny_model: str, parallel: Callable[..., Any]
+) -> None:
+    llm = parallel(tiny_model, **TP2)
+    # Longer than a step, so that it is read out of the KV cache.
+    seed = 700 + len(owner) + len(name) + at_call
+    first, second = (Case(random_tokens(70, seed + i * 1000), 5, 0.1, 8) for i in range(2))
+    before = llm.collective_rpc("slot_stats")
+    llm.collective_rpc(on_rank(1, _failing(at_call), owner, name))
+    (output,) = run(llm, [first])
+    expected = reference(tiny_model, [replace(first, steps=0), second])
+    assert_tokens_equal(tokens_of([output]), expected[:1])
+    assert llm.collective_rpc("slot_delta", args=(output.request_id,)) == [None, None]
+    errors = llm.collective_rpc("slot_errors")
+    assert "OtherRankFailed" in errors[0][-1] and "injected" in errors[1][-1]
+    (output,) = run(llm, [second])
+    assert_tokens_equal(tokens_of([output]), expected[1:])
+    one, other = llm.collective_rpc("slot_delta", args=(output.request_id,))
+    assert one == other
+    assert_delta_equal(one, expected[1], 0.1)
+    for was, now in zip(before, llm.collective_rpc("slot_stats"), strict=True):
+        counts = [now[key] - was[key] for key in ("failed", "optimized", "ranks_differ")]
+        assert counts == [1, 1, 0]
+
+
+def test_ranks_that_differ_are_found(tiny_model: str, parallel: Callable[..., Any]) -> None:
+    llm = parallel(tiny_model, **TP2)
+    case = Case(random_tokens(30, 800), 5, 0.1, 2)
+
+    def wrap(worker: Any, original: Callable[..., Any]) -> Any:
+        def optimize(*args: Any, **kwargs: Any) -> Any:
+            deltas.optimize = original
+            (learned,) = original(*args, **kwargs)
+            learned.delta[3] += 1e-7
+            return [learned]
+
+        import slot_vllm.engine.deltas as deltas
+
+        return optimize
+
+    llm.collective_rpc(on_rank(0, wrap, "slot_vllm.engine.deltas", "optimize"))
+    (output,) = run(llm, [case])
+    assert_tokens_equal(tokens_of([output]), reference(tiny_model, [replace(case, steps=0)]))
+    for stats, errors in zip(
+        llm.collective_rpc("slot_stats"), llm.collective_rpc("slot_errors"), strict=True
+    ):
+        assert stats["ranks_differ"] == 1
+        assert "check_ranks: the tensor-parallel ranks learned different deltas" in errors[-1]
+
+
+@pytest.mark.skipif(V2, reason="its model runner makes the same calls")
+def test_what_passes_through_the_group(tiny_model: str, parallel: Callable[..., Any]) -> None:
+    """The formulas of docs/scaling.md, counted where vLLM exchanges tensors."""
+    llm = parallel(tiny_model, **TP2)
+    case = Case(random_tokens(41, 820), 5, 0.1, 1)
+
+    def counting(worker: Any, original: Callable[..., Any]) -> Any:
+        counted = worker.counted = getattr(worker, "counted", {})
+
+        def call(group: Any, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            counted.setdefault(original.__name__, []).append(tensor.nbytes)
+            return original(group, tensor, *args, **kwargs)
+
+        return call
+
+    group = "vllm.distributed.parallel_state.GroupCoordinator"
+    for name in ("all_reduce", "all_gather"):
+        llm.collective_rpc(on_rank(0, counting, group, name))
+    run(llm, [case])
+    (counted, _) = llm.collective_rpc(lambda worker: getattr(worker, "counted", None))
+    model = Model(64, 262, 2, 0, itemsize=4)
+    rows, steps = 40, case.steps
+    own = learning(model, 2, rows, steps)
+    # Then the loss after the last step is wanted, and the row of logits: 160 columns a rank. There
+    # is one other rank, so that as much is received as is given.
+    assert len(counted["all_gather"]) == own.collectives + 2
+    assert sum(counted["all_gather"]) == own.received + 4 * 2 * rows + 4 * 160
+    forward = prefill(model, 2, len(case.tokens))
+    assert len(counted["all_reduce"]) == forward.collectives
+    # A ring of two receives as much as each has.
+    assert sum(counted["all_reduce"]) == forward.received
+
+
+def test_prefix_hits_and_token_shifts(tiny_model: str, parallel: Callable[..., Any]) -> None:
+    """Each rank keeps half of a hidden state, and a part of W."""
+    llm = parallel(tiny_model, **TP2)
+    prefix = random_tokens(70, 810)
+    cases = [Case(prefix + random_tokens(9, 811 + i), 5, 0.1, 4) for i in range(2)]
+    outputs = [run(llm, [case])[0] for case in cases]
+    assert outputs[1].num_cached_tokens == 64
+    expected = reference(tiny_model, cases)
+    assert_tokens_equal(tokens_of(outputs), expected)
+    weight = load_file(f"{tiny_model}/model.safetensors")["model.embed_tokens.weight"]
+    for output, answer in zip(outputs, expected, strict=True):
+        delta, other = llm.collective_rpc("slot_delta", args=(output.request_id,))
+        assert delta == other
+        assert_delta_equal(delta, answer, 0.1)
+        shifts, others = llm.collective_rpc("slot_token_shifts", args=(output.request_id,))
+        assert shifts == others
+        found = torch.frombuffer(bytearray(shifts), dtype=torch.float32)
+        torch.testing.assert_close(found, weight @ torch.tensor(delta), rtol=1e-5, atol=1e-6)
+
+    def width(worker: Any) -> int:
+        size: int = worker.model_runner.slot_hidden_cache.width
+        return size
+
+    assert llm.collective_rpc(width) == [32, 32]
+
+
+async def data_parallel(model: str, cases: list[Case]) -> tuple[list[list[int]], list[Any], Any]:
+    """Tokens; per case, what each engine's worker knows of its delta; each engine's counters."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.sampling_params import RequestOutputKind
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    arguments = AsyncEngineArgs(
+        model,
+        **SMALL,
+        data_parallel_size=2,
+        worker_extension_cls="slot_vllm",
+        additional_config={"slot": SLOT},
+    )
+    llm = AsyncLLM.from_engine_args(arguments)
+
+    async def generate(i: int, case: Case) -> list[int]:
+        params = sampling_params(case, output_kind=RequestOutputKind.FINAL_ONLY)
+        prompt = {"prompt_token_ids": list(case.tokens)}
+        outputs = [output async for output in llm.generate(prompt, params, f"case-{i}")]
+        return list(outputs[-1].outputs[0].token_ids)
+
+    async def ask(method: str, *args: Any) -> list[Any]:
+        # AsyncLLM.collective_rpc gives the first engine's answer alone.
+        answers = await llm.engine_core.call_utility_all_async(
+            "collective_rpc", method, None, args, None
+        )
+        return [answer for (answer,) in answers]
+
+    try:
+        tokens = await asyncio.gather(*(generate(i, case) for i, case in enumerate(cases)))
+        deltas = [await ask("slot_delta", f"case-{i}") for i in range(len(cases))]
+        return tokens, deltas, await ask("slot_stats")
+    finally:
+        llm.shutdown()
+
+
+@pytest.mark.full
+def test_data_parallel(tiny_model: str) -> None:
+    cases = cases_of(VOCABULARY)
+    expected = reference(tiny_model, cases)
+    tokens, deltas, stats = asyncio.run(data_parallel(tiny_model, cases))
+    assert_tokens_equal(tokens, expected)
+    for case, answer, known in zip(cases, expected, deltas, strict=True):
+        found = [delta for delta in known if delta is not None]
+        # A request belongs to one engine, and so does its delta.
+        assert len(found) == (case.steps > 0)
+        if found:
+            assert_delta_equal(found[0], answer, case.lr)
+    assert len(stats) == 2 and all(engine["optimized"] for engine in stats)
+
+
+@pytest.mark.full
+@pytest.mark.skipif(V2, reason="a server's processes have no interpreter")
+def test_a_data_parallel_server(tiny_model: str, tmp_path: Path) -> None:
+    cases = [case for case in cases_of(VOCABULARY) if len(case.tokens) > 1]
+    options = ("--dtype", "float32", "--max-model-len", "320", "--data-parallel-size", "2")
+    with serving(tiny_model, {}, tmp_path / "log", *options) as server:
+
+        def complete(case: Case, **xargs: Any) -> list[int]:
+            completion: Any = server.client.completions.create(
+                model=MODEL,
+                prompt=list(case.tokens),
+                temperature=0,
+                max_tokens=case.new_tokens,
+                extra_body={
+                    "vllm_xargs": {"slot_steps": case.steps, "slot_lr": case.lr, **xargs},
+                    "ignore_eos": True,
+                    "return_token_ids": True,
+                },
+            )
+            return list(completion.choices[0].token_ids)
+
+        with ThreadPoolExecutor(8) as pool:
+            tokens = list(pool.map(complete, cases))
+        assert_tokens_equal(tokens, reference(tiny_model, cases))
+        # Whichever of the front end's processes it reaches.
+        for _ in range(6):
+            with pytest.raises(openai.BadRequestError, match="slot_step"):
+                complete(cases[0], slot_step=3)
+        assert server.said().count("SLOT 0.1.0 on the") == 2
