@@ -121,34 +121,37 @@ class Deltas:
         """Departures, then arrivals: an id may be aborted and used again in the same step."""
         if not self.serving:
             return
-        self._before, self._scheduled = self._scheduled, scheduler_output.num_scheduled_tokens
         self._staged = self.rows.not_written = None
         self._adapted = []
-        self._log_not_finite()
-        # Sorted: a set's order differs among processes, and the oldest kept deltas go first.
+        # Before anything else that may fail: vLLM names them once. Sorted: a set's order differs
+        # among processes, and the oldest kept deltas go first.
         for req_id in sorted(scheduler_output.finished_req_ids):
             try:
                 self._finish(req_id)
             except Exception as error:
                 self.failures.count(Failure.of(error, "departure"), req_id)
+        self._before, self._scheduled = self._scheduled, scheduler_output.num_scheduled_tokens
+        self._log_not_finite()
         for req_id in scheduler_output.preempted_req_ids or ():
             request = self.requests.get(req_id)
             if request is not None:
                 self.rows.restart(request)
+        arrived: dict[str, Failure | None] = {}
         for new in scheduler_output.scheduled_new_reqs:
             # The V2 runner gets preempted requests as new ones when they resume.
             if any(new.req_id in known for known in (self.requests, self.bypassed, self.plain)):
                 continue
-            failure = None
+            arrived[new.req_id] = None
             try:
                 self._arrive(new)
             except Exception as error:
-                failure = Failure.of(error, "arrival")
-            (failure,) = self.failures.agreed([failure])
+                arrived[new.req_id] = Failure.of(error, "arrival")
+        agreed = self.failures.agreed(list(arrived.values()))
+        for req_id, failure in zip(arrived, agreed, strict=True):
             if failure is not None:
-                self.requests.pop(new.req_id, None)
-                self.bypassed.add(new.req_id)
-                self.failures.count(failure, new.req_id)
+                self.requests.pop(req_id, None)
+                self.bypassed.add(req_id)
+                self.failures.count(failure, req_id)
 
     @contextmanager
     def containing(self, place: Literal["arrival", "batch", "logits"]) -> Iterator[None]:

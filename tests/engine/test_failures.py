@@ -215,3 +215,24 @@ def test_what_another_worker_failed_at_fails_here(monkeypatch: pytest.MonkeyPatc
     begin(deltas, [arrival("a-1", TOKENS)])
     assert step(deltas, ("a-1", TOKENS, 0)) is None
     assert deltas.stats()["failed"] == 1
+
+
+def test_who_leaves_in_a_step_that_is_not_understood_is_forgotten() -> None:
+    deltas = make_deltas()
+    begin(deltas, [arrival("a-1", TOKENS)])
+    step(deltas, ("a-1", TOKENS, 0))
+    with deltas.containing("arrival"):
+        deltas.begin_step(SimpleNamespace(finished_req_ids={"a-1"}))
+    assert not deltas.requests and not len(deltas.table)
+
+
+def test_ranks_agree_on_a_reason() -> None:
+    ranks: Any = SimpleNamespace(
+        largest=lambda codes: [max(code, 1 + REASONS.index("optimizer")) for code in codes]
+    )
+    mine = Failure.of(ValueError("mine"), "hidden_cache")
+    own, others = Failures(Counter(), ranks).agreed([mine, None])
+    assert own is not None and (own.reason, own.message) == ("optimizer", mine.message)
+    assert others is not None and others.reason == "optimizer"
+    assert "another tensor-parallel rank failed" in others.message
+    assert Failures(Counter()).agreed([mine, None]) == [mine, None]
