@@ -1,7 +1,7 @@
 """With ``max_concurrent`` a step completes so many SLOT prompts and no more, in order of arrival;
 the others' answers, and everyone's, stay what they are."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,8 +36,8 @@ class Served:
 
 def serve(
     llm: Any,
-    arrivals: dict[int, Sequence[tuple[str, Case]]],
-    aborted: dict[int, str] | None = None,
+    arrivals: Mapping[int, Sequence[tuple[str, Case]]],
+    aborted: Mapping[int, str] | None = None,
 ) -> Served:
     """arrivals and aborted: by the number of the step before which they happen."""
     from vllm.sampling_params import RequestOutputKind
