@@ -1,6 +1,8 @@
 """Every contact with vLLM. Nothing outside this package knows vLLM's internals.
 
 What is touched, why, and when it can go. Names are those of vLLM 0.32; only that release is tested.
+``contacts`` has every name relied on as data, for the check of a release (``compat``): at start-up
+of the vLLM that runs, by ``scripts/check_vllm.py`` of any other's source.
 
 At start-up, in the class:
 
@@ -35,7 +37,7 @@ Per step, on the model runner of an engine that asks for SLOT:
   scale. Can go, with ``execute_model`` and what gives the hidden states, when the runners have a
   hook before the logits.
 
-In the KV cache (``hidden_cache``; 0.32, where ``HiddenStateCacheSpec`` is):
+In the KV cache (``hidden_cache``; from 0.29 on, before that it is laid out otherwise):
 
 - a layer of our own in ``static_forward_context``, added once the model is loaded, under a name
   with one integer (``bind_kv_cache`` orders by it). It extends ``CacheOnlyAttentionLayer``, whose

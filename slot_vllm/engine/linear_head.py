@@ -108,17 +108,19 @@ class LinearHead:
             lm_head: nn.Module,
             hidden_states: Tensor,
             embedding_bias: Tensor | None = None,
-            skip_gather: bool = False,
+            # skip_gather, from 0.29 on.
+            *rest: Any,
+            **options: Any,
         ) -> Tensor | None:
             additions = take()
             if additions is None:
-                return original(lm_head, hidden_states, embedding_bias, skip_gather)
+                return original(lm_head, hidden_states, embedding_bias, *rest, **options)
             if additions.rounded is not None:
                 # Out of place: a drafter reads these rows too.
                 hidden_states = hidden_states + additions.rounded[additions.rows]
             if additions.biases is None:
-                return original(lm_head, hidden_states, embedding_bias, skip_gather)
-            own = processor._get_logits(hidden_states, lm_head, embedding_bias, skip_gather)
+                return original(lm_head, hidden_states, embedding_bias, *rest, **options)
+            own = processor._get_logits(hidden_states, lm_head, embedding_bias, *rest, **options)
             return None if own is None else _shifted(own, additions, self.head())
 
         processor.forward = forward
@@ -155,10 +157,11 @@ def _watch(model: Any, probe: Tensor) -> tuple[list[tuple[Any, Any, Tensor | Non
             lm_head: nn.Module,
             hidden_states: Tensor,
             embedding_bias: Tensor | None = None,
-            skip_gather: bool = False,
+            *rest: Any,
+            **options: Any,
         ) -> Any:
             calls.append((processor, getattr(lm_head, "base_layer", lm_head), embedding_bias))
-            return original(lm_head, hidden_states, embedding_bias, skip_gather)
+            return original(lm_head, hidden_states, embedding_bias, *rest, **options)
 
         return forward
 

@@ -43,6 +43,10 @@ def _usage_context(usage_context: Any = None, *_args: Any, **_kwargs: Any) -> An
 
 
 def _prepare(vllm_config: Any, usage_context: Any) -> None:
+    from slot_vllm.engine import compat
+
+    # Before anything is imported that another release may lack.
+    compat.check_front_end(startup.serves(usage_context))
     from slot_vllm.engine import admission, beam_search, server
 
     startup.refuse_what_cannot_work(vllm_config, usage_context)

@@ -132,10 +132,10 @@ def watch(worker: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
     initialize_kv_cache = runner.initialize_kv_cache
     add_lora = worker.add_lora
 
-    def hooked_initialize_kv_cache(
-        kv_cache_config: Any, is_profiling: bool = False, **kwargs: Any
-    ) -> None:
-        initialize_kv_cache(kv_cache_config, is_profiling, **kwargs)
+    def hooked_initialize_kv_cache(kv_cache_config: Any, *args: Any, **kwargs: Any) -> None:
+        initialize_kv_cache(kv_cache_config, *args, **kwargs)
+        # Before 0.29 the V2 runner takes nothing else.
+        is_profiling = kwargs.get("is_profiling", args[0] if args else False)
         if cache is not None and not is_profiling:
             cost = cache.measure(kv_cache_config)
             logger.info("SLOT keeps hidden states in the KV cache: %s", cost.describe())

@@ -11,6 +11,7 @@ from typing import Any
 from vllm.v1.worker.gpu_worker import Worker
 
 from slot_vllm import __version__
+from slot_vllm.engine import compat
 from slot_vllm.engine.deltas import Deltas
 from slot_vllm.engine.linear_head import LinearHead
 from slot_vllm.engine.runners import hook_v1, hook_v2, watch
@@ -73,11 +74,12 @@ def install(worker: Any) -> None:
     """Put SLOT onto the model runner of ``worker``, whose model is loaded. Raises SlotError."""
     runner = worker.model_runner
     config = read_config(worker.vllm_config)
+    v2 = worker.use_v2_model_runner
+    compat.check_worker(v2, config.hidden_cache == "on")
     model = runner.get_model()
     hidden_size = worker.vllm_config.model_config.get_hidden_size()
     linear_head = LinearHead(model, hidden_size, runner.dtype)
     deltas = Deltas(config, linear_head, runner.max_num_reqs, runner.device)
-    v2 = worker.use_v2_model_runner
     cache = None
     if config.hidden_cache == "on":
         # Only here: a vLLM without HiddenStateCacheSpec cannot import it.
