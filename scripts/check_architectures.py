@@ -37,13 +37,14 @@ INTRODUCTION = """\
 # Architectures
 
 SLOT on vLLM's V1 model runner on a CPU, in float32 and greedy, beside plain transformers with the
-paper's loop in float64 (`tests/engine/reference.py`): a tiny random model per architecture, 8 prompts
-of 1 to 200 tokens, split over steps of 48, five settings of steps and lr, 12 new tokens each.
+paper's loop in float64 (`tests/engine/reference.py`): a tiny random model per architecture, with 8
+prompts of 1 to 200 tokens, split over steps of 48, with five settings of steps and lr, and 12 new
+tokens each.
 *Exact*: every token is the same, or first differs where the two best logits are closer than
-1e-3 (a near tie), and every delta is within max(2e-3 lr, 2e-5) of the reference's. *Refused*: SLOT
-says so when the engine starts.
+1e-3 (a near tie), and every delta is within max(2e-3 lr, 2e-5) of the reference's; the last column
+is the largest error as a share of that. *Refused*: SLOT says so when the engine starts.
 
-| architecture | vLLM's class | head | result | near ties | largest error of a delta, of what is allowed |
+| architecture | vLLM's class | head | result | near ties | error |
 | --- | --- | --- | --- | --- | --- |
 """
 

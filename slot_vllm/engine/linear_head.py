@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 
+from slot_vllm.engine import native
 from slot_vllm.kernels.apply_delta import add_bias_rows
 from slot_vllm.optim.head import Head
 from slot_vllm.params import SlotError
@@ -94,6 +95,8 @@ class LinearHead:
     def describe(self) -> str:
         head = self.head()
         parts = [f"{head.vocabulary} x {head.hidden_size} {head.weight.dtype}"]
+        if head.bias is not None:
+            parts.append("bias")
         if head.soft_cap is not None:
             parts.append(f"soft cap {head.soft_cap}")
         if head.scale != 1.0:
@@ -115,15 +118,31 @@ class LinearHead:
             additions = take()
             if additions is None:
                 return original(lm_head, hidden_states, embedding_bias, *rest, **options)
-            if additions.rounded is not None:
-                # Out of place: a drafter reads these rows too.
-                hidden_states = hidden_states + additions.rounded[additions.rows]
-            if additions.biases is None:
-                return original(lm_head, hidden_states, embedding_bias, *rest, **options)
-            own = processor._get_logits(hidden_states, lm_head, embedding_bias, *rest, **options)
-            return None if own is None else _shifted(own, additions, self.head())
+            return self.logits(additions, lm_head, hidden_states, embedding_bias, *rest, **options)
 
-        processor.forward = forward
+        if native.available():
+            processor.slot_hook = native.LogitsHook(take, self.logits)
+        else:
+            processor.forward = forward
+
+    def logits(
+        self,
+        additions: Additions,
+        lm_head: nn.Module,
+        hidden_states: Tensor,
+        embedding_bias: Tensor | None = None,
+        *rest: Any,
+        **options: Any,
+    ) -> Tensor | None:
+        """What the processor's forward gives with ``additions``."""
+        if additions.rounded is not None:
+            # Out of place: a drafter reads these rows too.
+            hidden_states = hidden_states + additions.rounded[additions.rows]
+        own = self._processor._get_logits(hidden_states, lm_head, embedding_bias, *rest, **options)
+        if own is None:
+            return None
+        head = self.head()
+        return head.activate(own) if additions.biases is None else _shifted(own, additions, head)
 
 
 def _shifted(own: Tensor, additions: Additions, head: Head) -> Tensor:

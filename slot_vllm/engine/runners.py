@@ -1,16 +1,19 @@
 """Where the two model runners are touched. Both end in the same hook: before the step's logits
 are computed, ``Deltas`` sees its hidden states and says what each row of logits gets.
 
-Only methods of the given instance are replaced, so other engines of the process keep theirs.
+A patched vLLM (``native``) calls the hook itself. Otherwise methods of the given instance are
+replaced, and only of it, so other engines of the process keep theirs.
 """
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from slot_vllm.engine import native
 from slot_vllm.engine.deltas import BatchView, Deltas
 
 if TYPE_CHECKING:
@@ -20,6 +23,32 @@ logger = logging.getLogger("vllm.slot_vllm")
 
 # Methods of the worker.
 CHANGES_WEIGHTS = ("reload_weights", "update_weights", "finish_weight_update", "sleep", "wake_up")
+
+
+@dataclass(frozen=True)
+class Hook:
+    """What a patched vLLM finds as ``runner.slot_hook`` and calls.
+
+    begin_step(scheduler_output): before a step. before_logits: V1, (model_output, logits_indices);
+    V2, (hidden_states, input_batch). after_logits(): V2, once they are made.
+    """
+
+    begin_step: Callable[..., None]
+    before_logits: Callable[..., None]
+    after_logits: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class WorkerHook:
+    """What it finds as ``worker.slot_hook``.
+
+    kv_cache_ready(kv_cache_config): once it is allocated. weights_change(): before they do.
+    add_lora(lora_request): before an adapter is loaded.
+    """
+
+    kv_cache_ready: Callable[[Any], None]
+    weights_change: Callable[[], None]
+    add_lora: Callable[[Any], None]
 
 
 def hook_v1(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
@@ -40,7 +69,10 @@ def hook_v1(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
 
     def hooked_model_forward(*args: Any, **kwargs: Any) -> Any:
         output = model_forward(*args, **kwargs)
-        indices = logits_indices.pop()
+        before_logits(output, logits_indices.pop())
+        return output
+
+    def before_logits(output: Any, indices: torch.Tensor) -> None:
         hidden_states = output[0] if isinstance(output, tuple) else output
         if cache is not None:
             # Of all requests: whoever hits these blocks later may have SLOT.
@@ -49,7 +81,6 @@ def hook_v1(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
             cache.write(hidden_states[:rows], slots)
         if deltas.requests:
             deltas.stage(hidden_states, view(indices))
-        return output
 
     def block_table(cache: "HiddenCache") -> Any:
         return runner.input_batch.block_table[cache.group(runner.kv_cache_config)]
@@ -74,6 +105,9 @@ def hook_v1(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
             read=None if cache is None else read,
         )
 
+    if native.available():
+        runner.slot_hook = Hook(deltas.begin_step, before_logits, deltas.unstage)
+        return
     runner.execute_model = hooked_execute_model
     runner._prepare_inputs = hooked_prepare_inputs
     runner._model_forward = hooked_model_forward
@@ -92,13 +126,20 @@ def hook_v2(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
     def hooked_sample(
         hidden_states: torch.Tensor, input_batch: Any, *args: Any, **kwargs: Any
     ) -> Any:
+        before_logits(hidden_states, input_batch)
+        try:
+            return sample(hidden_states, input_batch, *args, **kwargs)
+        finally:
+            deltas.unstage()
+
+    def before_logits(hidden_states: torch.Tensor, input_batch: Any) -> None:
         if cache is not None and cache.allocated:
             # Of all requests, as on V1. The mapping is the forward pass's own.
             rows = input_batch.num_tokens
             slots = runner.block_tables.slot_mappings[cache.group(runner.kv_cache_config), :rows]
             cache.write(hidden_states[:rows], slots)
         if not deltas.requests:
-            return sample(hidden_states, input_batch, *args, **kwargs)
+            return
 
         def read(i: int, rows: int) -> torch.Tensor:
             assert cache is not None
@@ -116,11 +157,10 @@ def hook_v2(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
             read=None if cache is None else read,
         )
         deltas.stage(hidden_states, batch)
-        try:
-            return sample(hidden_states, input_batch, *args, **kwargs)
-        finally:
-            deltas.unstage()
 
+    if native.available():
+        runner.slot_hook = Hook(deltas.begin_step, before_logits, deltas.unstage)
+        return
     runner.execute_model = hooked_execute_model
     runner.sample = hooked_sample
 
@@ -128,6 +168,19 @@ def hook_v2(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
 def watch(worker: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
     """Either runner: say what the hidden states cost once the KV cache is there, and share no delta
     across a change of weights."""
+
+    def report(kv_cache_config: Any) -> None:
+        if cache is not None:
+            cost = cache.measure(kv_cache_config)
+            logger.info("SLOT keeps hidden states in the KV cache: %s", cost.describe())
+
+    def forget_replaced(lora_request: Any) -> None:
+        if lora_request.load_inplace:
+            deltas.forget_adapter(lora_request.lora_name)
+
+    if native.available():
+        worker.slot_hook = WorkerHook(report, deltas.forget_shared, forget_replaced)
+        return
     runner = worker.model_runner
     initialize_kv_cache = runner.initialize_kv_cache
     add_lora = worker.add_lora
@@ -135,14 +188,11 @@ def watch(worker: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
     def hooked_initialize_kv_cache(kv_cache_config: Any, *args: Any, **kwargs: Any) -> None:
         initialize_kv_cache(kv_cache_config, *args, **kwargs)
         # Before 0.29 the V2 runner takes nothing else.
-        is_profiling = kwargs.get("is_profiling", args[0] if args else False)
-        if cache is not None and not is_profiling:
-            cost = cache.measure(kv_cache_config)
-            logger.info("SLOT keeps hidden states in the KV cache: %s", cost.describe())
+        if not kwargs.get("is_profiling", args[0] if args else False):
+            report(kv_cache_config)
 
     def hooked_add_lora(lora_request: Any) -> Any:
-        if lora_request.load_inplace:
-            deltas.forget_adapter(lora_request.lora_name)
+        forget_replaced(lora_request)
         return add_lora(lora_request)
 
     def forgetting(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from vllm.v1.worker.gpu_worker import Worker
 
 from slot_vllm import __version__
-from slot_vllm.engine import compat
+from slot_vllm.engine import compat, native
 from slot_vllm.engine.deltas import Deltas
 from slot_vllm.engine.linear_head import LinearHead
 from slot_vllm.engine.runners import hook_v1, hook_v2, watch
@@ -23,6 +23,13 @@ logger = logging.getLogger("vllm.slot_vllm")
 
 class SlotWorkerExtension:
     """Methods for ``collective_rpc``; each returns one value per worker."""
+
+    def slot_model_loaded(self) -> None:
+        """A patched vLLM's ``Worker.load_model`` calls it at its end; nothing else may."""
+        worker: Any = self
+        # vLLM extends the class of all workers of the process.
+        if asks_for_slot(worker.vllm_config) and not hasattr(worker.model_runner, "slot_deltas"):
+            install(worker)
 
     def slot_stats(self) -> dict[str, int | float]:
         """Counters since start (optimized, shared, bypassed, failed, prompt_tokens,
@@ -121,4 +128,5 @@ def _wrap_load_model() -> None:
     Worker.load_model = load_model
 
 
-_wrap_load_model()
+if not native.available():
+    _wrap_load_model()

@@ -21,6 +21,14 @@ from tests.engine.generate import delta_of, run, tokens_of
 # No preemption, but prompts split over steps.
 OPTIONS = {**SMALL, "num_gpu_blocks_override": 120}
 
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    # Dynamo does not get through some models (Cohere) on a CPU without Triton.
+    "TORCHDYNAMO_DISABLE": "1",
+    # The CPU's kernel for latent attention (DeepSeek-V2) takes no float32.
+    "VLLM_MLA_DISABLE": "1",
+}
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -39,8 +47,7 @@ def run_architecture(model: str, cases: Sequence[Case]) -> Outcome:
     result = subprocess.run(
         [sys.executable, "-m", "tests.engine.architecture"],
         input=json.dumps(request),
-        # Dynamo does not get through some models (Cohere) on a CPU without Triton.
-        env={**os.environ, "TORCHDYNAMO_DISABLE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
+        env={**os.environ, **ENVIRONMENT},
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
