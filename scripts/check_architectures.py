@@ -3,8 +3,9 @@
     python scripts/check_architectures.py qwen3 falcon
     python scripts/check_architectures.py --write docs/architectures.md
 
-In float32 every greedy token and every delta must equal the reference of the test suite. The exit
-code is 1 if an architecture is wrong, or fails in vLLM itself.
+In float32 every greedy token and every delta must equal the reference of the test suite. Rows of
+architectures that are not named stay as they are in the file. The exit code is 1 if an architecture
+is wrong, or fails in vLLM itself.
 """
 
 import argparse
@@ -109,11 +110,15 @@ def check(architecture: str, directory: Path) -> Row:
         return Row(architecture, "", "", f"vLLM fails: {str(error).strip().splitlines()[-1]}")
 
 
-def document(rows: Sequence[Row]) -> str:
-    """docs/architectures.md."""
-    lines = [row.line() for row in rows]
+def write(row: Row, file: Path) -> None:
+    """Into docs/architectures.md: the row, in place of an earlier one of its architecture."""
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    lines = {name: line for line in rows if (name := line.split(" ")[1]) in ARCHITECTURES}
+    lines[row.architecture] = row.line()
     made = "Made by `python scripts/check_architectures.py --write docs/architectures.md`."
-    return INTRODUCTION + "\n".join([*lines, "", made, ""])
+    whole = [lines[name] for name in sorted(lines)]
+    file.write_text(INTRODUCTION + "\n".join([*whole, "", made, ""]), encoding="utf-8")
 
 
 def main() -> None:
@@ -131,8 +136,8 @@ def main() -> None:
         for architecture in arguments.architectures or ARCHITECTURES:
             rows.append(check(architecture, Path(directory)))
             print(rows[-1].line(), flush=True)
-    if arguments.write:
-        arguments.write.write_text(document(rows), encoding="utf-8")
+            if arguments.write:
+                write(rows[-1], arguments.write)
     sys.exit(not all(row.good for row in rows))
 
 

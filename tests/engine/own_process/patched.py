@@ -49,6 +49,10 @@ def test_nothing_is_wrapped(tiny_model: str, engine: Callable[..., Any]) -> None
     from vllm.v1.engine.input_processor import InputProcessor
     from vllm.v1.worker.gpu_worker import Worker
 
+    from slot_vllm.engine import plugin
+
+    # Where the plugin is loaded, it finds the hooks.
+    plugin.register()
     llm = engine(tiny_model, slot={})
     classes = (
         EngineArgs,
