@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from make_tiny_model import ARCHITECTURES, TIED
 
 ROOT = Path(__file__).resolve().parents[1]
 # The reference is the test suite's.
 sys.path.insert(0, str(ROOT))
 
-from scripts.make_tiny_model import ARCHITECTURES, TIED  # noqa: E402
 from tests.engine.architecture import Outcome, run_architecture  # noqa: E402
 from tests.engine.cases import (  # noqa: E402
     NEAR_TIE,
