@@ -2,7 +2,8 @@
 
 What is touched, why, and when it can go. Names are those of vLLM 0.32; only that release is tested.
 ``contacts`` has every name relied on as data, for the check of a release (``compat``): at start-up
-of the vLLM that runs, by ``scripts/check_vllm.py`` of any other's source.
+of the vLLM that runs, by ``scripts/check_vllm.py`` of any other's source. A vLLM that was patched
+with one of ``patches/`` calls ``native`` instead, and nothing below is wrapped.
 
 At start-up, in the class:
 
