@@ -11,12 +11,10 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
-    Gemma2Config,
     GenerationConfig,
-    LlamaConfig,
     PreTrainedTokenizerFast,
-    Qwen2Config,
 )
 
 SPECIAL_TOKENS = ("<|pad|>", "<|begin|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
@@ -26,7 +24,70 @@ CHAT_TEMPLATE = (
 )
 # Wide enough that the two best logits of a greedy step rarely tie.
 INITIALIZER_RANGE = 0.2
-CONFIGS = {"qwen2": Qwen2Config, "llama": LlamaConfig, "gemma2": Gemma2Config}
+_GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 1024}
+# So many experts that routing differs from token to token.
+_EXPERTS = {"moe_intermediate_size": 64, "num_experts": 4, "num_experts_per_tok": 2}
+# What an architecture's configuration has beyond what all have; the key is its model_type.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "bloom": {},
+    "cohere": {"logit_scale": 2.0},
+    "cohere2": {"logit_scale": 2.0, "sliding_window": 64},
+    "deepseek_v2": {
+        "moe_intermediate_size": 64,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_shared_experts": 1,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+        "kv_lora_rank": 32,
+        "q_lora_rank": None,
+        "qk_nope_head_dim": 32,
+        "qk_rope_head_dim": 32,
+        "v_head_dim": 32,
+        "num_key_value_heads": 2,
+    },
+    "exaone4": {"sliding_window": 64, "sliding_window_pattern": 2},
+    "falcon": {"new_decoder_architecture": True, "num_kv_heads": 1},
+    "gemma": {"head_dim": 32},
+    "gemma2": {**_GEMMA, "final_logit_softcapping": 10.0, "attn_logit_softcapping": None},
+    "gemma3_text": _GEMMA,
+    "glm4": {"head_dim": 32},
+    "gpt2": {},
+    "gpt_neox": {},
+    "gptj": {"rotary_dim": 16},
+    "granite": {"logits_scaling": 0.5, "residual_multiplier": 0.5, "embedding_multiplier": 2.0},
+    "llama": {},
+    "mamba": {},
+    "minicpm3": {
+        "q_lora_rank": 32,
+        "kv_lora_rank": 32,
+        "qk_nope_head_dim": 16,
+        "qk_rope_head_dim": 16,
+        "v_head_dim": 32,
+        "dim_model_base": 32,
+        "num_key_value_heads": 2,
+    },
+    "mistral": {"head_dim": 32, "sliding_window": 64},
+    "mixtral": {"num_local_experts": 4},
+    "nemotron": {"head_dim": 32},
+    "olmo2": {},
+    "olmoe": _EXPERTS,
+    "opt": {"ffn_dim": 128, "word_embed_proj_dim": 64},
+    "phi": {},
+    "phi3": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 32},
+    "qwen3_moe": {**_EXPERTS, "head_dim": 32},
+    "smollm3": {},
+    "stablelm": {},
+    "starcoder2": {"sliding_window": None},
+}
+# Those that vLLM knows only with tied embeddings.
+TIED = ("cohere", "cohere2", "gemma", "gemma2", "gemma3_text")
+# They normalize what a layer adds and scale their embeddings up: unless what is added is scaled up
+# too, a tied model repeats its last token for ever.
+_NORMALIZED = ("gemma2", "gemma3_text")
 
 
 def make_tiny_model(
@@ -38,7 +99,7 @@ def make_tiny_model(
 ) -> None:
     """Write the model and its tokenizer to ``directory``, whole or not at all.
 
-    architecture: qwen2, llama or gemma2 (with soft caps). tied: share embeddings and head.
+    architecture: a key of ``ARCHITECTURES``. tied: share embeddings and head, where it can.
     vocabulary: tokens of the model, by default the tokenizer's.
     """
     tokenizer = _tokenizer()
@@ -46,12 +107,14 @@ def make_tiny_model(
     config.vocab_size = vocabulary or config.vocab_size
     torch.manual_seed(seed)
     model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    if architecture == "gemma2":
-        # Gemma scales its embeddings up. Unless what the layers add is scaled up too, a tied model
-        # repeats its last token for ever.
+    if architecture in _NORMALIZED:
         for layer in model.model.layers:
             torch.nn.init.constant_(layer.post_attention_layernorm.weight, 8.0)
             torch.nn.init.constant_(layer.post_feedforward_layernorm.weight, 8.0)
+    for name, bias in model.named_parameters():
+        if name == "lm_head.bias":
+            # transformers makes it zero, which would hide a head that forgets it.
+            torch.nn.init.normal_(bias)
     model.generation_config = GenerationConfig(
         bos_token_id=config.bos_token_id,
         eos_token_id=config.eos_token_id,
@@ -98,21 +161,15 @@ def _config(architecture: str, tied: bool, tokenizer: PreTrainedTokenizerFast) -
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    if architecture == "gemma2":
-        options |= {
-            "head_dim": 32,
-            "query_pre_attn_scalar": 32,
-            "sliding_window": 1024,
-            "final_logit_softcapping": 10.0,
-            "attn_logit_softcapping": None,
-        }
-    return CONFIGS[architecture](**options)
+    known = AutoConfig.for_model(architecture)
+    options = {name: value for name, value in options.items() if hasattr(known, name)}
+    return AutoConfig.for_model(architecture, **(options | ARCHITECTURES[architecture]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--architecture", choices=sorted(CONFIGS), default="qwen2")
+    parser.add_argument("--architecture", choices=sorted(ARCHITECTURES), default="qwen2")
     parser.add_argument("--untied", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vocabulary", type=int, help="tokens of the model")

@@ -1,6 +1,10 @@
 """Every contact with vLLM. Nothing outside this package knows vLLM's internals.
 
 What is touched, why, and when it can go. Names are those of vLLM 0.32; only that release is tested.
+``contacts`` has every name relied on as data, for the check of a release (``compat``): at start-up
+of the vLLM that runs, by ``scripts/check_vllm.py`` of any other's source. A vLLM that was patched
+with one of ``patches/`` calls ``native`` instead, and nothing below is wrapped but what ``metrics``
+and ``tracing`` wrap, in the front end.
 
 At start-up, in the class:
 
@@ -44,15 +48,17 @@ contained, ``failures``; what the wrapped method raises passes through):
 
 - both runners, ``execute_model``: arrivals and departures; ``initialize_kv_cache``: what the hidden
   states cost.
-- the worker, ``reload_weights``, ``update_weights``, ``finish_weight_update``, ``sleep``,
-  ``wake_up``, ``add_lora``: deltas of other weights are not shared any more.
+- the worker, ``compile_or_warm_up_model``: vLLM's own warm-up requests are nobody's;
+  ``reload_weights``, ``reset_weights`` (from 0.32 on), ``update_weights``,
+  ``finish_weight_update``, ``sleep``, ``wake_up``, ``add_lora``: deltas of other weights are not
+  shared any more.
 - V1, ``_prepare_inputs`` and ``_model_forward``: which rows get logits, and the hidden states.
 - V2, ``sample``: the hidden states and the batch.
 - ``LogitsProcessor.forward`` of the model's own instance: adds W delta before the soft cap and the
   scale. Can go, with ``execute_model`` and what gives the hidden states, when the runners have a
   hook before the logits.
 
-In the KV cache (``hidden_cache``; 0.32, where ``HiddenStateCacheSpec`` is):
+In the KV cache (``hidden_cache``; from 0.29 on, before that it is laid out otherwise):
 
 - a layer of our own in ``static_forward_context``, added once the model is loaded, under a name
   with one integer (``bind_kv_cache`` orders by it). It extends ``CacheOnlyAttentionLayer``, whose

@@ -100,6 +100,11 @@ class Admission:
             logger.warning("SLOT is left out of requests with %s", reason)
         return params, reason
 
+    def check_params(self, params: Any) -> None:
+        """Before vLLM's work on the prompt: bad settings are the cheapest error."""
+        if isinstance(params, SamplingParams):
+            self.check(params.extra_args, None)
+
     def admit(self, request: Any, request_id: str) -> None:
         """Write the resolved settings into the engine's own copy of the request's parameters."""
         sampling_params = request.sampling_params
@@ -108,12 +113,16 @@ class Admission:
         extra_args = sampling_params.extra_args
         if extra_args and isinstance(extra_args.get(RESOLVED), ResolvedDict):
             return
-        reason = self.obstacle(
-            multimodal=bool(request.mm_features),
-            embeddings=request.prompt_embeds is not None,
-            resumable=request.resumable,
-            lora_request=request.lora_request,
-            prompt_tokens=len(request.prompt_token_ids or ()),
+        reason = (
+            "beam_search"
+            if beam_search.marked(extra_args)
+            else self.obstacle(
+                multimodal=bool(request.mm_features),
+                embeddings=request.prompt_embeds is not None,
+                resumable=request.resumable,
+                lora_request=request.lora_request,
+                prompt_tokens=len(request.prompt_token_ids or ()),
+            )
         )
         params, bypassed = self.check(extra_args, reason)
         sampling_params = sampling_params.clone()
@@ -150,9 +159,7 @@ def _hook(processor: Any, admission: Admission) -> None:
     assign_request_id = processor.assign_request_id
 
     def hooked_process_inputs(request_id: str, prompt: Any, params: Any, *a: Any, **k: Any) -> Any:
-        if isinstance(params, SamplingParams):
-            # Before vLLM's work on the prompt: bad settings are the cheapest error.
-            admission.check(params.extra_args, None)
+        admission.check_params(params)
         request = process_inputs(request_id, prompt, params, *a, **k)
         admission.admit(request, request_id)
         return request

@@ -1,13 +1,22 @@
 """Beam search submits prompt + generated tokens as new prompts, on which SLOT must not learn."""
 
 import functools
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextvars import ContextVar
 from typing import Any
 
 from slot_vllm.engine.startup import is_wrapped, mark
 
 _searching: ContextVar[bool] = ContextVar("slot_vllm_beam_search", default=False)
+
+
+# In the extra_args of a patched vLLM's beam searches, which do not need wrapping.
+_MARK = "slot.beam_search"
+
+
+def marked(extra_args: Mapping[str, Any] | None) -> bool:
+    """Whether a patched vLLM says that a beam search submitted the request."""
+    return bool(extra_args) and _MARK in (extra_args or {})
 
 
 def searching() -> bool:

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 
+from slot_vllm.engine import native
 from slot_vllm.engine.ranks import ALONE, Ranks
 from slot_vllm.kernels.apply_delta import add_bias_rows
 from slot_vllm.optim.head import Head
@@ -149,6 +151,8 @@ class LinearHead:
         parts = [f"{self.vocabulary} x {head.hidden_size} {head.weight.dtype}"]
         if self._ranks.size > 1:
             parts.append(f"columns {self.columns[0]} to {self.columns[1]} on this rank")
+        if head.bias is not None:
+            parts.append("bias")
         if head.soft_cap is not None:
             parts.append(f"soft cap {head.soft_cap}")
         if head.scale != 1.0:
@@ -165,28 +169,27 @@ class LinearHead:
         is added. What the model's own head raises is not within."""
         processor, original = self._processor, self._processor.forward
 
-        def forward(
+        def adding(
+            additions: Additions,
             lm_head: nn.Module,
             hidden_states: Tensor,
             embedding_bias: Tensor | None = None,
             skip_gather: bool = False,
         ) -> Tensor | None:
-            additions = take()
-            if additions is None:
-                return original(lm_head, hidden_states, embedding_bias, skip_gather)
+            """``original`` is a patched vLLM's too, which finds nothing more to take."""
             adapted = None
             with containing():
                 adapted = _with_rounded(hidden_states, additions)
             if adapted is None or additions.biases is None:
                 rows = hidden_states if adapted is None else adapted
-                return original(lm_head, rows, embedding_bias, skip_gather)
+                return original(lm_head, rows, embedding_bias, **_skipping(skip_gather))
             together = self._ranks.size > 1 and not skip_gather
 
             def product() -> Tensor | None:
                 """Of this rank's columns alone, if its part of W delta is added to these."""
                 skip = skip_gather or (together and self._adds_before_gathering)
                 logits: Tensor | None = processor._get_logits(
-                    adapted, lm_head, embedding_bias, skip
+                    adapted, lm_head, embedding_bias, **_skipping(skip)
                 )
                 return logits
 
@@ -203,14 +206,29 @@ class LinearHead:
                 add_bias_rows(z[:, : head.vocabulary], _biases(additions), additions.rows)
                 return _activated(head, z, own, additions.rows)
             # Not ``own``: part of it may be shifted.
-            return original(lm_head, hidden_states, embedding_bias, skip_gather)
+            return original(lm_head, hidden_states, embedding_bias, **_skipping(skip_gather))
 
-        processor.forward = forward
+        def forward(*args: Any, **kwargs: Any) -> Tensor | None:
+            additions = take()
+            if additions is None:
+                logits: Tensor | None = original(*args, **kwargs)
+                return logits
+            return adding(additions, *args, **kwargs)
+
+        if native.available():
+            processor.slot_hook = native.LogitsHook(take, adding)
+        else:
+            processor.forward = forward
 
     @property
     def _adds_before_gathering(self) -> bool:
-        # A LoRA wrapper of the processor adds to gathered logits and refuses to skip the gather.
-        return self._ranks.size > 1 and isinstance(self._processor, LogitsProcessor)
+        # A LoRA wrapper of the processor adds to gathered logits and refuses to skip the gather;
+        # before 0.29 nothing can skip it.
+        return (
+            self._ranks.size > 1
+            and isinstance(self._processor, LogitsProcessor)
+            and "skip_gather" in signature(self._processor._get_logits).parameters
+        )
 
     def _gathered(
         self,
@@ -253,6 +271,11 @@ class LinearHead:
         return _activated(head, own.float() + self.whole(columns), own, additions.rows)
 
 
+def _skipping(skip_gather: bool) -> dict[str, bool]:
+    """Releases before 0.29 do not know the argument, and there nobody gives it."""
+    return {"skip_gather": True} if skip_gather else {}
+
+
 def _with_rounded(hidden_states: Tensor, additions: Additions) -> Tensor:
     if additions.rounded is None:
         return hidden_states
@@ -290,10 +313,11 @@ def _watch(model: Any, probe: Tensor) -> tuple[list[tuple[Any, Any, Tensor | Non
             lm_head: nn.Module,
             hidden_states: Tensor,
             embedding_bias: Tensor | None = None,
-            skip_gather: bool = False,
+            *rest: Any,
+            **options: Any,
         ) -> Any:
             calls.append((processor, getattr(lm_head, "base_layer", lm_head), embedding_bias))
-            return original(lm_head, hidden_states, embedding_bias, skip_gather)
+            return original(lm_head, hidden_states, embedding_bias, *rest, **options)
 
         return forward
 

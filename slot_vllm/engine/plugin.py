@@ -2,17 +2,24 @@
 
 It wraps ``EngineArgs.create_engine_config``, a start-up function, and nothing else. What else a
 SLOT engine needs is put in place when an engine asks for it, on objects that belong to that engine.
+A patched vLLM (``native``) calls ``expand`` and ``configure`` itself: then nothing is wrapped but
+what shows metrics and traces.
 """
 
 import functools
+import logging
 from typing import Any
 
-from slot_vllm.engine import startup
+from slot_vllm.engine import native, startup
 from slot_vllm.params import SlotError
+
+logger = logging.getLogger("vllm.slot_vllm")
 
 
 def register() -> None:
     """Idempotent: vLLM may load plugins more than once in a process."""
+    if native.available():
+        return
     from vllm.engine.arg_utils import EngineArgs
 
     original = EngineArgs.create_engine_config
@@ -21,22 +28,31 @@ def register() -> None:
 
     @functools.wraps(original)
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
-        # resolve_obj_by_qualname, which the workers use, needs a dot.
-        if self.worker_extension_cls == startup.BARE_NAME:
-            self.worker_extension_cls = startup.EXTENSION
+        expand(self)
         vllm_config = original(self, *args, **kwargs)
-        if startup.asks_for_slot(vllm_config):
-            _prepare(vllm_config, _usage_context(*args, **kwargs))
-        elif startup.names_settings(vllm_config):
-            raise SlotError(
-                'additional_config["slot"] is set but the engine does not ask for SLOT: its worker '
-                f"extension is {vllm_config.parallel_config.worker_extension_cls or None!r}; "
-                f"add --worker-extension {startup.BARE_NAME} (in Python: "
-                f'worker_extension_cls="{startup.EXTENSION}")'
-            )
+        configure(vllm_config, _usage_context(*args, **kwargs))
         return vllm_config
 
     EngineArgs.create_engine_config = startup.mark(create_engine_config)
+
+
+def expand(arguments: Any) -> None:
+    """The bare name: resolve_obj_by_qualname, which the workers use, needs a dot."""
+    if arguments.worker_extension_cls == startup.BARE_NAME:
+        arguments.worker_extension_cls = startup.EXTENSION
+
+
+def configure(vllm_config: Any, usage_context: Any) -> None:
+    """Prepare an engine that asks for SLOT; leave others alone. Raises SlotError."""
+    if startup.asks_for_slot(vllm_config):
+        _prepare(vllm_config, usage_context)
+    elif startup.names_settings(vllm_config):
+        raise SlotError(
+            'additional_config["slot"] is set but the engine does not ask for SLOT: its worker '
+            f"extension is {vllm_config.parallel_config.worker_extension_cls or None!r}; "
+            f"add --worker-extension {startup.BARE_NAME} (in Python: "
+            f'worker_extension_cls="{startup.EXTENSION}")'
+        )
 
 
 def _usage_context(usage_context: Any = None, *_args: Any, **_kwargs: Any) -> Any:
@@ -44,19 +60,34 @@ def _usage_context(usage_context: Any = None, *_args: Any, **_kwargs: Any) -> An
 
 
 def _prepare(vllm_config: Any, usage_context: Any) -> None:
-    from slot_vllm.engine import admission, beam_search, metrics, server
+    from slot_vllm.engine import compat
 
+    # Before anything is imported that another release may lack.
+    compat.check_front_end(startup.serves(usage_context))
     startup.refuse_what_cannot_work(vllm_config, usage_context)
     config = startup.resolve_config(vllm_config)
     if config.max_concurrent is not None:
+        compat.require("limited scheduler")
         from slot_vllm.engine.scheduler import limit_completions
 
         limit_completions(vllm_config)
-    admission.install()
-    beam_search.install()
-    server.install()
-    metrics.install()
+    # In a patched vLLM too, which has no hooks for what only shows how SLOT does.
+    lacking = compat.missing("metrics")
+    if not lacking:
+        from slot_vllm.engine import metrics
+
+        metrics.install()
+    elif startup.serves(usage_context):
+        logger.warning("SLOT shows nothing on /metrics: %s", compat.describe(lacking))
     if vllm_config.observability_config.otlp_traces_endpoint is not None:
+        compat.require("tracing")
         from slot_vllm.engine import tracing
 
         tracing.install()
+    if native.available():
+        return
+    from slot_vllm.engine import admission, beam_search, server
+
+    admission.install()
+    beam_search.install()
+    server.install()

@@ -1,17 +1,22 @@
 """Where the two model runners are touched. Both end in the same hook: before the step's logits
 are computed, ``Deltas`` sees its hidden states and says what each row of logits gets.
 
-Only methods of the given instance are replaced, so other engines of the process keep theirs. What
-is raised in what they add is contained; what vLLM's own method raises passes through.
+Only methods of the given instance are replaced, so other engines of the process keep theirs; a
+patched vLLM (``native``) calls the hook itself. What is raised in what we add is contained; what
+vLLM's own method raises passes through.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from slot_vllm.engine import native
 from slot_vllm.engine.batch import BatchView
 from slot_vllm.engine.deltas import Deltas
 from slot_vllm.engine.failures import Failure
@@ -32,6 +37,33 @@ CHANGES_WEIGHTS = (
 )
 
 
+@dataclass(frozen=True)
+class Hook:
+    """What a patched vLLM finds as ``runner.slot_hook`` and calls.
+
+    begin_step(scheduler_output): before a step. before_logits: V1, (model_output, logits_indices);
+    V2, (hidden_states, input_batch). after_logits(): V2, once they are made.
+    """
+
+    begin_step: Callable[..., None]
+    before_logits: Callable[..., None]
+    after_logits: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class WorkerHook:
+    """What it finds as ``worker.slot_hook``.
+
+    kv_cache_ready(kv_cache_config): once it is allocated. warming_up(): a context around vLLM's own
+    warm-up. weights_change(): before they do. add_lora(lora_request): before an adapter is loaded.
+    """
+
+    kv_cache_ready: Callable[[Any], None]
+    warming_up: Callable[[], AbstractContextManager[None]]
+    weights_change: Callable[[], None]
+    add_lora: Callable[[Any], None]
+
+
 def hook_v1(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
     """``vllm.v1.worker.gpu_model_runner.GPUModelRunner``."""
     execute_model = runner.execute_model
@@ -40,8 +72,7 @@ def hook_v1(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
     prepared: list[Any] = []
 
     def hooked_execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-        with deltas.containing("arrival"):
-            deltas.begin_step(scheduler_output)
+        begin_step(deltas, scheduler_output)
         return execute_model(scheduler_output, *args, **kwargs)
 
     def hooked_prepare_inputs(*args: Any, **kwargs: Any) -> Any:
@@ -53,13 +84,16 @@ def hook_v1(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
         output = model_forward(*args, **kwargs)
         inputs = prepared.copy()
         prepared.clear()
+        before_logits(output, lambda: inputs[0][0])
+        return output
+
+    def before_logits(output: Any, logits_indices: Callable[[], torch.Tensor]) -> None:
         hidden_states = output[0] if isinstance(output, tuple) else output
         if cache is not None:
             write(cache, deltas, hidden_states, lambda: slots(cache))
         if deltas.requests:
             with deltas.containing("batch"):
-                deltas.stage(hidden_states, view(inputs[0][0]))
-        return output
+                deltas.stage(hidden_states, view(logits_indices()))
 
     def slots(cache: "HiddenCache") -> torch.Tensor:
         rows = int(runner.query_start_loc.np[runner.input_batch.num_reqs])
@@ -89,6 +123,13 @@ def hook_v1(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
             read=None if cache is None else read,
         )
 
+    if native.available():
+        runner.slot_hook = Hook(
+            partial(begin_step, deltas),
+            lambda output, indices: before_logits(output, lambda: indices),
+            deltas.unstage,
+        )
+        return
     runner.execute_model = hooked_execute_model
     runner._prepare_inputs = hooked_prepare_inputs
     runner._model_forward = hooked_model_forward
@@ -101,23 +142,25 @@ def hook_v2(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
 
     def hooked_execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         if not kwargs.get("dummy_run"):
-            with deltas.containing("arrival"):
-                deltas.begin_step(scheduler_output)
+            begin_step(deltas, scheduler_output)
         return execute_model(scheduler_output, *args, **kwargs)
 
     def hooked_sample(
         hidden_states: torch.Tensor, input_batch: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        if cache is not None and cache.allocated:
-            write(cache, deltas, hidden_states, lambda: slots(cache, input_batch.num_tokens))
-        if not deltas.requests:
-            return sample(hidden_states, input_batch, *args, **kwargs)
-        with deltas.containing("batch"):
-            deltas.stage(hidden_states, view(input_batch))
+        before_logits(hidden_states, input_batch)
         try:
             return sample(hidden_states, input_batch, *args, **kwargs)
         finally:
             deltas.unstage()
+
+    def before_logits(hidden_states: torch.Tensor, input_batch: Any) -> None:
+        if cache is not None and cache.allocated:
+            write(cache, deltas, hidden_states, lambda: slots(cache, input_batch.num_tokens))
+        if not deltas.requests:
+            return
+        with deltas.containing("batch"):
+            deltas.stage(hidden_states, view(input_batch))
 
     def slots(cache: "HiddenCache", rows: int) -> torch.Tensor:
         # The mapping is the forward pass's own.
@@ -142,8 +185,17 @@ def hook_v2(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
             read=None if cache is None else read,
         )
 
+    if native.available():
+        runner.slot_hook = Hook(partial(begin_step, deltas), before_logits, deltas.unstage)
+        return
     runner.execute_model = hooked_execute_model
     runner.sample = hooked_sample
+
+
+def begin_step(deltas: Deltas, scheduler_output: Any) -> None:
+    """Before a step, whoever calls it."""
+    with deltas.containing("arrival"):
+        deltas.begin_step(scheduler_output)
 
 
 def write(
@@ -166,29 +218,44 @@ def write(
 def watch(worker: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
     """Either runner: say what the hidden states cost once the KV cache is there, take no notice of
     vLLM's own warm-up requests, and share no delta across a change of weights."""
+
+    def report(kv_cache_config: Any) -> None:
+        if cache is not None:
+            cost = cache.measure(kv_cache_config)
+            logger.info("SLOT keeps hidden states in the KV cache: %s", cost.describe())
+
+    @contextmanager
+    def warming_up() -> Iterator[None]:
+        deltas.serving = False
+        try:
+            yield
+        finally:
+            deltas.serving = True
+
+    def forget_replaced(lora_request: Any) -> None:
+        if lora_request.load_inplace:
+            deltas.forget_adapter(lora_request.lora_name)
+
+    if native.available():
+        worker.slot_hook = WorkerHook(report, warming_up, deltas.forget_shared, forget_replaced)
+        return
     runner = worker.model_runner
     warm_up = worker.compile_or_warm_up_model
     initialize_kv_cache = runner.initialize_kv_cache
     add_lora = worker.add_lora
 
-    def hooked_initialize_kv_cache(
-        kv_cache_config: Any, is_profiling: bool = False, **kwargs: Any
-    ) -> None:
-        initialize_kv_cache(kv_cache_config, is_profiling, **kwargs)
-        if cache is not None and not is_profiling:
-            cost = cache.measure(kv_cache_config)
-            logger.info("SLOT keeps hidden states in the KV cache: %s", cost.describe())
+    def hooked_initialize_kv_cache(kv_cache_config: Any, *args: Any, **kwargs: Any) -> None:
+        initialize_kv_cache(kv_cache_config, *args, **kwargs)
+        # Before 0.29 the V2 runner takes nothing else.
+        if not kwargs.get("is_profiling", args[0] if args else False):
+            report(kv_cache_config)
 
     def hooked_warm_up(*args: Any, **kwargs: Any) -> Any:
-        deltas.serving = False
-        try:
+        with warming_up():
             return warm_up(*args, **kwargs)
-        finally:
-            deltas.serving = True
 
     def hooked_add_lora(lora_request: Any) -> Any:
-        if lora_request.load_inplace:
-            deltas.forget_adapter(lora_request.lora_name)
+        forget_replaced(lora_request)
         return add_lora(lora_request)
 
     def forgetting(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -202,4 +269,6 @@ def watch(worker: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
     worker.compile_or_warm_up_model = hooked_warm_up
     worker.add_lora = hooked_add_lora
     for name in CHANGES_WEIGHTS:
-        setattr(worker, name, forgetting(getattr(worker, name)))
+        # There is no reset_weights before 0.32.
+        if hasattr(worker, name):
+            setattr(worker, name, forgetting(getattr(worker, name)))

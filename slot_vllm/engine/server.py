@@ -48,16 +48,7 @@ def _hook(serving: Any, admission: Admission) -> None:
     def hooked_log_inputs(
         request_id: str, inputs: Any, params: Any, lora_request: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        # The last call before generation starts that has the prompt, its settings and its adapter.
-        if isinstance(params, SamplingParams) and isinstance(inputs, dict):
-            reason = admission.obstacle(
-                multimodal=inputs.get("type") == "multimodal",
-                embeddings=inputs.get("type") == "embeds",
-                resumable=False,
-                lora_request=lora_request,
-                prompt_tokens=len(inputs.get("prompt_token_ids") or ()),
-            )
-            admission.check(params.extra_args, reason)
+        check_inputs(admission, inputs, params, lora_request)
         return log_inputs(request_id, inputs, params, lora_request, *args, **kwargs)
 
     serving._log_inputs = hooked_log_inputs
@@ -66,13 +57,32 @@ def _hook(serving: Any, admission: Admission) -> None:
 def _checked(entry: Any, admission: Admission) -> Any:
     @functools.wraps(entry)
     async def checked(request: Any, raw_request: Any = None, *args: Any, **kwargs: Any) -> Any:
-        settings = getattr(request, "vllm_xargs", None)
-        if raw_request is not None:
-            body = await raw_request.json()
-            settings = body.get("vllm_xargs") if isinstance(body, dict) else None
-        # The parameters of a beam search do not carry these settings any further.
-        beams = getattr(request, "use_beam_search", False)
-        admission.check(settings, "beam_search" if beams else None)
+        await check_entry(admission, request, raw_request)
         return await entry(request, raw_request, *args, **kwargs)
 
     return checked
+
+
+async def check_entry(admission: Admission, request: Any, raw_request: Any) -> None:
+    """A request as it came. Raises VLLMValidationError."""
+    settings = getattr(request, "vllm_xargs", None)
+    if raw_request is not None:
+        body = await raw_request.json()
+        settings = body.get("vllm_xargs") if isinstance(body, dict) else None
+    # The parameters of a beam search do not carry these settings any further.
+    beams = getattr(request, "use_beam_search", False)
+    admission.check(settings, "beam_search" if beams else None)
+
+
+def check_inputs(admission: Admission, inputs: Any, params: Any, lora_request: Any) -> None:
+    """The last call before generation starts that has the prompt, its settings and its adapter.
+    Raises VLLMValidationError."""
+    if isinstance(params, SamplingParams) and isinstance(inputs, dict):
+        reason = admission.obstacle(
+            multimodal=inputs.get("type") == "multimodal",
+            embeddings=inputs.get("type") == "embeds",
+            resumable=False,
+            lora_request=lora_request,
+            prompt_tokens=len(inputs.get("prompt_token_ids") or ()),
+        )
+        admission.check(params.extra_args, reason)

@@ -82,15 +82,19 @@ def resolve_config(vllm_config: Any) -> SlotConfig:
     return config
 
 
+def serves(usage_context: Any) -> bool:
+    """Whether the engine is the OpenAI-compatible server's."""
+    return bool(usage_context == UsageContext.OPENAI_API_SERVER)
+
+
 def refuse_what_cannot_work(vllm_config: Any, usage_context: Any) -> None:
     """Raise SlotError for an engine that cannot serve SLOT at all: what vLLM refuses for prompt
     logprobs, and what this package does not do."""
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     speculative = vllm_config.speculative_config
-    serves = usage_context == UsageContext.OPENAI_API_SERVER
     reasons = {
         "the Rust front end (VLLM_USE_RUST_FRONTEND), whose requests pass no admission": (
-            serves and envs.VLLM_USE_RUST_FRONTEND
+            serves(usage_context) and envs.VLLM_USE_RUST_FRONTEND
         ),
         f"a {model.runner_type} model (only generative ones have a next-token loss)": (
             model.runner_type != "generate"
@@ -103,9 +107,10 @@ def refuse_what_cannot_work(vllm_config: Any, usage_context: Any) -> None:
         "--kv-transfer-config (prompts that arrive as KV blocks have no hidden states)": (
             vllm_config.kv_transfer_config is not None
         ),
-        "batch-sharded sampling": parallel.enable_batch_sharded_sampling,
+        # Neither is there before 0.28.
+        "batch-sharded sampling": getattr(parallel, "enable_batch_sharded_sampling", False),
         "adaptive verification of drafts": (
-            speculative is not None and speculative.enable_adaptive_verification
+            getattr(speculative, "enable_adaptive_verification", False)
         ),
         **{
             f"{name} {getattr(parallel, name)} (allowed: 1)": getattr(parallel, name) != 1

@@ -12,6 +12,7 @@ from vllm.distributed.parallel_state import get_pp_group, get_tp_group
 from vllm.v1.worker.gpu_worker import Worker
 
 from slot_vllm import __version__
+from slot_vllm.engine import compat, native
 from slot_vllm.engine.deltas import Deltas
 from slot_vllm.engine.linear_head import LinearHead
 from slot_vllm.engine.ranks import Ranks
@@ -28,6 +29,13 @@ class SlotWorkerExtension:
     """Methods for ``collective_rpc``; each returns one value per worker. The tensor-parallel ranks
     of the last pipeline stage all know the deltas; the workers of the other stages know nothing,
     and answer with what is empty."""
+
+    def slot_model_loaded(self) -> None:
+        """A patched vLLM's ``Worker.load_model`` calls it at its end; nothing else may."""
+        worker: Any = self
+        # vLLM extends the class of all workers of the process.
+        if asks_for_slot(worker.vllm_config) and not hasattr(worker.model_runner, "slot_deltas"):
+            install(worker)
 
     def slot_stats(self) -> dict[str, int | float]:
         """Counters since start (optimized, shared, bypassed, failed, prompt_tokens,
@@ -97,15 +105,18 @@ def install(worker: Any) -> None:
     """Put SLOT onto the model runner of ``worker``, whose model is loaded. Raises SlotError."""
     runner = worker.model_runner
     config = read_config(worker.vllm_config)
+    v2 = worker.use_v2_model_runner
+    compat.check_worker(v2, config.hidden_cache == "on")
     if not get_pp_group().is_last_rank:
         runner.slot_deltas = runner.slot_hidden_cache = None
         return
     ranks = Ranks(get_tp_group())
+    if ranks.size > 1:
+        compat.require("tensor parallel")
     model = runner.get_model()
     hidden_size = worker.vllm_config.model_config.get_hidden_size()
     linear_head = LinearHead(model, hidden_size, runner.dtype, ranks)
     deltas = Deltas(config, linear_head, runner.max_num_reqs, runner.device, ranks)
-    v2 = worker.use_v2_model_runner
     cache = None
     if config.hidden_cache == "on":
         # Only here: a vLLM without HiddenStateCacheSpec cannot import it.
@@ -153,4 +164,5 @@ def _wrap_load_model() -> None:
     Worker.load_model = load_model
 
 
-_wrap_load_model()
+if not native.available():
+    _wrap_load_model()

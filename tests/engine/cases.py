@@ -93,7 +93,11 @@ def assert_tokens_equal(got: list[list[int]], expected: list[Answer]) -> None:
     assert ties <= 0.001 * total, f"{ties} near ties in {total} tokens"
 
 
+def delta_tolerance(lr: float) -> float:
+    return max(2e-3 * lr, 2e-5)
+
+
 def assert_delta_equal(got: list[float] | None, expected: Answer, lr: float) -> None:
     assert got is not None
     error = (torch.tensor(got) - torch.tensor(expected.delta)).abs().max().item()
-    assert error <= max(2e-3 * lr, 2e-5), error
+    assert error <= delta_tolerance(lr), error

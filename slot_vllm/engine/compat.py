@@ -1,0 +1,198 @@
+"""Which releases of vLLM this package works with, found out by looking.
+
+A release is judged by what it has (``contacts``), not by its number alone: the same contacts are
+looked for in the vLLM that runs and, without importing it, in the source of any other.
+"""
+
+import ast
+import importlib
+import inspect
+import logging
+import textwrap
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from slot_vllm.engine import source
+from slot_vllm.engine.contacts import CONTACTS, Contact, Part
+from slot_vllm.engine.source import Parameter, Source
+from slot_vllm.params import SlotError
+
+logger = logging.getLogger("vllm.slot_vllm")
+
+# Releases that the whole suite runs on.
+TESTED = ("0.32",)
+# Releases whose source was checked: see docs/releases.md, which scripts/check_vllm.py writes.
+CHECKED = ("0.26", "0.27", "0.28", "0.29", "0.30", "0.31", "0.33")
+
+
+def release_of(version: str) -> str:
+    """``0.32`` of ``0.32.0+cpu``."""
+    return ".".join(version.split(".")[:2])
+
+
+def missing_in(tree: Source, *parts: Part) -> list[tuple[Contact, str]]:
+    """What a source tree lacks: the contact, and what is wrong with it."""
+    problems = ((c, _look_in_source(tree, c)) for c in CONTACTS if c.part in parts)
+    return [(contact, problem) for contact, problem in problems if problem is not None]
+
+
+def missing(*parts: Part) -> list[tuple[Contact, str]]:
+    """What the vLLM of this process lacks. It imports the modules of these parts."""
+    problems = ((c, _look_at_live(c)) for c in CONTACTS if c.part in parts)
+    return [(contact, problem) for contact, problem in problems if problem is not None]
+
+
+@cache
+def installed() -> Source:
+    """The source of the vLLM of this process."""
+    import vllm
+
+    return Source(Path(vllm.__file__).parents[1])
+
+
+def describe(problems: Sequence[tuple[Contact, str]]) -> str:
+    return "; ".join(
+        f"{contact} {problem} (needed: {contact.why})" for contact, problem in problems
+    )
+
+
+def check_front_end(serves: bool) -> None:
+    """Raise SlotError if the vLLM of this process lacks something; warn if nobody tested it.
+    serves: whether this is the OpenAI-compatible server's front end."""
+    parts: tuple[Part, ...] = ("front end", "server") if serves else ("front end",)
+    # Not imported in a front end; but the worker extension cannot even be imported without.
+    _refuse(missing(*parts) + missing_in(installed(), "worker"))
+    version = _version()
+    release = release_of(version)
+    if release not in TESTED:
+        known = "only its source was checked" if release in CHECKED else "it is unknown to SLOT"
+        logger.warning(
+            "SLOT is not tested with vLLM %s: %s. What it needs of vLLM was looked for and found. "
+            "Tested: vLLM %s",
+            version,
+            known,
+            ", ".join(TESTED),
+        )
+
+
+def require(part: Part) -> None:
+    """The same for what only some engines use."""
+    _refuse(missing(part))
+
+
+def check_worker(v2: bool, hidden_cache: bool) -> None:
+    """The same in a worker, which may be on another machine. v2: its model runner. hidden_cache:
+    whether hidden states are kept in the KV cache."""
+    parts: list[Part] = ["worker", "V2 runner" if v2 else "V1 runner"]
+    if hidden_cache:
+        parts.append("hidden-state cache")
+        parts.append("hidden-state cache, V2 runner" if v2 else "hidden-state cache, V1 runner")
+    _refuse(missing(*parts))
+
+
+def _version() -> str:
+    # Here: a release's source can be checked where no vLLM is installed.
+    import vllm
+
+    return str(vllm.__version__)
+
+
+def _refuse(problems: Sequence[tuple[Contact, str]]) -> None:
+    if problems:
+        raise SlotError(
+            f"SLOT cannot work with vLLM {_version()}: {describe(problems)}. "
+            f"Tested: vLLM {', '.join(TESTED)}"
+        )
+
+
+def _look_in_source(tree: Source, contact: Contact) -> str | None:
+    found = tree.find(contact.path, contact.name)
+    if found is None:
+        module = tree.module(contact.path)
+        return "is not there" if module else f"is not there: no module {contact.path}"
+    given = None
+    if isinstance(found.node, source.Function):
+        method = "." in contact.name and not source.is_static(found.node)
+        given = source.parameters(found.node)[method:]
+    return _problem(
+        contact, given, lambda: found.node, lambda name: tree.has_attribute(found, name)
+    )
+
+
+def _look_at_live(contact: Contact) -> str | None:
+    try:
+        value: Any = importlib.import_module(contact.path)
+    except ImportError as error:
+        return f"is not there: {error}"
+    owner = static = value
+    for part in contact.name.split("."):
+        if not hasattr(value, part):
+            return "is not there"
+        owner, static = value, inspect.getattr_static(value, part, None)
+        value = getattr(value, part)
+    given = None
+    if inspect.isroutine(value):
+        bound = inspect.isclass(owner) and not isinstance(static, staticmethod)
+        given = [
+            Parameter(
+                p.name,
+                p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD),
+                p.default is p.empty,
+            )
+            for p in inspect.signature(value).parameters.values()
+            if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        ][bound:]
+    return _problem(
+        contact, given, lambda: _tree_of(value), lambda name: _has_attribute(value, name)
+    )
+
+
+def _has_attribute(owner: Any, name: str) -> bool:
+    if hasattr(owner, name) or not inspect.isclass(owner):
+        return hasattr(owner, name)
+    own = [c for c in owner.__mro__ if c.__module__.partition(".")[0] == "vllm"]
+    return any(
+        name in vars(c).get("__annotations__", {}) or name in source.set_on_self(_tree_of(c))
+        for c in own
+    )
+
+
+@cache
+def _tree_of(value: Any) -> ast.AST:
+    return ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(value)))).body[0]
+
+
+def _problem(
+    contact: Contact,
+    given: list[Parameter] | None,
+    tree: Callable[[], ast.AST],
+    has_attribute: Callable[[str], bool],
+) -> str | None:
+    """What is wrong with what was found. given: its parameters, if it is a function."""
+    lacking = [name for name in contact.attributes if not has_attribute(name)]
+    if lacking:
+        return f"has no {', '.join(lacking)}"
+    if contact.parameters or contact.keywords or contact.only:
+        if given is None:
+            return "is not a function"
+        first = tuple(p.name for p in given if p.positional)[: len(contact.parameters)]
+        names = [p.name for p in given]
+        lacking = [name for name in contact.keywords if name not in names]
+        extra = [
+            p.name for p in given if p.required and p.name not in contact.parameters
+        ] if contact.only else []  # fmt: skip
+        if first != contact.parameters or lacking or extra:
+            wanted = ", ".join((*contact.parameters, *(f"{k}=" for k in contact.keywords)))
+            return f"takes ({', '.join(names)}) instead of ({wanted})"
+    lacking = [name for name in contact.calls if name not in source.calls(tree())]
+    if lacking:
+        return f"does not call {', '.join(lacking)}"
+    if contact.returns:
+        wanted_names = list(contact.returns)
+        lists = source.returned(tree())
+        if not lists or any(r[: len(wanted_names)] != wanted_names for r in lists):
+            return f"does not return {', '.join(contact.returns)} first"
+    lacking = [e for e in contact.contains if e not in source.expressions(tree())]
+    return f"does not contain {', '.join(lacking)}" if lacking else None

@@ -1,0 +1,84 @@
+"""SLOT in a vLLM that was patched with one of ``patches/``: what its hooks call.
+
+The patch puts calls where the plugin wraps methods at run time. Both end in the same functions of
+this package; where the hooks are there, the plugin wraps nothing. ``vllm.slot_hooks``, which the
+patch adds, imports this module only for an engine that may ask for SLOT.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from slot_vllm.params import SlotError
+
+# Of the hooks: a patch and a package that do not belong together are told apart by it.
+VERSION = 2
+
+
+@cache
+def available() -> bool:
+    """Whether this vLLM is patched. Raises SlotError if it is for another version of SLOT."""
+    if find_spec("vllm.slot_hooks") is None:
+        return False
+    found = import_module("vllm.slot_hooks").VERSION
+    if found != VERSION:
+        raise SlotError(
+            f"this vLLM was patched for version {found} of SLOT's hooks, and this is {VERSION}; "
+            "revert the patch and apply that of this version (scripts/patch_vllm.sh)"
+        )
+    return True
+
+
+@dataclass(frozen=True)
+class LogitsHook:
+    """What a patched ``LogitsProcessor`` finds as ``slot_hook``.
+
+    take(): this step's additions, or None. logits(additions, lm_head, hidden_states, ...): what its
+    forward returns then.
+    """
+
+    take: Callable[[], Any]
+    logits: Callable[..., Any]
+
+
+def before_configuration(arguments: Any) -> None:
+    """Of ``EngineArgs.create_engine_config``: expands the bare name."""
+    from slot_vllm.engine import plugin
+
+    available()
+    plugin.expand(arguments)
+
+
+def configured(vllm_config: Any, usage_context: Any) -> None:
+    """At its end: refuses what cannot work and resolves the settings. Raises SlotError."""
+    from slot_vllm.engine import plugin
+
+    plugin.configure(vllm_config, usage_context)
+
+
+def admission(vllm_config: Any) -> Any:
+    """Of ``InputProcessor.__init__``: the admission of an engine that asks for SLOT, else None."""
+    from slot_vllm.engine.startup import asks_for_slot, read_config
+
+    if not asks_for_slot(vllm_config):
+        return None
+    from slot_vllm.engine.admission import Admission
+
+    return Admission(read_config(vllm_config))
+
+
+async def check_entry(admission: Any, request: Any, raw_request: Any) -> None:
+    """Of the server's ``create_*`` methods. Raises VLLMValidationError."""
+    from slot_vllm.engine import server
+
+    await server.check_entry(admission, request, raw_request)
+
+
+def check_inputs(admission: Any, inputs: Any, params: Any, lora_request: Any) -> None:
+    """Of ``_log_inputs``. Raises VLLMValidationError."""
+    from slot_vllm.engine import server
+
+    server.check_inputs(admission, inputs, params, lora_request)

@@ -1,0 +1,92 @@
+"""One model through SLOT on vLLM, in a process of its own: stdin to stdout in JSON.
+
+vLLM changes some of transformers' classes in place, and some architectures need other settings of
+the process.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from slot_vllm.params import SlotError
+from tests.engine.cases import Case
+from tests.engine.conftest import SLOT, SMALL
+from tests.engine.generate import delta_of, run, tokens_of
+
+# No preemption, but prompts split over steps.
+OPTIONS = {**SMALL, "num_gpu_blocks_override": 120}
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    # Dynamo does not get through some models (Cohere) on a CPU without Triton.
+    "TORCHDYNAMO_DISABLE": "1",
+    # The CPU's kernel for latent attention (DeepSeek-V2) takes no float32.
+    "VLLM_MLA_DISABLE": "1",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """refused: SLOT's message, if it refuses the model. implementation: vLLM's class."""
+
+    refused: str | None
+    implementation: str
+    head: str
+    tokens: list[list[int]]
+    deltas: list[list[float] | None]
+
+
+def run_architecture(model: str, cases: Sequence[Case]) -> Outcome:
+    """Raises RuntimeError where vLLM itself fails."""
+    request = {"model": model, "cases": [asdict(case) for case in cases]}
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.engine.architecture"],
+        input=json.dumps(request),
+        env={**os.environ, **ENVIRONMENT},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if result.returncode:
+        raise RuntimeError((result.stdout[-3000:] + result.stderr)[-6000:])
+    return Outcome(**json.loads(result.stdout.splitlines()[-1]))
+
+
+def _run(model: str, cases: Sequence[Case]) -> Outcome:
+    from vllm import LLM
+
+    try:
+        llm = LLM(
+            model,
+            **OPTIONS,
+            worker_extension_cls="slot_vllm.SlotWorkerExtension",
+            additional_config={"slot": SLOT},
+        )
+    except SlotError as error:
+        return Outcome(str(error), "", "", [], [])
+    outputs = run(llm, cases)
+    core = llm.llm_engine.engine_core.engine_core
+    runner: Any = core.model_executor.driver_worker.worker.model_runner
+    return Outcome(
+        None,
+        type(runner.get_model()).__name__,
+        runner.slot_deltas.linear_head.describe(),
+        tokens_of(outputs),
+        [delta_of(llm, output) for output in outputs],
+    )
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    cases = [Case(**case) for case in request["cases"]]
+    print("\n" + json.dumps(asdict(_run(request["model"], cases))))
+
+
+if __name__ == "__main__":
+    main()

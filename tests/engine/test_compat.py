@@ -1,0 +1,261 @@
+"""What start-up finds out about the vLLM that runs, and what its source says about any other."""
+
+import ast
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import vllm
+
+from slot_vllm.engine import compat, contacts, plugin
+from slot_vllm.engine.contacts import CONTACTS, PARTS, Contact
+from slot_vllm.engine.source import Source
+from slot_vllm.params import SlotError
+from tests.conftest import ROOT
+
+RUNNER = "vllm.v1.worker.gpu.model_runner.GPUModelRunner"
+
+
+def contact(name: str) -> Contact:
+    return next(c for c in CONTACTS if str(c) == name)
+
+
+def test_the_installed_release_has_everything_and_both_looks_agree() -> None:
+    assert compat.missing(*PARTS) == []
+    assert compat.missing_in(compat.installed(), *PARTS) == []
+
+
+# Each kind of contact, changed so that vLLM does not fulfil it.
+WRONG = [
+    (f"{RUNNER}.sample", {"name": "GPUModelRunner.sampled"}, "is not there"),
+    (f"{RUNNER}.sample", {"path": "vllm.v1.worker.gpu.runner"}, "is not there: "),
+    (f"{RUNNER}.sample", {"parameters": ("input_batch",)}, "instead of (input_batch)"),
+    (f"{RUNNER}.execute_model", {"keywords": ("dummy",)}, "instead of (scheduler_output, dummy=)"),
+    (f"{RUNNER}.sample", {"only": True}, "takes (hidden_states, input_batch, grammar_output)"),
+    (f"{RUNNER}.sample", {"calls": ("logits",)}, "does not call logits"),
+    (f"{RUNNER}.sample", {"contains": ("hidden_states[rows]",)}, "does not contain hidden_states"),
+    (RUNNER, {"attributes": ("device", "block_map")}, "has no block_map"),
+    (
+        "vllm.v1.worker.gpu_model_runner.GPUModelRunner._prepare_inputs",
+        {"returns": ("spec_decode_metadata",)},
+        "does not return spec_decode_metadata first",
+    ),
+    ("vllm.v1.core.sched.output.SchedulerOutput", {"attributes": ("finished",)}, "no finished"),
+    ("vllm.sampling_params.SamplingParams", {"parameters": ("n",)}, "is not a function"),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "part"), WRONG)
+def test_what_is_missing_is_named_by_both_looks(
+    name: str, changes: dict[str, Any], part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = replace(contact(name), **changes)
+    monkeypatch.setattr(compat, "CONTACTS", (contact(name), wrong))
+    live = compat.missing(wrong.part)
+    assert [c for c, _ in live] == [wrong]
+    assert part in live[0][1]
+    source = compat.missing_in(compat.installed(), wrong.part)
+    assert [c for c, _ in source] == [wrong]
+    if "no module" not in source[0][1]:
+        assert source == live
+
+
+def test_the_error_names_the_piece_and_the_tested_releases(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from vllm.v1.core.sched.output import NewRequestData
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    with monkeypatch.context() as patch:
+        patch.delattr(InputProcessor, "assign_request_id")
+        with pytest.raises(SlotError) as error:
+            compat.check_front_end(serves=False)
+    said = str(error.value)
+    assert f"SLOT cannot work with vLLM {vllm.__version__}" in said
+    assert "vllm.v1.engine.input_processor.InputProcessor.assign_request_id is not there" in said
+    assert "needed: admission of ready-made requests" in said
+    assert "Tested: vLLM 0.32" in said
+
+    annotations = {k: v for k, v in NewRequestData.__annotations__.items() if k != "req_id"}
+    monkeypatch.setattr(NewRequestData, "__annotations__", annotations)
+    with pytest.raises(SlotError, match="NewRequestData has no req_id"):
+        compat.check_worker(v2=False, hidden_cache=True)
+
+
+def test_a_worker_needs_nothing_of_the_other_runner(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+
+    monkeypatch.delattr(GPUModelRunner, "sample")
+    compat.check_worker(v2=False, hidden_cache=True)
+    with pytest.raises(SlotError, match=r"model_runner\.GPUModelRunner\.sample is not there"):
+        compat.check_worker(v2=True, hidden_cache=False)
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        (vllm.__version__, None),
+        ("0.33.0", "only its source was checked"),
+        ("0.99.1.dev3+g1234", "it is unknown to SLOT"),
+    ],
+)
+def test_a_release_that_is_not_tested_warns(
+    version: str,
+    said: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(vllm, "__version__", version)
+    logger = logging.getLogger("vllm.slot_vllm")
+    logger.addHandler(caplog.handler)
+    try:
+        compat.check_front_end(serves=True)
+    finally:
+        logger.removeHandler(caplog.handler)
+    warnings = [r.getMessage() for r in caplog.records if "not tested with" in r.getMessage()]
+    assert bool(warnings) == (said is not None)
+    if said is not None:
+        assert version in warnings[0] and said in warnings[0]
+
+
+def test_what_only_some_engines_use_is_looked_for_there(
+    tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.engine.core_client import AsyncMPClient
+
+    def configure(**settings: int) -> None:
+        EngineArgs(
+            tiny_model,
+            enforce_eager=True,
+            worker_extension_cls="slot_vllm",
+            additional_config={"slot": settings},
+        ).create_engine_config(UsageContext.OPENAI_API_SERVER)
+
+    monkeypatch.delattr(AsyncMPClient, "call_utility_all_async")
+    monkeypatch.delattr(Scheduler, "_handle_blocked_waiting_request")
+    said: list[str] = []
+    monkeypatch.setattr(plugin.logger, "warning", lambda text, *args: said.append(text % args))
+    configure()
+    (warning,) = (text for text in said if "shows nothing on /metrics" in text)
+    assert "AsyncMPClient.call_utility_all_async is not there" in warning
+    with pytest.raises(SlotError, match="_handle_blocked_waiting_request is not there"):
+        configure(max_concurrent=1)
+
+
+def test_an_engine_that_asks_for_slot_is_checked(
+    tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    def add_request(self: Any, request_id: str) -> None:
+        """Without admission."""
+
+    monkeypatch.setattr(LLMEngine, "add_request", add_request)
+    EngineArgs(tiny_model, enforce_eager=True).create_engine_config()
+    with pytest.raises(SlotError, match=r"add_request does not call process_inputs, assign_req"):
+        EngineArgs(
+            tiny_model, enforce_eager=True, worker_extension_cls="slot_vllm"
+        ).create_engine_config()
+
+
+def test_a_worker_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    from slot_vllm.engine import worker
+
+    def refuse(v2: bool, hidden_cache: bool) -> None:
+        raise SlotError(f"{v2} {hidden_cache}")
+
+    monkeypatch.setattr(compat, "check_worker", refuse)
+    monkeypatch.setattr(worker, "read_config", lambda _: SimpleNamespace(hidden_cache="on"))
+    with pytest.raises(SlotError, match="True True"):
+        worker.install(
+            SimpleNamespace(model_runner=None, vllm_config=None, use_v2_model_runner=True)
+        )
+
+
+def copied(target: Path, *paths: str) -> Path:
+    """Modules of the installed vLLM in another tree."""
+    for path in paths:
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path(vllm.__file__).parents[1] / path, target / path)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda text: text, None),
+        (lambda text: text.replace("def sample(", "def sample_it("), "is not there"),
+        (lambda text: text.replace("compute_logits(", "make_logits("), "does not call compute_l"),
+        (lambda text: text.replace("        hidden_states: torch.Tensor,\n", ""), "takes ("),
+        # Below a condition, and of a base class.
+        (lambda text: f"if True:\n{indented(text)}", None),
+        (
+            lambda text: (
+                text.replace("class GPUModelRunner(", "class Base(")
+                + "\n\nclass GPUModelRunner(Base):\n    pass\n"
+            ),
+            None,
+        ),
+    ],
+)
+def test_another_source_tree(
+    change: Callable[[str], str], problem: str | None, tmp_path: Path
+) -> None:
+    path = "vllm/v1/worker/gpu/model_runner.py"
+    file = copied(tmp_path, path) / path
+    file.write_text(change(file.read_text()))
+    wanted = contact(f"{RUNNER}.sample")
+    found = dict(compat.missing_in(Source(tmp_path), "V2 runner")).get(wanted)
+    assert (found is None) == (problem is None)
+    assert problem is None or (found is not None and found.startswith(problem))
+
+
+def indented(text: str) -> str:
+    return ast.unparse(ast.parse(text)).replace("\n", "\n    ").join(("    ", ""))
+
+
+def test_a_name_is_followed_to_where_it_is_defined(tmp_path: Path) -> None:
+    package = tmp_path / "vllm"
+    (package / "config").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "config/__init__.py").write_text("from .model import Model as ModelConfig\n")
+    (package / "config/model.py").write_text(
+        "from vllm.base import Base\nclass Model(Base[int]):\n    a: int\n"
+    )
+    (package / "base.py").write_text(
+        "class Base:\n    def __init__(self):\n        self.b: int = 1\n    def c(self, x): ...\n"
+    )
+    source = Source(tmp_path)
+    found = source.find("vllm.config", "ModelConfig")
+    assert found is not None
+    assert [source.has_attribute(found, name) for name in "abcd"] == [True, True, True, False]
+    method = source.find("vllm.config", "ModelConfig.c")
+    assert method is not None and method.module.name == "vllm.base"
+    assert source.find("vllm.config", "Other") is None
+
+
+def test_every_import_of_vllm_in_the_engine_is_a_contact() -> None:
+    known = {(c.path, c.name.partition(".")[0]) for c in CONTACTS}
+    known |= {tuple(c.path.rsplit(".", 1)) for c in CONTACTS}  # type: ignore[misc]
+    for file in sorted((ROOT / "slot_vllm/engine").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "vllm":
+                for alias in node.names:
+                    assert (node.module, alias.name) in known, (
+                        f"{file.name} imports {alias.name} of {node.module}, which is no contact: "
+                        "add it to slot_vllm/engine/contacts.py"
+                    )
+
+
+def test_contacts_are_stated_once() -> None:
+    names = [(c.part, c.path, c.name) for c in contacts.CONTACTS]
+    assert len(names) == len(set(names))
