@@ -41,9 +41,9 @@ class Outcome:
     deltas: list[list[float] | None]
 
 
-def run_architecture(model: str, cases: Sequence[Case]) -> Outcome:
-    """Raises RuntimeError where vLLM itself fails."""
-    request = {"model": model, "cases": [asdict(case) for case in cases]}
+def run_architecture(model: str, cases: Sequence[Case], slot: bool = True) -> Outcome:
+    """slot: False for vLLM alone, which knows no steps. Raises RuntimeError where vLLM fails."""
+    request = {"model": model, "cases": [asdict(case) for case in cases], "slot": slot}
     result = subprocess.run(
         [sys.executable, "-m", "tests.engine.architecture"],
         input=json.dumps(request),
@@ -58,9 +58,12 @@ def run_architecture(model: str, cases: Sequence[Case]) -> Outcome:
     return Outcome(**json.loads(result.stdout.splitlines()[-1]))
 
 
-def _run(model: str, cases: Sequence[Case]) -> Outcome:
+def _run(model: str, cases: Sequence[Case], slot: bool) -> Outcome:
     from vllm import LLM
 
+    if not slot:
+        outputs = run(LLM(model, **OPTIONS), cases, extra_args=None)
+        return Outcome(None, "", "", tokens_of(outputs), [None] * len(cases))
     try:
         llm = LLM(
             model,
@@ -85,7 +88,7 @@ def _run(model: str, cases: Sequence[Case]) -> Outcome:
 def main() -> None:
     request = json.load(sys.stdin)
     cases = [Case(**case) for case in request["cases"]]
-    print("\n" + json.dumps(asdict(_run(request["model"], cases))))
+    print("\n" + json.dumps(asdict(_run(request["model"], cases, request["slot"]))))
 
 
 if __name__ == "__main__":
