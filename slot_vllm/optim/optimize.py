@@ -7,40 +7,56 @@ delta is shared by all rows of its prompt, so no autograd is needed: with Z0 = H
 where c counts the targets (with f' at them), and AdamW takes g. T steps cost one n x V x d
 product, T passes over Z0 and 2 T - 1 over W; the passes over W are shared by the batch.
 Rows of Z0 that do not fit the workspace are computed again in every step, tile by tile.
+A bias on the logits (``slot_target``) has the gradient (p - c) / (n - 1) and needs no W.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from slot_vllm.kernels import backend
-from slot_vllm.kernels.adamw import adamw_step
 from slot_vllm.kernels.pull_back import pull_back
 from slot_vllm.optim.cached_form import CachedForm
+from slot_vllm.optim.device import to_device
 from slot_vllm.optim.head import Head
+from slot_vllm.optim.parts import Parts, split
 from slot_vllm.optim.plain_form import PlainForm
 from slot_vllm.optim.prompt import Prompt
+from slot_vllm.optim.rows import Segment
+from slot_vllm.optim.safeguards import Safeguards
+from slot_vllm.optim.stepping import Stepping
 from slot_vllm.optim.two_pass_form import TwoPassForm
-from slot_vllm.optim.workspace import Workspace
+from slot_vllm.optim.workspace import Workspace, aligned
 from slot_vllm.params import SlotParams
+
+
+def _one() -> Tensor:
+    return torch.ones(())
 
 
 @dataclass(frozen=True)
 class Learned:
-    """delta: (d,) float32. losses: float32, the mean prompt loss (nats per token) before each
-    step and, if asked for, after the last one; empty for prompts of one token. finite: () bool,
-    whether delta is as it was learned; one that is not finite is replaced by zero."""
+    """delta: (d,) float32. losses: float32, the mean loss (nats per token) of the rows that are
+    learned from, before each step and, if asked for, with what is applied; empty where there is
+    nothing to learn from. finite: () bool, whether delta is as it was learned; one that is not
+    finite is replaced by zero. scale: () float32, what safeguards multiplied delta by. bias: (V,)
+    float32, what else is added to the logits, before f; None if ``target`` is hidden."""
 
     delta: Tensor
     losses: Tensor
     finite: Tensor
+    scale: Tensor = field(default_factory=_one)
+    bias: Tensor | None = None
 
 
 class Form(Protocol):
-    """A way to the column sums. Made for one group of prompts, from the emptied workspace."""
+    """A way to the column sums. Made for one group of prompts, from the emptied workspace.
+    takes_biases: whether it serves a bias on the logits."""
+
+    takes_biases: ClassVar[bool]
 
     def __init__(self, head: Head, prompts: Sequence[Prompt], workspace: Workspace) -> None: ...
 
@@ -50,7 +66,11 @@ class Form(Protocol):
     @staticmethod
     def smallest_rows_bytes(head: Head) -> int: ...
 
-    def sums(self, active: int, deltas: Tensor | None) -> tuple[Tensor, Tensor]: ...
+    def sums(
+        self, active: int, deltas: Tensor | None, biases: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def logits(self, request: int) -> Iterator[Segment]: ...
 
 
 def form_for(head: Head) -> type[Form]:
@@ -62,10 +82,29 @@ def form_for(head: Head) -> type[Form]:
     return PlainForm
 
 
+def _form_with_biases(head: Head) -> type[Form]:
+    form = form_for(head)
+    return form if form.takes_biases else PlainForm
+
+
 def smallest_workspace(head: Head) -> int:
-    """The bytes that one request with a one-row tile needs."""
+    """The bytes that one request with a one-row tile needs, of the default settings."""
     form = form_for(head)
     return form.vector_bytes(head) + form.smallest_rows_bytes(head)
+
+
+def smallest_workspace_for_all(head: Head) -> int:
+    """The same of any settings that a request may have."""
+    forms = (form_for(head), _form_with_biases(head))
+    # Three parts of a prompt; delta's shift; a bias and its moments.
+    return (
+        3 * max(form.vector_bytes(head) for form in forms)
+        + 4 * max(form.smallest_rows_bytes(head) for form in forms)
+        + Safeguards.vector_bytes(head)
+        # Of what is left then, tiles take an eighth at most.
+        + 8 * Safeguards.smallest_rows_bytes(head)
+        + _bias_bytes(head)
+    )
 
 
 def optimize(
@@ -77,22 +116,33 @@ def optimize(
 ) -> list[Learned]:
     """Learn one delta per prompt; the results are in the order of ``prompts``.
 
-    final_loss: also compute the loss after the last step, which costs one more pass.
+    final_loss: also compute the loss with what is applied, which costs one more pass.
     form: how, if not as ``form_for`` says.
-    All tensors of size V or n x V come from ``workspace``. Raises MemoryError if it is smaller
-    than ``smallest_workspace``.
+    All tensors of size V or n x V come from ``workspace``, but the biases among the results.
+    Raises MemoryError if it is smaller than ``smallest_workspace`` (``smallest_workspace_for_all``
+    for settings that are not the defaults); ValueError for a prompt whose ``counts`` are missing,
+    or for a bias on the logits with a form that takes none.
     """
     results: list[Learned | None] = [None] * len(prompts)
+    parts = [split(prompt) for prompt in prompts]
     # Requests with many steps first: those still running are then always a prefix.
     order = sorted(
-        (i for i, p in enumerate(prompts) if p.rows and p.params.steps),
+        (i for i, p in enumerate(parts) if p.fit.rows and p.fit.params.steps),
         key=lambda i: -prompts[i].params.steps,
     )
-    form = form or form_for(head)
-    for group in _groups(order, form, head, prompts, workspace):
-        learned = _optimize_group(form, head, [prompts[i] for i in group], workspace, final_loss)
-        for i, result in zip(group, learned, strict=True):
-            results[i] = result
+    hidden = [i for i in order if prompts[i].params.target == "hidden"]
+    biased = [i for i in order if prompts[i].params.target != "hidden"]
+    if biased and form is not None and not form.takes_biases:
+        raise ValueError(
+            f"target={prompts[biased[0]].params.target!r}: {form.__name__} learns no bias on the "
+            f"logits; allowed: {PlainForm.__name__}, {TwoPassForm.__name__}"
+        )
+    for wanted, chosen in ((hidden, form_for(head)), (biased, _form_with_biases(head))):
+        chosen = form or chosen
+        for group in _groups(wanted, chosen, head, parts, workspace) if wanted else ():
+            learned = _optimize_group(chosen, head, [parts[i] for i in group], workspace, final_loss)
+            for i, result in zip(group, learned, strict=True):
+                results[i] = result
     return [r if r is not None else _nothing_learned(head) for r in results]
 
 
@@ -122,7 +172,7 @@ def _groups(
     order: Sequence[int],
     form: type[Form],
     head: Head,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Parts],
     workspace: Workspace,
 ) -> Iterator[list[int]]:
     """``order`` in parts whose rows of Z0 stay in the workspace together: computing rows again in
@@ -131,18 +181,32 @@ def _groups(
     """
     row_bytes = head.vocabulary * head.weight.dtype.itemsize
     room = workspace.size - workspace.size // 8
-    capacity = max(1, (workspace.size // 4) // form.vector_bytes(head))
+    quarter = workspace.size // 4
     group: list[int] = []
-    used = 0
+    used = vectors = 0
     for i in order:
-        needed = form.vector_bytes(head) + prompts[i].rows * row_bytes
-        if group and (used + needed > room or len(group) == capacity):
+        own = _vector_bytes(form, head, prompts[i])
+        needed = own + sum(part.rows for part in prompts[i].all) * row_bytes
+        if group and (used + needed > room or vectors + own > quarter):
             yield group
-            group, used = [], 0
+            group, used, vectors = [], 0, 0
         group.append(i)
         used += needed
+        vectors += own
     if group:
         yield group
+
+
+def _vector_bytes(form: type[Form], head: Head, parts: Parts) -> int:
+    """What one request needs besides its rows."""
+    own = len(parts.all) * form.vector_bytes(head)
+    own += Safeguards.vector_bytes(head) if parts.guarded else 0
+    return own + (_bias_bytes(head) if parts.prompt.params.target != "hidden" else 0)
+
+
+def _bias_bytes(head: Head) -> int:
+    """A bias and AdamW's two moments of it."""
+    return 3 * aligned(head.vocabulary * 4)
 
 
 def _nothing_learned(head: Head) -> Learned:
@@ -153,52 +217,86 @@ def _nothing_learned(head: Head) -> Learned:
 def _optimize_group(
     form: type[Form],
     head: Head,
-    prompts: Sequence[Prompt],
+    group: Sequence[Parts],
     workspace: Workspace,
     final_loss: bool,
 ) -> list[Learned]:
-    device, count = head.weight.device, len(prompts)
+    device, count = head.weight.device, len(group)
+    fits = [parts.fit for parts in group]
+    params = [fit.params for fit in fits]
+    steps = [p.steps for p in params]
     workspace.reset()
-    logits = form(head, prompts, workspace)
-    settings = to_device([_settings(p) for p in prompts], torch.float32, device)
-    lr, beta1, beta2, eps, weight_decay, inverse_rows = settings.split(1, dim=1)
+    biases = bias_moments = None
+    if params[0].target != "hidden":
+        shape = (3, count, head.vocabulary)
+        biases, *bias_moments = workspace.take(shape, torch.float32).zero_()
+    safeguards = Safeguards(head, group, workspace)
+    logits = form(head, [*fits, *safeguards.prompts], workspace)
+    stepping = Stepping(fits, device)
+    inverse_rows = to_device([[1.0 / fit.rows] for fit in fits], torch.float32, device)
+    reductions = to_device([[_reduction(fit)] for fit in fits], torch.float32, device)
+    # Where delta is not learned its gradient is zero, and so it stays.
+    learns_delta = [p.target != "bias" for p in params]
+    delta_reductions = reductions * to_device(learns_delta, torch.float32, device).unsqueeze(1)
     deltas = torch.zeros(count, head.hidden_size, dtype=torch.float32, device=device)
-    first, second = torch.zeros_like(deltas), torch.zeros_like(deltas)
-    steps = [p.params.steps for p in prompts]
+    moments = [torch.zeros_like(deltas), torch.zeros_like(deltas)]
     passes = steps[0] + int(final_loss)
     losses = torch.zeros(count, passes, dtype=torch.float64, device=device)
+    # What is applied is known only after the last step.
+    final_apart = final_loss and bool(safeguards)
 
-    for t in range(1, passes + 1):
+    for t in range(1, passes + int(not final_apart)):
         # In a request's pass after its last step only the loss is wanted.
-        active = sum(s + int(final_loss) >= t for s in steps)
-        sums, losses[:active, t - 1] = logits.sums(active, deltas[:active] if t > 1 else None)
+        active = sum(s + int(final_loss and not final_apart) >= t for s in steps)
+        sums, losses[:active, t - 1] = logits.sums(
+            active,
+            deltas[:active] if t > 1 and any(learns_delta) else None,
+            None if biases is None or t == 1 else biases[:active],
+        )
         learning = sum(s >= t for s in steps)
+        if not stepping.begin(t, losses):
+            losses[:, t:] = losses[:, t - 1 : t]
+            break
         if learning:
-            adamw_step(
-                deltas[:learning],
-                pull_back(head.weight, sums[:learning]) * inverse_rows[:learning],
-                first[:learning],
-                second[:learning],
-                t,
-                *(s[:learning] for s in (lr, beta1, beta2, eps, weight_decay)),
-            )
+            if any(learns_delta):
+                gradient = pull_back(head.weight, sums[:learning]) * delta_reductions[:learning]
+                stepping.step(deltas[:learning], gradient, [m[:learning] for m in moments], t)
+            if biases is not None and bias_moments is not None:
+                gradient = sums[:learning].mul_(reductions[:learning])
+                targets = [m[:learning] for m in bias_moments]
+                stepping.step(biases[:learning], gradient, targets, t)
 
-    mean = (losses * inverse_rows.double()).float()
     finite = torch.isfinite(deltas).all(dim=1)
+    if biases is not None:
+        finite &= torch.stack([torch.isfinite(bias.sum()) for bias in biases])
     deltas = torch.where(finite.unsqueeze(1), deltas, 0.0)
+    scales = torch.ones(count, dtype=torch.float32, device=device)
+    if biases is not None:
+        for bias, one in zip(biases, finite, strict=True):
+            bias.copy_(torch.where(one, bias, 0.0))
+    if safeguards:
+        scales = safeguards.scales(logits, deltas, biases)
+        deltas *= scales.unsqueeze(1)
+        if biases is not None:
+            biases *= scales.unsqueeze(1)
+    if final_apart:
+        _, final = logits.sums(count, deltas if any(learns_delta) else None, biases)
+        for i, s in enumerate(steps):
+            losses[i, s] = final[i]
+    mean = (losses * inverse_rows.double()).float()
     # Copies, so that one result that is kept does not keep the whole group's memory.
     return [
-        Learned(deltas[i].clone(), mean[i, : steps[i] + int(final_loss)].clone(), finite[i].clone())
+        Learned(
+            deltas[i].clone(),
+            mean[i, : steps[i] + int(final_loss)].clone(),
+            finite[i].clone(),
+            scales[i].clone(),
+            None if biases is None else biases[i].clone(),
+        )
         for i in range(count)
     ]
 
 
-def _settings(prompt: Prompt) -> list[float]:
-    params = prompt.params
-    return [params.lr, *params.betas, params.eps, params.weight_decay, 1.0 / prompt.rows]
-
-
-def to_device(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor on ``device``, without waiting for what runs there."""
-    pinned = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
-    return pinned.to(device, non_blocking=True)
+def _reduction(fit: Prompt) -> float:
+    mean = 1.0 / fit.rows
+    return mean if fit.params.reduction == "mean" else mean / fit.rows

@@ -5,8 +5,9 @@ the passes are a few kernels, however many prompts there are; only the rows of s
 gathered one by one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from slot_vllm.kernels.row_statistics import finish_rows, row_partials
 from slot_vllm.kernels.shard import Shard
 from slot_vllm.optim.head import Head
 from slot_vllm.optim.prompt import Prompt
+from slot_vllm.optim.rows import Segment
 from slot_vllm.optim.workspace import Workspace, aligned
 
 # So many rows make the product bound by its operations; more at once gain nothing.
@@ -45,6 +47,8 @@ class TwoPassForm:
     of the vocabulary; the sums are then this part's, and the gradient is the sum over the ranks.
     All of size V or n x V is in the workspace; outside of it are some 100 bytes per row, at most.
     """
+
+    takes_biases: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -91,24 +95,28 @@ class TwoPassForm:
         row = _padded(head.vocabulary) * itemsize
         return aligned(row) + aligned(head.hidden_size * itemsize)
 
-    def sums(self, active: int, deltas: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Of the first ``active`` prompts at ``deltas`` (active, d), None for zero: column sums
-        less those of the targets (active, V) float32, so that W^T sums is the gradient of the
-        summed losses; and those losses (active,) float64.
+    def sums(
+        self, active: int, deltas: Tensor | None, biases: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Of the first ``active`` prompts at ``deltas`` (active, d) and ``biases`` (active, V), None
+        for zero: column sums less those of the targets (active, V) float32, so that W^T sums is the
+        gradient of the summed losses; and those losses (active,) float64.
 
-        The first call takes all prompts: it fills the cache. Nothing waits for the device.
+        The first call fills the cache, other prompts' rows included. Nothing waits for the device.
         """
         sums = self._sums[:active].zero_()
         losses = torch.zeros(active, dtype=torch.float64, device=sums.device)
         shifts = None
-        if deltas is not None:
+        if deltas is not None or biases is not None:
             shifts = self._shifts[:active]
             self._shift(deltas, shifts)
+            if biases is not None:
+                shifts += biases
         stop = self._rows.bounds[active]
         cached = min(stop, len(self._cache))
         if not self._filled:
-            assert active == len(self._hidden)
             self._filled = True
+            self._fill(cached)
             for first in range(0, cached, self._filling_rows):
                 part = self._rows.part(first, min(first + self._filling_rows, cached))
                 logits = self._cache[part.first : part.stop]
@@ -124,9 +132,31 @@ class TwoPassForm:
             self._add_product(part, shifts, self._fresh[: len(part)], sums, losses)
         return sums, losses
 
-    def _shift(self, deltas: Tensor, out: Tensor) -> None:
+    def logits(self, request: int) -> Iterator[Segment]:
+        """The request's rows of Z0, some at a time; each is valid until the next. Only once the
+        cache is filled."""
+        begin, end = self._rows.bounds[request : request + 2]
+        cached = min(end, len(self._cache))
+        if cached > begin:
+            yield Segment(request, 0, cached - begin, self._cache[begin:cached])
+        for first in range(max(begin, cached), end, self._fresh_rows):
+            part = self._rows.part(first, min(first + self._fresh_rows, end))
+            assert self._fresh is not None
+            logits = self._fresh[: len(part)]
+            self._product(part, None, logits)
+            yield Segment(request, first - begin, part.stop - begin, logits)
+
+    def _fill(self, first: int) -> None:
+        """Rows ``first`` and on of the cache, without their statistics."""
+        for start in range(first, len(self._cache), self._filling_rows):
+            part = self._rows.part(start, min(start + self._filling_rows, len(self._cache)))
+            self._product(part, None, self._cache[part.first : part.stop])
+
+    def _shift(self, deltas: Tensor | None, out: Tensor) -> None:
         weight = self._head.weight
-        if self._rounded is None:
+        if deltas is None:
+            out.zero_()
+        elif self._rounded is None:
             torch.mm(deltas, weight.T, out=out)
         else:
             rounded = self._rounded[: len(deltas)]
@@ -135,11 +165,16 @@ class TwoPassForm:
     def _add_product(
         self, part: RowPart, shifts: Tensor | None, logits: Tensor, sums: Tensor, losses: Tensor
     ) -> None:
+        partials = self._product(part, shifts, logits)
+        self._add_part(part, shifts, logits, partials, sums, losses)
+
+    def _product(
+        self, part: RowPart, shifts: Tensor | None, logits: Tensor
+    ) -> tuple[Tensor, Tensor]:
         head = self._head
-        partials = head_product(
+        return head_product(
             self._hidden_of(part), head.weight, head.bias, shifts, part, self._f, out=logits
         )
-        self._add_part(part, shifts, logits, partials, sums, losses)
 
     def _add_part(
         self,
