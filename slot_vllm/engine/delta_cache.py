@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import OrderedDict
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ class DeltaCache:
     def __init__(self, limit: int, size: int, device: torch.device) -> None:
         self._deltas = torch.empty(limit // (4 * size), size, dtype=torch.float32, device=device)
         self._free = list(range(len(self._deltas)))
-        self._entries: OrderedDict[bytes, tuple[int, Tensor, Tensor, Tensor]] = OrderedDict()
+        self._entries: OrderedDict[bytes, tuple[int, Learned, Tensor]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -49,7 +50,7 @@ class DeltaCache:
     def get(self, key: bytes) -> Learned | None:
         if key not in self._entries:
             return None
-        row, losses, finite, known_finite = self._entries[key]
+        row, learned, known_finite = self._entries[key]
         if not known_finite:
             # What was not finite once, a fault, need not be so again.
             del self._entries[key]
@@ -57,10 +58,11 @@ class DeltaCache:
             return None
         self._entries.move_to_end(key)
         # A copy: the row may become another's while a request still has its delta.
-        return Learned(self._deltas[row].clone(), losses, finite)
+        return replace(learned, delta=self._deltas[row].clone())
 
     def put(self, key: bytes, learned: Learned) -> None:
-        if not self.capacity or key in self._entries:
+        # A bias on the logits is far larger than a delta: only requests that overlap share one.
+        if not self.capacity or key in self._entries or learned.bias is not None:
             return
         if not self._free:
             self._free.append(self._entries.popitem(last=False)[1][0])
@@ -69,7 +71,8 @@ class DeltaCache:
         # On its way to the host: true until it comes, so that nothing waits for it.
         known_finite = torch.ones((), dtype=torch.bool, pin_memory=learned.finite.is_cuda)
         known_finite.copy_(learned.finite, non_blocking=True)
-        self._entries[key] = (row, learned.losses, learned.finite, known_finite)
+        kept = replace(learned, delta=self._deltas[row])
+        self._entries[key] = (row, kept, known_finite)
 
     def clear(self) -> None:
         self._free = list(range(self.capacity))

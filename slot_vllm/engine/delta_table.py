@@ -16,6 +16,8 @@ class DeltaTable:
     biases: (1 + capacity, V) float32, W delta of requests that add it to their logits.
     rounded: (1 + capacity, d) in the model's dtype, delta of requests that add it to their hidden
         states (``slot_rounding: model``).
+    effective: (1 + capacity,) int64, each row's number, or 0 where it holds nothing but zeros: such
+        a request's logits keep every bit.
     """
 
     def __init__(self, capacity: int, head: Head) -> None:
@@ -23,6 +25,7 @@ class DeltaTable:
         rows = 1 + capacity
         self.biases = torch.zeros(rows, head.vocabulary, dtype=torch.float32, device=device)
         self.rounded = torch.zeros(rows, head.hidden_size, dtype=head.weight.dtype, device=device)
+        self.effective = torch.zeros(rows, dtype=torch.int64, device=device)
         self._free = list(range(capacity, 0, -1))
         self._rows: dict[str, int] = {}
 
@@ -42,17 +45,31 @@ class DeltaTable:
         self._rows[request_id] = row
         return row
 
-    def fill(self, rows: Sequence[int], deltas: Tensor, rounds: Sequence[bool], head: Head) -> None:
-        """Write the rows of ``deltas`` (k, d) float32; a few at a time share a pass over W."""
+    def fill(
+        self,
+        rows: Sequence[int],
+        deltas: Tensor,
+        rounds: Sequence[bool],
+        head: Head,
+        biases: Sequence[Tensor | None] | None = None,
+    ) -> None:
+        """Write the rows of ``deltas`` (k, d) float32; a few at a time share a pass over W. biases:
+        (V,) float32 or None each, what is added to W delta."""
+        biases = [None] * len(rows) if biases is None else biases
         for start in range(0, len(rows), _SHARING):
             part = slice(start, start + _SHARING)
             shifts = torch.empty(len(rows[part]), head.vocabulary, device=deltas.device)
             head.exact_shift(deltas[part], out=shifts)
-            for row, delta, shift, rounded in zip(
-                rows[part], deltas[part], shifts, rounds[part], strict=True
+            for row, delta, shift, rounded, bias in zip(
+                rows[part], deltas[part], shifts, rounds[part], biases[part], strict=True
             ):
                 self.biases[row].copy_(shift * (not rounded))
                 self.rounded[row].copy_(delta * rounded)
+                anything = delta.any()
+                if bias is not None:
+                    self.biases[row] += bias
+                    anything = anything | bias.any()
+                self.effective[row].copy_(anything * row)
 
     def remove(self, request_id: str) -> None:
         row = self._rows.pop(request_id, None)

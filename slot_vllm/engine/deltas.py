@@ -18,12 +18,13 @@ from slot_vllm.engine.delta_table import DeltaTable
 from slot_vllm.engine.linear_head import Additions, LinearHead
 from slot_vllm.engine.pending import PendingRows
 from slot_vllm.kernels.compiled import library_for
+from slot_vllm.loss_tokens import flags
+from slot_vllm.optim.device import to_device
 from slot_vllm.optim.optimize import (
     Learned,
     Prompt,
     optimize,
-    smallest_workspace,
-    to_device,
+    smallest_workspace_for_all,
     warm_up,
 )
 from slot_vllm.optim.workspace import Workspace, choose_size
@@ -68,7 +69,8 @@ class Request:
     that share a delta share. shareable: whether its tokens say all about its prompt. epoch: of the
     weights when it came. seen: up to where its prompt was computed or read from the prefix cache.
     hidden: without a hidden-state cache, the (n, d) rows so far, of which the first ``filled`` are
-    there, while the prompt is incomplete."""
+    there, while the prompt is incomplete. spans: where the tokens stand that are learned from, if
+    only admission can tell."""
 
     external_id: str
     params: SlotParams
@@ -83,6 +85,7 @@ class Request:
     filled: int = 0
     learned: Learned | None = None
     failed: bool = False
+    spans: Sequence[Sequence[int]] | None = None
 
     @property
     def rounds(self) -> bool:
@@ -99,7 +102,7 @@ class Deltas:
         self.config = config
         self.linear_head = linear_head
         head = linear_head.head()
-        smallest = smallest_workspace(head)
+        smallest = smallest_workspace_for_all(head)
         self.workspace_size = choose_size(config.workspace_mb, device)
         if self.workspace_size.bytes < smallest:
             raise SlotError(
@@ -122,6 +125,8 @@ class Deltas:
         self.errors: deque[str] = deque(maxlen=16)
         # Counted on the device, so that no step waits for it.
         self._not_finite = torch.zeros((), dtype=torch.int64, device=device)
+        self._scaled = torch.zeros((), dtype=torch.int64, device=device)
+        self._vanished = torch.zeros((), dtype=torch.int64, device=device)
         self._warned_unresolved = False
         self._staged: Additions | None = None
         self._epoch = 0
@@ -226,7 +231,7 @@ class Deltas:
         head = self.linear_head.head()
         shifts = torch.empty(1, head.vocabulary, device=learned.delta.device)
         head.exact_shift(learned.delta.unsqueeze(0), out=shifts)
-        return shifts[0]
+        return shifts[0] if learned.bias is None else shifts[0] + learned.bias
 
     def stats(self) -> dict[str, int | float]:
         names = (
@@ -241,6 +246,8 @@ class Deltas:
             **{name: self.counters[name] for name in names},
             "failed": self.counters["failed"] + int(self._not_finite),
             **{name: count for name, count in self.counters.items() if "." in name},
+            "scaled": int(self._scaled),
+            "vanished": int(self._vanished),
             "optimize_seconds": self.optimize_seconds,
             "requests": len(self.requests),
             "table_rows": len(self.table),
@@ -279,6 +286,7 @@ class Deltas:
                 # Admission lets neither pass; here their tokens would not tell them apart.
                 shareable=not (replaces or new.mm_features or new.prompt_embeds is not None),
                 epoch=self._epoch_of(lora_request),
+                spans=resolved.spans,
             )
 
     def _bypass(self, req_id: str, reason: str) -> None:
@@ -407,6 +415,8 @@ class Deltas:
             for (request, _), result in zip(completed, learned, strict=True):
                 request.learned = result
                 self._not_finite += ~result.finite
+                self._scaled += (result.scale > 0) & (result.scale < 1)
+                self._vanished += result.scale == 0
                 self._release(request)
             self.counters["optimized"] += sum(len(r.tokens) > 1 for r, _ in completed)
             self.counters["prompt_tokens"] += sum(len(r.tokens) for r, _ in completed)
@@ -423,6 +433,7 @@ class Deltas:
                 rows.to(self.device, non_blocking=True),
                 to_device(request.tokens, torch.int64, self.device),
                 request.params,
+                None if request.spans is None else flags(request.spans, len(request.tokens)),
             )
             for request, rows in completed
         ]
@@ -455,6 +466,7 @@ class Deltas:
                     torch.stack([q.learned.delta for q in new.values() if q.learned]),
                     [q.rounds for q in new.values()],
                     self.linear_head.head(),
+                    [q.learned.bias for q in new.values() if q.learned],
                 )
             except Exception:
                 # Else an equal prompt would take what the row held before for its own.
@@ -465,7 +477,7 @@ class Deltas:
         for slot, request in adapted:
             lookup[slot] = self.table.row(request.row) or 0
         return Additions(
-            to_device(lookup, torch.int64, self.device)[batch.row_slots],
+            self.table.effective[to_device(lookup, torch.int64, self.device)[batch.row_slots]],
             self.table.biases if any(not q.rounds for q in here.values()) else None,
             self.table.rounded if any(q.rounds for q in here.values()) else None,
         )
