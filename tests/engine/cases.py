@@ -6,6 +6,7 @@ import sys
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,24 +19,29 @@ NEAR_TIE = 1e-3
 
 @dataclass(frozen=True)
 class Case:
-    """allowed: if any, only these tokens may be generated."""
+    """allowed: if any, only these tokens may be generated. settings: further ones of SlotParams, by
+    name. counts: what ``loss_tokens`` means by itself, as the reference is to take it."""
 
     tokens: tuple[int, ...]
     steps: int
     lr: float
     new_tokens: int
     allowed: tuple[int, ...] = ()
+    settings: tuple[tuple[str, Any], ...] = ()
+    counts: tuple[bool, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Answer:
     """tokens: greedy. gaps: difference of the two best logits where each token was chosen.
-    losses: the mean prompt loss before each step and after the last."""
+    losses: the mean prompt loss before each step and after the last. scale: what safeguards
+    multiplied delta by."""
 
     tokens: list[int]
     gaps: list[float]
     delta: list[float]
     losses: list[float]
+    scale: float = 1.0
 
 
 def random_tokens(length: int, seed: int) -> tuple[int, ...]:
