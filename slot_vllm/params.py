@@ -98,7 +98,7 @@ Epsilon = Annotated[Number, Field(ge=1e-30, le=1)]
 WeightDecay = Annotated[Number, Field(ge=0, le=1)]
 Rounding = Literal["exact", "model"]
 Preset = Annotated[str | None, PlainValidator(_preset)]
-Optimizer = Literal["adamw", "sgd"]
+Optimizer = Literal["adamw", "sgd", "lbfgs"]
 Schedule = Literal["constant", "cosine", "linear"]
 Tolerance = Annotated[Number, Field(ge=0, le=100)]
 Reduction = Literal["mean", "mean_over_rows"]
@@ -116,7 +116,9 @@ class SlotParams(BaseModel):
         are filled in.
     rounding: ``exact`` applies W delta in float32; ``model`` reproduces the published h + delta in
         the model's dtype, which loses small deltas in bf16.
-    optimizer: ``sgd`` is plain gradient descent; both decay weights decoupled from the gradient.
+    optimizer: ``sgd`` is plain gradient descent; it and AdamW decay weights decoupled from the
+        gradient. ``lbfgs`` (``optim.lbfgs``) finds how far it steps by itself, at most lr per
+        coordinate (root mean square), and decays nothing.
     lr_schedule: of step t of T, counted from 0: lr times 1, (1 + cos(pi t / T)) / 2 or 1 - t / T.
     tolerance: a request whose loss (nats per token) fell by less than this in a step takes no
         further step; 0: all steps are taken.
@@ -245,6 +247,11 @@ def _check_together(params: SlotParams, prefix: str) -> None:
         raise SlotError(
             f"{prefix}target={params.target!r}: a bias on the logits is not rounded with the "
             f"hidden states; allowed: {prefix}rounding='exact'"
+        )
+    if params.target != "hidden" and params.optimizer == "lbfgs":
+        raise SlotError(
+            f"{prefix}optimizer='lbfgs': learns no bias on the logits ({prefix}target="
+            f"{params.target!r}); allowed: 'adamw', 'sgd'"
         )
     # Each step multiplies delta by 1 - lr * weight_decay.
     if params.lr * params.weight_decay > 1:

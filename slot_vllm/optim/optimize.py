@@ -22,6 +22,7 @@ from slot_vllm.kernels.pull_back import pull_back
 from slot_vllm.optim.cached_form import CachedForm
 from slot_vllm.optim.device import to_device
 from slot_vllm.optim.head import Head
+from slot_vllm.optim.lbfgs import Lbfgs
 from slot_vllm.optim.parts import Parts, split
 from slot_vllm.optim.plain_form import PlainForm
 from slot_vllm.optim.prompt import Prompt
@@ -96,13 +97,13 @@ def smallest_workspace(head: Head) -> int:
 def smallest_workspace_for_all(head: Head) -> int:
     """The same of any settings that a request may have."""
     forms = (form_for(head), _form_with_biases(head))
-    # Three parts of a prompt; delta's shift; a bias and its moments.
+    # Three parts of a prompt; delta's shift; a bias and its moments, or what L-BFGS needs.
     return (
         3 * max(form.vector_bytes(head) for form in forms)
         + 4 * max(form.smallest_rows_bytes(head) for form in forms)
         + Safeguards.vector_bytes(head)
-        # Of what is left then, tiles take an eighth at most.
-        + 8 * Safeguards.smallest_rows_bytes(head)
+        # Of what is left then, tiles take an eighth at most, twice with L-BFGS.
+        + 16 * Safeguards.smallest_rows_bytes(head)
         + _bias_bytes(head)
     )
 
@@ -121,7 +122,7 @@ def optimize(
     All tensors of size V or n x V come from ``workspace``, but the biases among the results.
     Raises MemoryError if it is smaller than ``smallest_workspace`` (``smallest_workspace_for_all``
     for settings that are not the defaults); ValueError for a prompt whose ``counts`` are missing,
-    or for a bias on the logits with a form that takes none.
+    or for a bias on the logits, or L-BFGS, with a form that takes no biases.
     """
     results: list[Learned | None] = [None] * len(prompts)
     parts = [split(prompt) for prompt in prompts]
@@ -130,20 +131,35 @@ def optimize(
         (i for i, p in enumerate(parts) if p.fit.rows and p.fit.params.steps),
         key=lambda i: -prompts[i].params.steps,
     )
-    hidden = [i for i in order if prompts[i].params.target == "hidden"]
-    biased = [i for i in order if prompts[i].params.target != "hidden"]
-    if biased and form is not None and not form.takes_biases:
-        raise ValueError(
-            f"target={prompts[biased[0]].params.target!r}: {form.__name__} learns no bias on the "
-            f"logits; allowed: {PlainForm.__name__}, {TwoPassForm.__name__}"
-        )
-    for wanted, chosen in ((hidden, form_for(head)), (biased, _form_with_biases(head))):
-        chosen = form or chosen
-        for group in _groups(wanted, chosen, head, parts, workspace) if wanted else ():
+    for kind in (_by_deltas, _biased, _by_lbfgs):
+        wanted = [i for i in order if kind(prompts[i].params)]
+        if not wanted:
+            continue
+        chosen = form or (form_for(head) if kind is _by_deltas else _form_with_biases(head))
+        if kind is not _by_deltas and not chosen.takes_biases:
+            params = prompts[wanted[0]].params
+            raise ValueError(
+                f"target={params.target!r}, optimizer={params.optimizer!r}: {chosen.__name__} "
+                "adds no bias to the logits; allowed: PlainForm, TwoPassForm"
+            )
+        for group in _groups(wanted, chosen, head, parts, workspace):
             learned = _optimize_group(chosen, head, [parts[i] for i in group], workspace, final_loss)
             for i, result in zip(group, learned, strict=True):
                 results[i] = result
     return [r if r is not None else _nothing_learned(head) for r in results]
+
+
+# What is learned in one group: what a form needs and gives differs.
+def _by_deltas(params: SlotParams) -> bool:
+    return params.target == "hidden" and params.optimizer != "lbfgs"
+
+
+def _biased(params: SlotParams) -> bool:
+    return params.target != "hidden"
+
+
+def _by_lbfgs(params: SlotParams) -> bool:
+    return params.optimizer == "lbfgs"
 
 
 # Each takes blocks of another size, and the last is a ragged batch.
@@ -201,7 +217,9 @@ def _vector_bytes(form: type[Form], head: Head, parts: Parts) -> int:
     """What one request needs besides its rows."""
     own = len(parts.all) * form.vector_bytes(head)
     own += Safeguards.vector_bytes(head) if parts.guarded else 0
-    return own + (_bias_bytes(head) if parts.prompt.params.target != "hidden" else 0)
+    if _by_lbfgs(parts.prompt.params):
+        own += Lbfgs.vector_bytes(head)
+    return own + (_bias_bytes(head) if _biased(parts.prompt.params) else 0)
 
 
 def _bias_bytes(head: Head) -> int:
@@ -227,9 +245,10 @@ def _optimize_group(
     steps = [p.steps for p in params]
     workspace.reset()
     biases = bias_moments = None
-    if params[0].target != "hidden":
+    if _biased(params[0]):
         shape = (3, count, head.vocabulary)
         biases, *bias_moments = workspace.take(shape, torch.float32).zero_()
+    lbfgs = Lbfgs(head, fits, workspace) if _by_lbfgs(params[0]) else None
     safeguards = Safeguards(head, group, workspace)
     logits = form(head, [*fits, *safeguards.prompts], workspace)
     stepping = Stepping(fits, device)
@@ -248,10 +267,12 @@ def _optimize_group(
     for t in range(1, passes + int(not final_apart)):
         # In a request's pass after its last step only the loss is wanted.
         active = sum(s + int(final_loss and not final_apart) >= t for s in steps)
+        # L-BFGS has W delta already.
+        added = biases if lbfgs is None else lbfgs.shifts
         sums, losses[:active, t - 1] = logits.sums(
             active,
-            deltas[:active] if t > 1 and any(learns_delta) else None,
-            None if biases is None or t == 1 else biases[:active],
+            deltas[:active] if t > 1 and lbfgs is None and any(learns_delta) else None,
+            None if added is None or t == 1 else added[:active],
         )
         learning = sum(s >= t for s in steps)
         if not stepping.begin(t, losses):
@@ -260,7 +281,17 @@ def _optimize_group(
         if learning:
             if any(learns_delta):
                 gradient = pull_back(head.weight, sums[:learning]) * delta_reductions[:learning]
-                stepping.step(deltas[:learning], gradient, [m[:learning] for m in moments], t)
+                if lbfgs is None:
+                    stepping.step(deltas[:learning], gradient, [m[:learning] for m in moments], t)
+                else:
+                    lbfgs.step(
+                        logits,
+                        deltas[:learning],
+                        gradient,
+                        losses[:learning, t - 1],
+                        stepping.rates[:learning],
+                        reductions[:learning],
+                    )
             if biases is not None and bias_moments is not None:
                 gradient = sums[:learning].mul_(reductions[:learning])
                 targets = [m[:learning] for m in bias_moments]

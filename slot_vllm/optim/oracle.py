@@ -3,6 +3,7 @@
 Every option of ``SlotParams`` is here once more, written without regard to cost.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -102,6 +103,7 @@ def _autograd(head: Head, prompt: Prompt, dtype: torch.dtype) -> Learned:
         return F.cross_entropy(logits(scale)[rows], prompt.tokens[[row + 1 for row in rows]])
 
     losses: list[Tensor] = []
+    pairs: list[tuple[Tensor, Tensor]] = []
     with torch.enable_grad():
         for t in range(params.steps):
             optimizer.zero_grad()
@@ -110,12 +112,18 @@ def _autograd(head: Head, prompt: Prompt, dtype: torch.dtype) -> Learned:
             if params.tolerance and t and losses[-2] - losses[-1] < params.tolerance:
                 losses += [losses[-1]] * (params.steps - len(losses))
                 break
-            (value / (1 if params.reduction == "mean" else len(fit))).backward()
+            # How far L-BFGS goes does not depend on the gradient's scale.
+            whole = params.reduction == "mean" or params.optimizer == "lbfgs"
+            (value / (1 if whole else len(fit))).backward()
             rate = params.lr
             if params.lr_schedule == "linear":
                 rate *= (params.steps - t) / params.steps
             if params.lr_schedule == "cosine":
                 rate *= math.cos(math.pi * t / params.steps / 2) ** 2
+            if params.optimizer == "lbfgs":
+                with torch.no_grad():
+                    _lbfgs_step(head, delta, rate, lambda: logits()[fit], lambda: loss(fit), pairs)
+                continue
             optimizer.param_groups[0]["lr"] = rate
             if params.optimizer == "sgd":
                 for parameter in learned:
@@ -136,6 +144,47 @@ def _autograd(head: Head, prompt: Prompt, dtype: torch.dtype) -> Learned:
             torch.tensor(scale),
             None if biased is None else (scale * biased).detach(),
         )
+
+
+def _lbfgs_step(
+    head: Head,
+    delta: Tensor,
+    rate: float,
+    logits: Callable[[], Tensor],
+    loss: Callable[[], Tensor],
+    points: list[tuple[Tensor, Tensor]],
+) -> None:
+    """By the whole inverse Hessian. points: delta and gradient of every step so far."""
+    assert delta.grad is not None
+    gradient, size = delta.grad.clone(), len(delta)
+    points.append((delta.clone(), gradient))
+    eye = torch.eye(size, dtype=delta.dtype)
+    pairs = [(b - a, h - g) for (a, g), (b, h) in itertools.pairwise(points)]
+    pairs = [(s, y) for s, y in pairs if s @ y > 1e-8 * s.norm() * y.norm()]
+    inverse = eye if not pairs else eye * (pairs[-1][0] @ pairs[-1][1]) / pairs[-1][1].square().sum()
+    for s, y in pairs[-10:]:
+        left = eye - torch.outer(s, y) / (s @ y)
+        inverse = left @ inverse @ left.T + torch.outer(s, s) / (s @ y)
+    direction = -inverse @ gradient
+    y, ray = logits(), head.weight.to(delta.dtype) @ direction
+    moved = ray * head.scale
+    if head.soft_cap is not None:
+        # f' = scale (1 - (f / (scale soft_cap))^2)
+        moved = moved * (1 - (y / (head.scale * head.soft_cap)) ** 2)
+    p = torch.softmax(y, dim=1)
+    variance = (p * moved**2).sum(dim=1) - (p * moved).sum(dim=1) ** 2
+    newton = min(
+        float(-(gradient @ direction) / variance.mean()),
+        float(rate * size**0.5 / direction.norm()),
+    )
+    spread = abs(head.scale) * float(ray.max() - ray.min())
+    origin = delta.clone()
+    best, least = 0.0, float(loss())
+    for length in (newton, math.log1p(spread * newton) / spread, newton / 8):
+        delta.copy_(origin + length * direction)
+        if float(loss()) < least:
+            best, least = length, float(loss())
+    delta.copy_(origin + best * direction)
 
 
 def _rows(prompt: Prompt) -> tuple[list[int], list[int]]:

@@ -40,16 +40,27 @@ class ScaledRows:
         return aligned(_PLANES * head.vocabulary * 4)
 
     def losses(
-        self, form: Logits, request: int, part: Prompt, shift: Tensor, scales: Sequence[float]
+        self,
+        form: Logits,
+        request: int,
+        part: Prompt,
+        shift: Tensor,
+        scales: Sequence[float | Tensor],
+        origin: Tensor | None = None,
     ) -> Tensor:
-        """(len(scales),) float64: the part's summed losses at each scale times ``shift`` (V,)
-        float32. request: what the form knows the part as."""
+        """(len(scales),) float64: the part's summed losses at each scale, () if a tensor, times
+        ``shift`` (V,) float32, from ``origin`` (V,) or zero. request: what the form knows the part
+        as."""
         losses = torch.zeros(len(scales), dtype=torch.float64, device=shift.device)
         for start, z in self._tiles(form, request):
             targets = part.tokens[start + 1 : start + 1 + len(z)].unsqueeze(1)
             for k, scale in enumerate(scales):
                 y = self._planes[0, : len(z)].copy_(z)
-                if scale:
+                if origin is not None:
+                    y.add_(origin)
+                if isinstance(scale, Tensor):
+                    y.addcmul_(shift, scale)
+                elif scale:
                     y.add_(shift, alpha=scale)
                 self._activate(y)
                 target_logits = y.gather(1, targets).squeeze(1)
@@ -80,6 +91,24 @@ class ScaledRows:
             p.mul_(torch.expm1(ratio).mul_(ratio - 1.0).add_(ratio))
             rows.append(torch.where(near, p, q).sum(dim=1))
         return torch.cat(rows)
+
+    def curvature(self, form: Logits, request: int, origin: Tensor, shift: Tensor) -> Tensor:
+        """() float32: the second derivative of a part's summed losses along ``shift`` at ``origin``,
+        both (V,) float32; with a soft cap without what its own curvature adds (Gauss-Newton)."""
+        total = torch.zeros((), device=shift.device)
+        for _, z in self._tiles(form, request):
+            p, moved, scratch = (plane[: len(z)] for plane in self._planes)
+            p.copy_(z).add_(origin)
+            moved.copy_(shift.expand_as(z))
+            if self._head.soft_cap is not None:
+                slope = torch.div(p, self._head.soft_cap, out=scratch).tanh_().square_().neg_()
+                moved.mul_(slope.add_(1.0))
+            moved.mul_(self._head.scale)
+            self._activate(p)
+            p.sub_(_log_sum_exp(p, scratch).unsqueeze(1)).exp_()
+            mean = torch.mul(p, moved, out=scratch).sum(dim=1)
+            total += p.mul_(moved.sub_(mean.unsqueeze(1)).square_()).sum()
+        return total
 
     def _tiles(self, form: Logits, request: int) -> Iterator[tuple[int, Tensor]]:
         for segment in form.logits(request):

@@ -46,6 +46,11 @@ class Stepping:
             self._settings[:, 0] = self._rates[:, t - 1] * self._running
         return self._running.is_cuda or bool(self._running.any())
 
+    @property
+    def rates(self) -> Tensor:
+        """(B, 1) float32, of the step that has begun."""
+        return self._settings[:, :1]
+
     def step(self, parameter: Tensor, gradient: Tensor, moments: Sequence[Tensor], t: int) -> None:
         """The first len(parameter) requests take step t. parameter, gradient, and the two moments:
         (b, k) float32; all but the gradient are changed in place."""
