@@ -5,7 +5,7 @@ without what the template puts around it. How the template marks a turn is found
 chats: what always stands before a user's message, and what always stands after it.
 """
 
-import os
+import itertools
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -87,13 +87,19 @@ class LossTokens:
             if found:
                 befores.append(before)
                 afters.append(after.partition(_OTHER)[0])
-        before = os.path.commonprefix([text[::-1] for text in befores])[::-1]
-        after = os.path.commonprefix(afters)
+        before = _common_start([text[::-1] for text in befores])[::-1]
+        after = _common_start(afters)
         marks = (before.strip(), before[len(before.rstrip()) :], after.strip())
         tokens = [self._tokenizer.encode(mark, add_special_tokens=False) for mark in marks]
         if not tokens[0]:
             raise UndeterminedError("the model's chat template does not mark user turns")
         return tokens[0], tokens[1], tokens[2]
+
+
+def _common_start(texts: Sequence[str]) -> str:
+    """Of characters."""
+    same = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*texts, strict=False))
+    return "".join(column[0] for column in same)
 
 
 def flags(spans: Sequence[Sequence[int]], length: int) -> list[bool]:

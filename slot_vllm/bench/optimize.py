@@ -155,7 +155,10 @@ def _difference(deltas: Tensor, exact: Tensor) -> float:
 
 
 def _table(result: dict[str, Any]) -> str:
-    lines = [f"{'':20}{'seconds':>10}{'speedup':>10}{'x bare':>10}{'x paper':>10}{'peak MiB':>10}{'error':>12}"]
+    lines = [
+        f"{'':20}{'seconds':>10}{'speedup':>10}{'x bare':>10}{'x paper':>10}"
+        f"{'peak MiB':>10}{'error':>12}"
+    ]
     for name, entry in result["variants"].items():
         error = entry["largest_difference"]
         lines.append(

@@ -50,7 +50,9 @@ def names(device: str, plain_form: bool = False, options: bool = False) -> list[
 def make_variant(name: str, head: Head, prompts: Sequence[Prompt], workspace_mb: int) -> Variant:
     """Allocates what the variant keeps between runs: our workspace."""
     if name in OPTIONS:
-        prompts = [dataclasses.replace(p, params=_changed(p.params, OPTIONS[name])) for p in prompts]
+        prompts = [
+            dataclasses.replace(p, params=_changed(p.params, OPTIONS[name])) for p in prompts
+        ]
     if name in (OURS, PLAIN_FORM, *OPTIONS):
         form = PlainForm if name == PLAIN_FORM else None
         workspace = Workspace(workspace_mb << 20, head.weight.device)

@@ -44,7 +44,8 @@ In the KV cache (``hidden_cache``; 0.32, where ``HiddenStateCacheSpec`` is):
 
 Read but not changed: ``LogitsProcessor`` (``_get_logits``, ``org_vocab_size``, ``soft_cap``,
 ``scale``), ``SamplingParams.extra_args`` and ``skip_reading_prefix_cache``,
-``EngineCoreRequest.cache_salt``, ``InputProcessor.tokenizer``, ``SchedulerOutput``, V1's ``input_batch``, ``requests`` and
+``EngineCoreRequest.cache_salt``, ``InputProcessor.tokenizer``,
+``SchedulerOutput``, V1's ``input_batch``, ``requests`` and
 ``query_start_loc``, V2's ``InputBatch`` and ``block_tables``, ``get_adapter_absolute_path``,
 ``VLLMValidationError``.
 """

@@ -91,19 +91,20 @@ class CachedForm:
 
     def logits(self, request: int) -> Iterator[Segment]:
         """The request's rows of Z0, each up to a constant, some at a time; each is valid until the
-        next. Where E was made they are its logarithms."""
+        next. Where E was made they are its logarithms, unless it was made far away."""
         cached = self._cached(request)
+        if len(cached) and self._made[request] and self._moved[request]:
+            # What is far below the maximum there need not be so here.
+            self._rows.fill(request)
+            self._made[request] = False
         if len(cached) and not self._made[request]:
             yield Segment(request, 0, len(cached), cached)
         elif len(cached):
-            origin = self._shifts[request]
-            shift(self._head.weight, self._origins[request : request + 1], origin.unsqueeze(0))
             start = 0
             for tile in stored(cached).split(len(self._scratch)):
                 z = self._scratch[: len(tile)].copy_(tile).log_().div_(self._head.scale)
-                stop = start + len(tile)
-                yield Segment(request, start, stop, z.sub_(origin))
-                start = stop
+                yield Segment(request, start, start + len(tile), z)
+                start += len(tile)
         yield from self._rows.again(request, len(cached))
 
     def _cached(self, i: int) -> Tensor:
@@ -114,7 +115,8 @@ class CachedForm:
         low, high = torch.aminmax(shifts, dim=1)
         # One that is not finite is far, too.
         far = ~((high - low) * abs(self._head.scale) <= RANGE)
-        moves = far.tolist()
+        # So is one whose E is gone.
+        moves = [f or not made for f, made in zip(far.tolist(), self._made, strict=False)]
         for i, move in enumerate(moves):
             if not move or not len(self._cached(i)):
                 continue

@@ -56,8 +56,8 @@ class Lbfgs:
         reductions: Tensor,
     ) -> None:
         """The first b requests take a step. deltas, gradient: (b, d) float32. losses: (b,) float64,
-        summed, where they stand. rates, reductions: (b, 1), of the step and of the gradient. Nothing
-        waits for the device."""
+        summed, where they stand. rates, reductions: (b, 1), of the step and of the gradient.
+        Nothing waits for the device."""
         b, size = gradient.shape
         direction = self._direction(gradient)
         slope = (gradient * direction).sum(1, keepdim=True)

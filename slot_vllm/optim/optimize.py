@@ -143,7 +143,9 @@ def optimize(
                 "adds no bias to the logits; allowed: PlainForm, TwoPassForm"
             )
         for group in _groups(wanted, chosen, head, parts, workspace):
-            learned = _optimize_group(chosen, head, [parts[i] for i in group], workspace, final_loss)
+            learned = _optimize_group(
+                chosen, head, [parts[i] for i in group], workspace, final_loss
+            )
             for i, result in zip(group, learned, strict=True):
                 results[i] = result
     return [r if r is not None else _nothing_learned(head) for r in results]

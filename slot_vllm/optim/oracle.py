@@ -161,7 +161,9 @@ def _lbfgs_step(
     eye = torch.eye(size, dtype=delta.dtype)
     pairs = [(b - a, h - g) for (a, g), (b, h) in itertools.pairwise(points)]
     pairs = [(s, y) for s, y in pairs if s @ y > 1e-8 * s.norm() * y.norm()]
-    inverse = eye if not pairs else eye * (pairs[-1][0] @ pairs[-1][1]) / pairs[-1][1].square().sum()
+    inverse = (
+        eye if not pairs else eye * (pairs[-1][0] @ pairs[-1][1]) / pairs[-1][1].square().sum()
+    )
     for s, y in pairs[-10:]:
         left = eye - torch.outer(s, y) / (s @ y)
         inverse = left @ inverse @ left.T + torch.outer(s, s) / (s @ y)

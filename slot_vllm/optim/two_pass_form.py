@@ -98,9 +98,9 @@ class TwoPassForm:
     def sums(
         self, active: int, deltas: Tensor | None, biases: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Of the first ``active`` prompts at ``deltas`` (active, d) and ``biases`` (active, V), None
-        for zero: column sums less those of the targets (active, V) float32, so that W^T sums is the
-        gradient of the summed losses; and those losses (active,) float64.
+        """Of the first ``active`` prompts at ``deltas`` (active, d) and ``biases`` (active, V),
+        None for zero: column sums less those of the targets (active, V) float32, so that W^T sums
+        is the gradient of the summed losses; and those losses (active,) float64.
 
         The first call fills the cache, other prompts' rows included. Nothing waits for the device.
         """

@@ -90,7 +90,10 @@ def test_without_a_delta_every_bit_is_the_baseline_s(
     other = Case(random_tokens(50, seed=4), 5, 0.5, 12)
     plain, guarded = (run(llm, [case, other], logprobs=20)[0] for case in cases)
     logprobs = [
-        [{token: value.logprob for token, value in step.items()} for step in out.outputs[0].logprobs]
+        [
+            {token: value.logprob for token, value in step.items()}
+            for step in out.outputs[0].logprobs
+        ]
         for out in (plain, guarded)
     ]
     assert logprobs[0] == logprobs[1]
