@@ -41,9 +41,9 @@ def table(files: Sequence[Path]) -> str:
     parts = []
     if results["optimize"]:
         parts.append(_markdown(_OPTIMIZE, (_optimize_row(*one) for one in results["optimize"])))
-        rows = [row for one in results["optimize"] for row in _option_rows(*one)]
-        if rows:
-            parts.append(_markdown(_OPTIONS, rows))
+        options = [row for one in results["optimize"] for row in _option_rows(*one)]
+        if options:
+            parts.append(_markdown(_OPTIONS, options))
     if results["serve"]:
         rows = (row for one in results["serve"] for row in _serve_rows(*one))
         parts.append(_markdown(_SERVE, rows))

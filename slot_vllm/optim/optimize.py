@@ -249,7 +249,8 @@ def _optimize_group(
     biases = bias_moments = None
     if _biased(params[0]):
         shape = (3, count, head.vocabulary)
-        biases, *bias_moments = workspace.take(shape, torch.float32).zero_()
+        biases, *moments_of_biases = workspace.take(shape, torch.float32).zero_()
+        bias_moments = (moments_of_biases[0], moments_of_biases[1])
     lbfgs = Lbfgs(head, fits, workspace) if _by_lbfgs(params[0]) else None
     safeguards = Safeguards(head, group, workspace)
     logits = form(head, [*fits, *safeguards.prompts], workspace)
@@ -260,7 +261,7 @@ def _optimize_group(
     learns_delta = [p.target != "bias" for p in params]
     delta_reductions = reductions * to_device(learns_delta, torch.float32, device).unsqueeze(1)
     deltas = torch.zeros(count, head.hidden_size, dtype=torch.float32, device=device)
-    moments = [torch.zeros_like(deltas), torch.zeros_like(deltas)]
+    first, second = torch.zeros_like(deltas), torch.zeros_like(deltas)
     passes = steps[0] + int(final_loss)
     losses = torch.zeros(count, passes, dtype=torch.float64, device=device)
     # What is applied is known only after the last step.
@@ -284,7 +285,8 @@ def _optimize_group(
             if any(learns_delta):
                 gradient = pull_back(head.weight, sums[:learning]) * delta_reductions[:learning]
                 if lbfgs is None:
-                    stepping.step(deltas[:learning], gradient, [m[:learning] for m in moments], t)
+                    moments = (first[:learning], second[:learning])
+                    stepping.step(deltas[:learning], gradient, moments, t)
                 else:
                     lbfgs.step(
                         logits,
@@ -296,8 +298,8 @@ def _optimize_group(
                     )
             if biases is not None and bias_moments is not None:
                 gradient = sums[:learning].mul_(reductions[:learning])
-                targets = [m[:learning] for m in bias_moments]
-                stepping.step(biases[:learning], gradient, targets, t)
+                moments = (bias_moments[0][:learning], bias_moments[1][:learning])
+                stepping.step(biases[:learning], gradient, moments, t)
 
     finite = torch.isfinite(deltas).all(dim=1)
     if biases is not None:

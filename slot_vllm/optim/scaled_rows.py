@@ -93,8 +93,8 @@ class ScaledRows:
         return torch.cat(rows)
 
     def curvature(self, form: Logits, request: int, origin: Tensor, shift: Tensor) -> Tensor:
-        """() float32: the second derivative of a part's summed losses along ``shift`` at ``origin``,
-        (V,) float32 each; with a soft cap without its own curvature (Gauss-Newton)."""
+        """() float32: the second derivative of a part's losses, summed, along ``shift`` at
+        ``origin``, (V,) float32 each; with a soft cap without its own curvature (Gauss-Newton)."""
         total = torch.zeros((), device=shift.device)
         for _, z in self._tiles(form, request):
             p, moved, scratch = (plane[: len(z)] for plane in self._planes)

@@ -51,7 +51,9 @@ class Stepping:
         """(B, 1) float32, of the step that has begun."""
         return self._settings[:, :1]
 
-    def step(self, parameter: Tensor, gradient: Tensor, moments: Sequence[Tensor], t: int) -> None:
+    def step(
+        self, parameter: Tensor, gradient: Tensor, moments: tuple[Tensor, Tensor], t: int
+    ) -> None:
         """The first len(parameter) requests take step t. parameter, gradient, and the two moments:
         (b, k) float32; all but the gradient are changed in place."""
         b = len(parameter)
@@ -64,16 +66,16 @@ class Stepping:
                 rate, decay = self._settings[i, 0], self._settings[i, 4]
                 parameter[one].mul_(1 - rate * decay).addcmul_(gradient[one], -rate)
             else:
-                self._adamw(one, parameter[one], gradient[one], [m[one] for m in moments], t)
+                first, second = moments
+                self._adamw(one, parameter[one], gradient[one], (first[one], second[one]), t)
 
     def _adamw(
-        self, of: slice, parameter: Tensor, gradient: Tensor, moments: Sequence[Tensor], t: int
+        self, of: slice, parameter: Tensor, gradient: Tensor, moments: tuple[Tensor, Tensor], t: int
     ) -> None:
-        settings = self._settings[of].split(1, dim=1)
-        if backend.uses_triton(parameter) or parameter.shape[1] <= _COLUMNS:
-            adamw_step(parameter, gradient, *moments, t, *settings)
-            return
+        lr, beta1, beta2, eps, weight_decay = self._settings[of].split(1, dim=1)
+        # Triton's is one launch and allocates nothing.
+        columns = parameter.shape[1] if backend.uses_triton(parameter) else _COLUMNS
         for p, g, m, v in zip(
-            *(x.split(_COLUMNS, dim=1) for x in (parameter, gradient, *moments)), strict=True
+            *(x.split(columns, dim=1) for x in (parameter, gradient, *moments)), strict=True
         ):
-            adamw_step(p, g, m, v, t, *settings)
+            adamw_step(p, g, m, v, t, lr, beta1, beta2, eps, weight_decay)

@@ -140,6 +140,7 @@ def test_tokens_that_only_the_tokenizer_can_tell(model: Any, tiny_model: str) ->
     (answer,) = reference(tiny_model, [case])
     with slot(model, tokenizer, loss_tokens="user", steps=STEPS, lr=LR, workspace_mb=8) as context:
         greedy(model, {"input_ids": torch.tensor([tokens])}, max_new_tokens=4)
+        assert context.deltas is not None
         assert_delta_equal(context.deltas[0].tolist(), answer, LR)
     with pytest.raises(SlotError, match="needs the tokenizer"):
         slot(model, loss_tokens="text")
