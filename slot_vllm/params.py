@@ -1,13 +1,24 @@
 """What an engine and a request may set: parsing, precedence, validation.
 
-Precedence: request > ``additional_config["slot"]`` > environment > defaults (the paper's).
+Precedence: request > its ``slot_preset`` > ``additional_config["slot"]`` > its ``preset`` >
+environment > defaults (the paper's). A preset says every setting, so nothing shines through it.
 """
 
 import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
+
+from slot_vllm.presets import PRESETS
 
 REQUEST_PREFIX = "slot_"
 
@@ -57,6 +68,25 @@ def _pair(value: Any) -> Any:
     return tuple(value)
 
 
+def _bound(value: Any) -> Any:
+    # HTTP requests cannot say null.
+    return None if value is None or value == "none" else _number(value)
+
+
+def _preset(value: Any) -> Any:
+    if value is not None and value not in list(PRESETS):
+        raise ValueError(f"one of {', '.join(map(repr, PRESETS))} is required")
+    return value
+
+
+def _loss_tokens(value: Any) -> Any:
+    if value in ("all", "user", "text"):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError("'all', 'user', 'text' or an integer from 1 is required")
+    return value
+
+
 Integer = Annotated[int, BeforeValidator(_integer)]
 Number = Annotated[float, BeforeValidator(_number)]
 Steps = Annotated[Integer, Field(ge=0)]
@@ -67,23 +97,66 @@ Betas = Annotated[tuple[Beta, Beta], BeforeValidator(_pair)]
 Epsilon = Annotated[Number, Field(ge=1e-30, le=1)]
 WeightDecay = Annotated[Number, Field(ge=0, le=1)]
 Rounding = Literal["exact", "model"]
+Preset = Annotated[str | None, PlainValidator(_preset)]
+Optimizer = Literal["adamw", "sgd", "lbfgs"]
+Schedule = Literal["constant", "cosine", "linear"]
+Tolerance = Annotated[Number, Field(ge=0, le=100)]
+Reduction = Literal["mean", "mean_over_rows"]
+LossTokens = Annotated[int | str, PlainValidator(_loss_tokens)]
+Guard = Literal["none", "holdout"]
+Divergence = Annotated[float, Field(ge=0, le=10)]
+MaxKL = Annotated[Divergence | None, BeforeValidator(_bound)]
+Target = Literal["hidden", "bias", "both"]
 
 
 class SlotParams(BaseModel):
     """The settings of one request. Defaults are the paper's.
 
-    ``rounding``: ``exact`` applies W delta in float32; ``model`` reproduces the published
-    h + delta in the model's dtype, which loses small deltas in bf16.
+    preset: a name of ``PRESETS``, whose settings stand where none is given. It is None once they
+        are filled in.
+    rounding: ``exact`` applies W delta in float32; ``model`` reproduces the published h + delta in
+        the model's dtype, which loses small deltas in bf16.
+    optimizer: ``sgd`` is plain gradient descent; it and AdamW decay weights decoupled from the
+        gradient. ``lbfgs`` (``optim.lbfgs``) finds how far it steps by itself, at most lr per
+        coordinate (root mean square), and decays nothing.
+    lr_schedule: of step t of T, counted from 0: lr times 1, (1 + cos(pi t / T)) / 2 or 1 - t / T.
+    tolerance: a request whose loss (nats per token) fell by less than this in a step takes no
+        further step; 0: all steps are taken.
+    reduction: of the gradient over the rows; ``mean_over_rows`` divides the mean by their number.
+    loss_tokens: which tokens of the prompt are learned from: all, only those of the last user turn,
+        all but special tokens (``text``), or the last K.
+    guard: ``holdout`` applies that one of ``optim.holdout.SCALES`` times delta that has the least
+        loss on positions of the prompt that were not learned from.
+    max_kl: a bound in nats on KL(adapted || own) of the next-token distribution, for the prompt's
+        last position and for the mean over its positions; delta is scaled to keep it. None: none.
+    target: what is learned, delta on the hidden states, a bias on the logits, or both.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=False)
 
+    preset: Preset = Field(default=None, exclude=True)
     steps: Steps = 5
     lr: LearningRate = 0.1
     betas: Betas = (0.9, 0.999)
     eps: Epsilon = 1e-5
     weight_decay: WeightDecay = 1e-8
     rounding: Rounding = "exact"
+    optimizer: Optimizer = "adamw"
+    lr_schedule: Schedule = "constant"
+    tolerance: Tolerance = 0.0
+    reduction: Reduction = "mean"
+    loss_tokens: LossTokens = "all"
+    guard: Guard = "none"
+    max_kl: MaxKL = None
+    target: Target = "hidden"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_preset(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or values.get("preset") not in list(PRESETS):
+            return values
+        own = {key: value for key, value in values.items() if key != "preset"}
+        return {**PRESETS[values["preset"]], **own}
 
 
 REQUEST_KEYS = tuple(REQUEST_PREFIX + name for name in SlotParams.model_fields)
@@ -136,7 +209,9 @@ class SlotConfig(SlotParams):
         """
         if settings is not None and not isinstance(settings, Mapping):
             raise SlotError(f'additional_config["slot"]={settings!r}: a mapping is required')
-        values = dict(_from_environment(environment))
+        values: dict[str, Any] = dict(_from_environment(environment))
+        if settings and settings.get("preset") is not None:
+            values.clear()
         values.update(settings or {})
         try:
             config = cls.model_validate(values)
@@ -152,7 +227,7 @@ class SlotConfig(SlotParams):
                 "slot.long_prompts='last': slot.max_prompt_tokens says how many tokens that are; "
                 "allowed without it: 'refuse'"
             )
-        _check_decay(config, "slot.")
+        _check_together(config, "slot.")
         return config
 
     def resolve(self, extra_args: Mapping[str, Any] | None) -> SlotParams:
@@ -160,9 +235,11 @@ class SlotConfig(SlotParams):
 
         Keys that do not start with ``slot_`` are not ours and are ignored. Raises SlotError.
         """
-        values = {name: getattr(self, name) for name in SlotParams.model_fields}
-        for key, value in named(extra_args).items():
-            values[key.removeprefix(REQUEST_PREFIX)] = value
+        own = {key.removeprefix(REQUEST_PREFIX): v for key, v in named(extra_args).items()}
+        values = {}
+        if own.get("preset") is None:
+            values = {name: getattr(self, name) for name in SlotParams.model_fields}
+        values.update(own)
         try:
             params = SlotParams(**values)
         except ValidationError as error:
@@ -172,7 +249,7 @@ class SlotConfig(SlotParams):
                 f"slot_steps={params.steps}: more than this engine's max_steps; "
                 f"allowed: an integer from 0 to {self.max_steps}"
             )
-        _check_decay(params, REQUEST_PREFIX)
+        _check_together(params, REQUEST_PREFIX)
         return params
 
     def refuses(self, length: int) -> bool:
@@ -191,7 +268,35 @@ def named(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
     return {k: v for k, v in (extra_args or {}).items() if k.startswith(REQUEST_PREFIX)}
 
 
-def _check_decay(params: SlotParams, prefix: str) -> None:
+def check_sharded(params: SlotParams, prefix: str = "") -> None:
+    """Raise SlotError for what is not done where each tensor-parallel rank has the logits of its
+    own part of the vocabulary only."""
+    refused = {
+        "guard": (params.guard != "none", "'none'"),
+        "max_kl": (params.max_kl is not None, "none"),
+        "target": (params.target != "hidden", "'hidden'"),
+        "optimizer": (params.optimizer == "lbfgs", "'adamw', 'sgd'"),
+        "tolerance": (params.tolerance > 0, "0"),
+    }
+    for name, (holds, allowed) in refused.items():
+        if holds:
+            value = getattr(params, name)
+            raise SlotError(
+                f"{prefix}{name}={value!r}: not with tensor parallelism; allowed: {allowed}"
+            )
+
+
+def _check_together(params: SlotParams, prefix: str) -> None:
+    if params.target != "hidden" and params.rounding == "model":
+        raise SlotError(
+            f"{prefix}target={params.target!r}: a bias on the logits is not rounded with the "
+            f"hidden states; allowed: {prefix}rounding='exact'"
+        )
+    if params.target != "hidden" and params.optimizer == "lbfgs":
+        raise SlotError(
+            f"{prefix}optimizer='lbfgs': learns no bias on the logits ({prefix}target="
+            f"{params.target!r}); allowed: 'adamw', 'sgd'"
+        )
     # Each step multiplies delta by 1 - lr * weight_decay.
     if params.lr * params.weight_decay > 1:
         raise SlotError(

@@ -72,7 +72,8 @@ Called, per scrape: ``AsyncMPClient.call_utility_all_async`` and ``engine_ranks_
 
 Read but not changed: ``LogitsProcessor`` (``_get_logits``, ``org_vocab_size``, ``soft_cap``,
 ``scale``), ``SamplingParams.extra_args`` and ``skip_reading_prefix_cache``,
-``EngineCoreRequest.cache_salt``, ``SchedulerOutput`` (``batch`` names the fields), V1's
-``input_batch``, ``requests`` and ``query_start_loc``, V2's ``InputBatch`` and ``block_tables``,
-``get_adapter_absolute_path``, ``VLLMValidationError``.
+``EngineCoreRequest.cache_salt``, ``InputProcessor.tokenizer``, ``SchedulerOutput`` (``batch`` names
+the fields), V1's ``input_batch``, ``requests`` and ``query_start_loc``, V2's ``InputBatch`` and
+``block_tables``, ``get_adapter_absolute_path``, ``VLLMValidationError``,
+``ParallelConfig.tensor_parallel_size``.
 """

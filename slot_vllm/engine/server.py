@@ -57,7 +57,9 @@ def _hook(serving: Any, admission: Admission) -> None:
                 lora_request=lora_request,
                 prompt_tokens=len(inputs.get("prompt_token_ids") or ()),
             )
-            admission.check(params.extra_args, reason)
+            settings, bypassed = admission.check(params.extra_args, reason)
+            if bypassed is None:
+                admission.spans(params.extra_args, settings, inputs.get("prompt_token_ids", ()))
         return log_inputs(request_id, inputs, params, lora_request, *args, **kwargs)
 
     serving._log_inputs = hooked_log_inputs

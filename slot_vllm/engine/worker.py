@@ -66,9 +66,16 @@ class SlotWorkerExtension:
         learned = _find(self, request_id)
         return None if learned is None else learned.losses.tolist()
 
+    def slot_scale(self, request_id: str) -> float | None:
+        """What safeguards (``slot_guard``, ``slot_max_kl``) multiplied the request's delta by, from
+        0 to 1; 1 without any. None as for ``slot_delta``."""
+        learned = _find(self, request_id)
+        return None if learned is None else learned.scale.item()
+
     def slot_token_shifts(self, request_id: str) -> bytes | None:
-        """W delta of the request: what it adds to the logit of each of the V tokens, before the
-        model's soft cap and scale, at every position alike. V is without the padding.
+        """W delta of the request, and its bias if it has one: what it adds to the logit of each of
+        the V tokens, before the model's soft cap and scale, at every position alike. V is without
+        the padding.
 
         V float32 in the machine's byte order, for ``np.frombuffer(shifts, np.float32)``: vLLM's
         messages between processes carry bytes, but no arrays. With ``slot_rounding: model`` the

@@ -19,20 +19,22 @@ def answer(model: Any, case: dict[str, Any]) -> dict[str, Any]:
     soft_cap = getattr(model.config, "final_logit_softcapping", None)
     head = Head(model.lm_head.weight.detach(), None, soft_cap)
     tokens = torch.tensor(case["tokens"])
-    params = SlotParams(steps=case["steps"], lr=case["lr"])
+    params = SlotParams(steps=case["steps"], lr=case["lr"], **dict(case["settings"]))
 
     def last_hidden(ids: Tensor) -> Tensor:
         hidden: Tensor = model.model(input_ids=ids.unsqueeze(0)).last_hidden_state[0]
         return hidden
 
     last = case["last"]
-    learned = oracle(head, Prompt(last_hidden(tokens)[-last:], tokens[-last:], params))
+    counts = case["counts"] and case["counts"][-last:]
+    learned = oracle(head, Prompt(last_hidden(tokens)[-last:], tokens[-last:], params, counts))
     delta = learned.delta
+    bias = 0.0 if learned.bias is None else learned.bias
     new_tokens: list[int] = []
     gaps: list[float] = []
     for _ in range(case["new_tokens"]):
         hidden = last_hidden(tokens)[-1].double() + delta
-        logits = head.activate(head.weight.double() @ hidden)
+        logits = head.activate(head.weight.double() @ hidden + bias)
         if case["allowed"]:
             mask = torch.full_like(logits, -torch.inf)
             mask[case["allowed"]] = 0
@@ -46,6 +48,7 @@ def answer(model: Any, case: dict[str, Any]) -> dict[str, Any]:
         "gaps": gaps,
         "delta": delta.tolist(),
         "losses": learned.losses.tolist(),
+        "scale": learned.scale.item(),
     }
 
 

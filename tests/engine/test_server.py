@@ -109,6 +109,28 @@ def test_bad_settings_are_400(
         assert part in error.value.message
 
 
+def test_presets_and_the_user_s_turn(client: openai.OpenAI) -> None:
+    own = _chat(client, {"slot_steps": 0}).choices[0].message.content
+    strong: dict[str, Any] = {"slot_preset": "paper", "slot_lr": 1.0}
+    texts = [
+        _chat(client, {**strong, **more}).choices[0].message.content
+        for more in ({}, {"slot_loss_tokens": "user"}, {"slot_max_kl": 0.0})
+    ]
+    assert len(set(texts)) == 3 and texts[2] == own
+    # An engine's or a preset's bound is turned off by a word: JSON's null is refused by the server.
+    free = {"slot_preset": "safe", "slot_lr": 1.0, "slot_max_kl": "none", "slot_guard": "none"}
+    assert _chat(client, free).choices[0].message.content == texts[0]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_without_a_user_s_turn_is_400(client: openai.OpenAI, stream: bool) -> None:
+    with pytest.raises(openai.BadRequestError) as error:
+        _complete(client, {"slot_loss_tokens": "user"}, stream=stream)
+    assert error.value.status_code == 400
+    assert "slot_loss_tokens='user'" in error.value.message
+    assert "no user turn" in error.value.message
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("chat", [False, True])
 def test_a_long_prompt_that_names_settings_is_400(
