@@ -9,6 +9,8 @@ python=$(bash "$root/scripts/setup.sh")
 PATH="$(dirname "$python"):$PATH"
 cd "$root"
 
+# Two processes, whole files each: what a test spends on imports and interpreters fills one core.
+pytest=(python -m pytest --numprocesses 2 --dist loadfile)
 failed=0
 part() {
     printf '\n== %s\n' "$*"
@@ -22,9 +24,9 @@ part mypy
 if [[ " $* " == *" --full "* ]]; then
     mkdir -p logs/full
     log="logs/full/$(date -u +%Y-%m-%dT%H%M%SZ).log"
-    part logged python -m pytest "$@"
+    part logged "${pytest[@]}" "$@"
     printf 'the log is kept in %s\n' "$log"
 else
-    part python -m pytest "$@"
+    part "${pytest[@]}" "$@"
 fi
 exit "$failed"

@@ -5,7 +5,7 @@ environment > defaults (the paper's). A preset says every setting, so nothing sh
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -21,6 +21,7 @@ from pydantic import (
 from slot_vllm.presets import PRESETS
 
 REQUEST_PREFIX = "slot_"
+_SHOWN_CHARACTERS = 100
 
 # The published scripts' names are read after our own.
 ENVIRONMENT = {
@@ -38,13 +39,26 @@ class SlotError(ValueError):
 def describe(error: ValidationError, prefix: str = "", value_of: Any = None) -> str:
     """One line for the first problem of a pydantic error: key, value, what is allowed."""
     problem = error.errors(include_url=False)[0]
-    key = prefix + ".".join(str(part) for part in problem["loc"])
+    key = prefix + ".".join(_shown(str(part)) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         return f"{key}: unknown key; allowed: {value_of}" if value_of else f"{key}: unknown key"
     if problem["type"] == "missing":
         return f"{key}: missing"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{key}={problem['input']!r}: {message[:1].lower()}{message[1:]}"
+    return f"{key}={_shown(problem['input'], repr)}: {message[:1].lower()}{message[1:]}"
+
+
+def _shown(value: Any, text_of: Callable[[Any], str] = str) -> str:
+    """Of what others sent, as much as fits a message of one line."""
+    try:
+        text = text_of(value)
+    except ValueError:
+        # Python writes out no integer of thousands of digits.
+        text = f"<{type(value).__name__} too large to show>"
+    if len(text) > _SHOWN_CHARACTERS:
+        text = text[:_SHOWN_CHARACTERS] + "..."
+    # Lone surrogates, which no answer can carry, and line ends.
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
 
 def _number(value: Any) -> Any:
@@ -235,7 +249,13 @@ class SlotConfig(SlotParams):
 
         Keys that do not start with ``slot_`` are not ours and are ignored. Raises SlotError.
         """
-        own = {key.removeprefix(REQUEST_PREFIX): v for key, v in named(extra_args).items()}
+        own: dict[str, Any] = {}
+        for key, value in named(extra_args).items():
+            # Before pydantic, which knows no key that is not valid Unicode.
+            if key not in REQUEST_KEYS:
+                allowed = ", ".join(REQUEST_KEYS)
+                raise SlotError(f"{_shown(key)}: unknown key; allowed: {allowed}")
+            own[key.removeprefix(REQUEST_PREFIX)] = value
         values = {}
         if own.get("preset") is None:
             values = {name: getattr(self, name) for name in SlotParams.model_fields}
@@ -243,10 +263,10 @@ class SlotConfig(SlotParams):
         try:
             params = SlotParams(**values)
         except ValidationError as error:
-            raise SlotError(describe(error, REQUEST_PREFIX, ", ".join(REQUEST_KEYS))) from None
+            raise SlotError(describe(error, REQUEST_PREFIX)) from None
         if params.steps > self.max_steps:
             raise SlotError(
-                f"slot_steps={params.steps}: more than this engine's max_steps; "
+                f"slot_steps={_shown(params.steps)}: more than this engine's max_steps; "
                 f"allowed: an integer from 0 to {self.max_steps}"
             )
         _check_together(params, REQUEST_PREFIX)

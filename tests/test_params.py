@@ -162,6 +162,30 @@ def test_long_prompts(settings: dict[str, Any], refused: list[bool], skipped: li
     assert [config.skipped(length) for length in (1, 8, 9)] == skipped
 
 
+@pytest.mark.parametrize(
+    ("extra", "start"),
+    [
+        ({"slot_" + "k" * 100_000: 1}, "slot_kkk"),
+        ({"slot_\ud800": 1}, "slot_\\ud800: unknown key; allowed: slot_steps, "),
+        ({"slot_a\nb": 1}, "slot_a\\nb: unknown key"),
+        ({"slot_lr": "v" * 100_000}, "slot_lr='vvv"),
+        ({"slot_lr": "\ud800"}, "slot_lr='\\ud800'"),
+        ({"slot_betas": [0.9] * 100_000}, "slot_betas=[0.9, 0.9"),
+        ({"slot_betas": ["v" * 100_000, 0.9]}, "slot_betas.0='vvv"),
+        ({"slot_steps": 10**400}, "slot_steps=1000"),
+        ({"slot_steps": 10**5000}, "slot_steps=<int too large to show>"),
+        ({"slot_steps": -(10**5000)}, "slot_steps=<int too large to show>"),
+    ],
+)
+def test_a_message_is_one_short_line_whatever_was_sent(extra: dict[str, Any], start: str) -> None:
+    with pytest.raises(SlotError) as error:
+        SlotConfig().resolve(extra)
+    message = str(error.value)
+    assert message.startswith(start)
+    assert len(message) < 300
+    assert message.isprintable()
+
+
 def test_a_request_object_is_left_as_it_was() -> None:
     extra = {"slot_steps": 3, "slot_betas": [0.8, 0.9]}
     SlotConfig().resolve(extra)

@@ -29,7 +29,8 @@ ARMS: dict[str, dict[str, Any] | None] = {
 _SETTINGS = (
     "running",
     "running_tokens",
-    "running_output",
+    "window",
+    "output_tokens",
     "burst",
     "burst_tokens",
     "steps",
@@ -46,7 +47,10 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--running", type=positive, default=8, help="requests, %(default)s")
     parser.add_argument("--running-tokens", type=positive, default=32, help="of their prompts")
     parser.add_argument(
-        "--running-output", type=positive, default=512, help="the most that any may generate"
+        "--window", type=positive, default=32, help="their tokens after the burst, %(default)s"
+    )
+    parser.add_argument(
+        "--output-tokens", type=positive, default=256, help="the most that any may generate"
     )
     parser.add_argument("--burst", type=positive, default=8, help="prompts, %(default)s")
     parser.add_argument("--burst-tokens", type=positive, default=512, help="of each, %(default)s")
@@ -88,7 +92,7 @@ def measure(options: argparse.Namespace, shape: Path, engine: dict[str, Any]) ->
     arguments = {
         "load_format": "dummy",
         "skip_tokenizer_init": True,
-        "max_model_len": max(options.running_tokens, options.burst_tokens) + options.running_output,
+        "max_model_len": max(options.running_tokens, options.burst_tokens) + options.output_tokens,
         "max_num_seqs": options.running + options.burst,
         "kv_cache_memory_bytes": options.kv_cache_mb << 20,
         **engine,
@@ -104,7 +108,8 @@ def measure(options: argparse.Namespace, shape: Path, engine: dict[str, Any]) ->
             slot = {} if ARMS[name] is None else {"slot_steps": options.steps}
             llm = engines[name]
             before = _optimized(llm, name)
-            one = burst_figures(serve_burst(llm, running, burst, options.running_output, slot))
+            served = serve_burst(llm, running, burst, options.window, options.output_tokens, slot)
+            one = burst_figures(served, options.window)
             optimized = _optimized(llm, name) - before
             if optimized != (0 if ARMS[name] is None else options.running + options.burst):
                 raise RuntimeError(f"{optimized} prompts were optimized in the arm {name!r}")

@@ -17,8 +17,8 @@ _BEFORE = 8
 
 class BurstFigures(BaseModel):
     """Of one arm in one round; seconds. before_p50: the running requests' inter-token latency until
-    the burst. itl: the same from the burst's arrival to the first token of its last prompt. ttft:
-    time to first token of the burst."""
+    the burst. itl: the same of their tokens after the burst's arrival. ttft: time to first token of
+    the burst."""
 
     before_p50: float
     itl_p50: float
@@ -41,14 +41,15 @@ def serve_burst(
     llm: LLM,
     running: Sequence[Sequence[int]],
     burst: Sequence[Sequence[int]],
+    window: int,
     most_tokens: int,
     slot: dict[str, Any],
 ) -> Burst:
     """Serves the prompts (token ids) of ``running`` until each has a few tokens, then those of
-    ``burst`` together, and ends all once each of these has its first. most_tokens: of a running
-    request. slot: the requests' own SLOT settings.
+    ``burst`` together, and ends all once each running request has ``window`` tokens more.
+    most_tokens: of any request. slot: the requests' own SLOT settings.
 
-    Raises RuntimeError if a running request ends before the burst has been served.
+    Raises RuntimeError if a request ends before, or one of the burst has no token by then.
     """
     engine = llm.llm_engine
     served: dict[str, Served] = {}
@@ -70,30 +71,32 @@ def serve_burst(
                 if count := sum(len(part.token_ids) for part in output.outputs):
                     one.outputs.append(now)
                     one.tokens += count
-                if output.finished and output.request_id in runners:
+                if output.finished:
                     raise RuntimeError(
-                        f"a running request ended after {one.tokens} tokens, before the burst "
-                        "was served; --running-output must be larger"
+                        f"request {output.request_id} ended after {one.tokens} tokens, within the "
+                        "window; --output-tokens must be larger"
                     )
 
     runners = add("running", running, most_tokens)
     step_until(runners, _BEFORE)
     arrived = time.perf_counter()
     arrivals = add("burst", burst, most_tokens)
-    step_until(arrivals, 1)
+    step_until(runners, max(served[name].tokens for name in runners) + window)
+    if any(not served[name].outputs for name in arrivals):
+        raise RuntimeError("the burst takes longer than the window; --window must be larger")
     engine.abort_request(list(served))
     while engine.has_unfinished_requests():
         engine.step()
     return Burst([served[name] for name in runners], [served[name] for name in arrivals], arrived)
 
 
-def burst_figures(found: Burst) -> BurstFigures:
-    before: list[float] = []
-    during: list[float] = []
+def burst_figures(found: Burst, window: int) -> BurstFigures:
+    """window: so many of each running request's tokens after the burst's arrival count."""
+    before, during = [], []
     for one in found.running:
-        for earlier, later in zip(one.outputs, one.outputs[1:], strict=False):
-            # The step in which the burst arrives is the first that can be late.
-            (before if later <= found.arrived else during).append(later - earlier)
+        came = sum(second <= found.arrived for second in one.outputs)
+        before += one.inter_token_seconds[: came - 1]
+        during += one.inter_token_seconds[came - 1 :][:window]
     first = [one.first_token_seconds for one in found.burst]
     p50, p99 = np.percentile(during, (50, 99))
     return BurstFigures(

@@ -249,4 +249,4 @@ def _ratio(spread: dict[str, float]) -> str:
 
 def _interval(spread: dict[str, float], unit: float) -> str:
     median, lowest, highest = (spread[name] * unit for name in ("median", "lowest", "highest"))
-    return f"{median:.3g} [{lowest:.3g}, {highest:.3g}]"
+    return f"{median:.4g} [{lowest:.4g}, {highest:.4g}]"

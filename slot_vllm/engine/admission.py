@@ -38,6 +38,11 @@ class ResolvedDict(dict[str, Any]):
     """Marks settings that admission wrote: a client can send a dict, but not this class."""
 
 
+class AcceptedDict(dict[str, Any]):
+    """Marks the ``extra_args`` of a request whose response has begun: what stands in the way of one
+    of its later prompts leaves SLOT out of that prompt, and is no error any more."""
+
+
 @dataclass(frozen=True)
 class Resolved:
     """request_id: as the caller knows it. bypassed: why SLOT is left out, or None. cache_salt: the
@@ -112,7 +117,7 @@ class Admission:
             raise VLLMValidationError(str(error)) from None
         if reason is None or not params.steps:
             return params, None
-        if named(extra_args):
+        if named(extra_args) and not isinstance(extra_args, AcceptedDict):
             keys = ", ".join(named(extra_args))
             message = f"{keys}: SLOT cannot serve this request: {reason}"
             if reason == LONG_PROMPT:

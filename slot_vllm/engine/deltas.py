@@ -205,7 +205,7 @@ class Deltas:
             return
         self._agree_on_last_step()
         prefilling: list[Request] = []
-        ready: list[tuple[Request, Callable[[], Tensor]]] = []
+        ready: list[tuple[Request, Callable[[], Tensor], bytes | None]] = []
         for i, req_id in enumerate(batch.req_ids):
             request = self.requests.get(req_id)
             if request is None or request.learned is not None:
@@ -214,22 +214,30 @@ class Deltas:
             with request.containing("hidden_cache"):
                 rows = self.rows.take(request, hidden_states, batch, i)
                 if rows is not None:
-                    ready.append((request, rows))
+                    ready.append((request, rows, self._key(request)))
         self._settle(prefilling)
+        ready = [one for one in ready if not one[0].failed]
+        known: dict[str, Learned] = {}
+        for request, _, key in ready:
+            with request.containing("table"):
+                found = None if key is None else self._find_shared(key)
+                if found is not None:
+                    known[request.row] = found
+        # Who leads, and so what the ranks do together, depends on it.
+        self._settle([request for request, _, _ in ready])
         completed: list[tuple[Request, Callable[[], Tensor]]] = []
         leaders: dict[bytes, Request] = {}
         followers: list[tuple[Request, Request]] = []
         shared: list[Request] = []
-        for request, rows in ready:
+        for request, rows, key in ready:
             if request.failed:
                 continue
-            key = self._key(request)
             if key is None:
                 completed.append((request, rows))
             elif key in leaders:
                 followers.append((request, leaders[key]))
-            elif (found := self._find_shared(key)) is not None:
-                request.learned = found
+            elif request.row in known:
+                request.learned = known[request.row]
                 shared.append(request)
             else:
                 completed.append((request, rows))

@@ -9,7 +9,7 @@ from typing import Any
 
 from vllm.sampling_params import SamplingParams
 
-from slot_vllm.engine.admission import Admission
+from slot_vllm.engine.admission import AcceptedDict, Admission
 from slot_vllm.engine.startup import asks_for_slot, is_wrapped, mark
 
 # The methods that answer a request with `vllm_xargs`, of whichever serving class has them.
@@ -49,20 +49,44 @@ def _hook(serving: Any, admission: Admission) -> None:
         request_id: str, inputs: Any, params: Any, lora_request: Any, *args: Any, **kwargs: Any
     ) -> Any:
         # The last call before generation starts that has the prompt, its settings and its adapter.
-        if isinstance(params, SamplingParams) and isinstance(inputs, dict):
-            reason = admission.obstacle(
-                multimodal=inputs.get("type") == "multimodal",
-                embeddings=inputs.get("type") == "embeds",
-                resumable=False,
-                lora_request=lora_request,
-                prompt_tokens=len(inputs.get("prompt_token_ids") or ()),
-            )
-            settings, bypassed = admission.check(params.extra_args, reason)
-            if bypassed is None:
-                admission.spans(params.extra_args, settings, inputs.get("prompt_token_ids", ()))
+        _check_prompt(admission, inputs, params, lora_request)
         return log_inputs(request_id, inputs, params, lora_request, *args, **kwargs)
 
     serving._log_inputs = hooked_log_inputs
+    if not hasattr(serving, "_generate_with_builtin_tools"):
+        return
+    generate = serving._generate_with_builtin_tools
+
+    # Of /v1/responses, where _log_inputs is called once the response has begun, for each of the
+    # prompts that the calls of tools make. Not async: it answers before the generator starts.
+    def checked_generate(
+        *args: Any, engine_input: Any, sampling_params: Any, lora_request: Any, **kwargs: Any
+    ) -> Any:
+        _check_prompt(admission, engine_input, sampling_params, lora_request)
+        sampling_params.extra_args = AcceptedDict(sampling_params.extra_args or {})
+        return generate(
+            *args,
+            engine_input=engine_input,
+            sampling_params=sampling_params,
+            lora_request=lora_request,
+            **kwargs,
+        )
+
+    serving._generate_with_builtin_tools = checked_generate
+
+
+def _check_prompt(admission: Admission, inputs: Any, params: Any, lora_request: Any) -> None:
+    if isinstance(params, SamplingParams) and isinstance(inputs, dict):
+        reason = admission.obstacle(
+            multimodal=inputs.get("type") == "multimodal",
+            embeddings=inputs.get("type") == "embeds",
+            resumable=False,
+            lora_request=lora_request,
+            prompt_tokens=len(inputs.get("prompt_token_ids") or ()),
+        )
+        settings, bypassed = admission.check(params.extra_args, reason)
+        if bypassed is None:
+            admission.spans(params.extra_args, settings, inputs.get("prompt_token_ids", ()))
 
 
 def _checked(entry: Any, admission: Admission) -> Any:

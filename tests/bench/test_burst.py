@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 def test_every_arm_serves_the_burst(tiny_model: str, tmp_path: Path) -> None:
     written = tmp_path / "burst.json"
     arguments = ["--running", "2", "--burst", "3", "--burst-tokens", "40", "--rounds", "2"]
-    arguments += ["--running-output", "60", "--kv-cache-mb", "16", "--steps", "2"]
+    arguments += ["--output-tokens", "60", "--kv-cache-mb", "16", "--steps", "2"]
     arguments += ["--engine", "enforce_eager=true", "block_size=32", "--json"]
     command = [sys.executable, "-m", "slot_vllm.bench", "burst", "--shape", tiny_model]
     done = subprocess.run(
@@ -37,9 +37,13 @@ def test_every_arm_serves_the_burst(tiny_model: str, tmp_path: Path) -> None:
 
 
 def test_only_what_comes_after_the_burst_counts() -> None:
-    running = [Served(0.0, [1.0, 2.0, 3.0, 7.0, 8.0], 5), Served(0.0, [2.0, 4.0, 9.0], 3)]
+    running = [
+        Served(0.0, [1.0, 2.0, 3.0, 7.0, 8.0, 99.0], 6),
+        Served(0.0, [2.0, 4.0, 9.0, 98.0], 4),
+    ]
     burst = [Served(3.5, [9.0], 1), Served(3.5, [7.0], 1)]
-    found = burst_figures(Burst(running, burst, arrived=3.5))
+    found = burst_figures(Burst(running, burst, arrived=3.5), window=2)
     assert found.before_p50 == 1
+    # 4 and 1; 2 and 5.
     assert (found.itl_p50, found.itl_max) == (3, 5)
     assert (found.ttft_p50, found.ttft_max) == (4.5, 5.5)

@@ -92,7 +92,7 @@ def test_one_failing_part_fails_the_tests_and_the_others_run(
     part: str, full: list[str], checkout: Path, programs: Path
 ) -> None:
     arguments = ["-k", "some", *full]
-    pytest_call = f"python -m pytest {' '.join(arguments)}"
+    pytest_call = f"python -m pytest --numprocesses 2 --dist loadfile {' '.join(arguments)}"
     calls = ["ruff check .", "ruff format --check .", "mypy ", pytest_call]
     for environment, expected in ({}, 0), ({f"{part}_exit": "3"}, 1):
         code, output, _ = run(checkout / "scripts/test.sh", programs, *arguments, **environment)

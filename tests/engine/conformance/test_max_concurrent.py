@@ -37,7 +37,7 @@ class Served:
 def serve(
     llm: Any,
     arrivals: Mapping[int, Sequence[tuple[str, Case]]],
-    aborted: dict[int, str] | None = None,
+    aborted: Mapping[int, str] | None = None,
 ) -> Served:
     """arrivals and aborted: by the number of the step before which they happen."""
     from vllm.sampling_params import RequestOutputKind
