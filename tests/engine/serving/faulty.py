@@ -16,6 +16,7 @@ class FaultyExtension(SlotWorkerExtension):
     """Starts without faults. ``switch`` is "on" or "off"."""
 
     model_runner: Any
+    execute_quickly: Any
 
     def break_optimizer(self, switch: str) -> None:
         """Every optimization raises."""
