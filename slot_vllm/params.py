@@ -1,15 +1,27 @@
 """What an engine and a request may set: parsing, precedence, validation.
 
-Precedence: request > ``additional_config["slot"]`` > environment > defaults (the paper's).
+Precedence: request > its ``slot_preset`` > ``additional_config["slot"]`` > its ``preset`` >
+environment > defaults (the paper's). A preset says every setting, so nothing shines through it.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
+
+from slot_vllm.presets import PRESETS
 
 REQUEST_PREFIX = "slot_"
+_SHOWN_CHARACTERS = 100
 
 # The published scripts' names are read after our own.
 ENVIRONMENT = {
@@ -27,13 +39,26 @@ class SlotError(ValueError):
 def describe(error: ValidationError, prefix: str = "", value_of: Any = None) -> str:
     """One line for the first problem of a pydantic error: key, value, what is allowed."""
     problem = error.errors(include_url=False)[0]
-    key = prefix + ".".join(str(part) for part in problem["loc"])
+    key = prefix + ".".join(_shown(str(part)) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         return f"{key}: unknown key; allowed: {value_of}" if value_of else f"{key}: unknown key"
     if problem["type"] == "missing":
         return f"{key}: missing"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{key}={problem['input']!r}: {message[:1].lower()}{message[1:]}"
+    return f"{key}={_shown(problem['input'], repr)}: {message[:1].lower()}{message[1:]}"
+
+
+def _shown(value: Any, text_of: Callable[[Any], str] = str) -> str:
+    """Of what others sent, as much as fits a message of one line."""
+    try:
+        text = text_of(value)
+    except ValueError:
+        # Python writes out no integer of thousands of digits.
+        text = f"<{type(value).__name__} too large to show>"
+    if len(text) > _SHOWN_CHARACTERS:
+        text = text[:_SHOWN_CHARACTERS] + "..."
+    # Lone surrogates, which no answer can carry, and line ends.
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
 
 def _number(value: Any) -> Any:
@@ -57,6 +82,25 @@ def _pair(value: Any) -> Any:
     return tuple(value)
 
 
+def _bound(value: Any) -> Any:
+    # HTTP requests cannot say null.
+    return None if value is None or value == "none" else _number(value)
+
+
+def _preset(value: Any) -> Any:
+    if value is not None and value not in list(PRESETS):
+        raise ValueError(f"one of {', '.join(map(repr, PRESETS))} is required")
+    return value
+
+
+def _loss_tokens(value: Any) -> Any:
+    if value in ("all", "user", "text"):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError("'all', 'user', 'text' or an integer from 1 is required")
+    return value
+
+
 Integer = Annotated[int, BeforeValidator(_integer)]
 Number = Annotated[float, BeforeValidator(_number)]
 Steps = Annotated[Integer, Field(ge=0)]
@@ -67,23 +111,66 @@ Betas = Annotated[tuple[Beta, Beta], BeforeValidator(_pair)]
 Epsilon = Annotated[Number, Field(ge=1e-30, le=1)]
 WeightDecay = Annotated[Number, Field(ge=0, le=1)]
 Rounding = Literal["exact", "model"]
+Preset = Annotated[str | None, PlainValidator(_preset)]
+Optimizer = Literal["adamw", "sgd", "lbfgs"]
+Schedule = Literal["constant", "cosine", "linear"]
+Tolerance = Annotated[Number, Field(ge=0, le=100)]
+Reduction = Literal["mean", "mean_over_rows"]
+LossTokens = Annotated[int | str, PlainValidator(_loss_tokens)]
+Guard = Literal["none", "holdout"]
+Divergence = Annotated[float, Field(ge=0, le=10)]
+MaxKL = Annotated[Divergence | None, BeforeValidator(_bound)]
+Target = Literal["hidden", "bias", "both"]
 
 
 class SlotParams(BaseModel):
     """The settings of one request. Defaults are the paper's.
 
-    ``rounding``: ``exact`` applies W delta in float32; ``model`` reproduces the published
-    h + delta in the model's dtype, which loses small deltas in bf16.
+    preset: a name of ``PRESETS``, whose settings stand where none is given. It is None once they
+        are filled in.
+    rounding: ``exact`` applies W delta in float32; ``model`` reproduces the published h + delta in
+        the model's dtype, which loses small deltas in bf16.
+    optimizer: ``sgd`` is plain gradient descent; it and AdamW decay weights decoupled from the
+        gradient. ``lbfgs`` (``optim.lbfgs``) finds how far it steps by itself, at most lr per
+        coordinate (root mean square), and decays nothing.
+    lr_schedule: of step t of T, counted from 0: lr times 1, (1 + cos(pi t / T)) / 2 or 1 - t / T.
+    tolerance: a request whose loss (nats per token) fell by less than this in a step takes no
+        further step; 0: all steps are taken.
+    reduction: of the gradient over the rows; ``mean_over_rows`` divides the mean by their number.
+    loss_tokens: which tokens of the prompt are learned from: all, only those of the last user turn,
+        all but special tokens (``text``), or the last K.
+    guard: ``holdout`` applies that one of ``optim.holdout.SCALES`` times delta that has the least
+        loss on positions of the prompt that were not learned from.
+    max_kl: a bound in nats on KL(adapted || own) of the next-token distribution, for the prompt's
+        last position and for the mean over its positions; delta is scaled to keep it. None: none.
+    target: what is learned, delta on the hidden states, a bias on the logits, or both.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=False)
 
+    preset: Preset = Field(default=None, exclude=True)
     steps: Steps = 5
     lr: LearningRate = 0.1
     betas: Betas = (0.9, 0.999)
     eps: Epsilon = 1e-5
     weight_decay: WeightDecay = 1e-8
     rounding: Rounding = "exact"
+    optimizer: Optimizer = "adamw"
+    lr_schedule: Schedule = "constant"
+    tolerance: Tolerance = 0.0
+    reduction: Reduction = "mean"
+    loss_tokens: LossTokens = "all"
+    guard: Guard = "none"
+    max_kl: MaxKL = None
+    target: Target = "hidden"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_preset(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or values.get("preset") not in list(PRESETS):
+            return values
+        own = {key: value for key, value in values.items() if key != "preset"}
+        return {**PRESETS[values["preset"]], **own}
 
 
 REQUEST_KEYS = tuple(REQUEST_PREFIX + name for name in SlotParams.model_fields)
@@ -136,7 +223,9 @@ class SlotConfig(SlotParams):
         """
         if settings is not None and not isinstance(settings, Mapping):
             raise SlotError(f'additional_config["slot"]={settings!r}: a mapping is required')
-        values = dict(_from_environment(environment))
+        values: dict[str, Any] = dict(_from_environment(environment))
+        if settings and settings.get("preset") is not None:
+            values.clear()
         values.update(settings or {})
         try:
             config = cls.model_validate(values)
@@ -152,7 +241,7 @@ class SlotConfig(SlotParams):
                 "slot.long_prompts='last': slot.max_prompt_tokens says how many tokens that are; "
                 "allowed without it: 'refuse'"
             )
-        _check_decay(config, "slot.")
+        _check_together(config, "slot.")
         return config
 
     def resolve(self, extra_args: Mapping[str, Any] | None) -> SlotParams:
@@ -160,19 +249,27 @@ class SlotConfig(SlotParams):
 
         Keys that do not start with ``slot_`` are not ours and are ignored. Raises SlotError.
         """
-        values = {name: getattr(self, name) for name in SlotParams.model_fields}
+        own: dict[str, Any] = {}
         for key, value in named(extra_args).items():
-            values[key.removeprefix(REQUEST_PREFIX)] = value
+            # Before pydantic, which knows no key that is not valid Unicode.
+            if key not in REQUEST_KEYS:
+                allowed = ", ".join(REQUEST_KEYS)
+                raise SlotError(f"{_shown(key)}: unknown key; allowed: {allowed}")
+            own[key.removeprefix(REQUEST_PREFIX)] = value
+        values = {}
+        if own.get("preset") is None:
+            values = {name: getattr(self, name) for name in SlotParams.model_fields}
+        values.update(own)
         try:
             params = SlotParams(**values)
         except ValidationError as error:
-            raise SlotError(describe(error, REQUEST_PREFIX, ", ".join(REQUEST_KEYS))) from None
+            raise SlotError(describe(error, REQUEST_PREFIX)) from None
         if params.steps > self.max_steps:
             raise SlotError(
-                f"slot_steps={params.steps}: more than this engine's max_steps; "
+                f"slot_steps={_shown(params.steps)}: more than this engine's max_steps; "
                 f"allowed: an integer from 0 to {self.max_steps}"
             )
-        _check_decay(params, REQUEST_PREFIX)
+        _check_together(params, REQUEST_PREFIX)
         return params
 
     def refuses(self, length: int) -> bool:
@@ -191,7 +288,35 @@ def named(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
     return {k: v for k, v in (extra_args or {}).items() if k.startswith(REQUEST_PREFIX)}
 
 
-def _check_decay(params: SlotParams, prefix: str) -> None:
+def check_sharded(params: SlotParams, prefix: str = "") -> None:
+    """Raise SlotError for what is not done where each tensor-parallel rank has the logits of its
+    own part of the vocabulary only."""
+    refused = {
+        "guard": (params.guard != "none", "'none'"),
+        "max_kl": (params.max_kl is not None, "none"),
+        "target": (params.target != "hidden", "'hidden'"),
+        "optimizer": (params.optimizer == "lbfgs", "'adamw', 'sgd'"),
+        "tolerance": (params.tolerance > 0, "0"),
+    }
+    for name, (holds, allowed) in refused.items():
+        if holds:
+            value = getattr(params, name)
+            raise SlotError(
+                f"{prefix}{name}={value!r}: not with tensor parallelism; allowed: {allowed}"
+            )
+
+
+def _check_together(params: SlotParams, prefix: str) -> None:
+    if params.target != "hidden" and params.rounding == "model":
+        raise SlotError(
+            f"{prefix}target={params.target!r}: a bias on the logits is not rounded with the "
+            f"hidden states; allowed: {prefix}rounding='exact'"
+        )
+    if params.target != "hidden" and params.optimizer == "lbfgs":
+        raise SlotError(
+            f"{prefix}optimizer='lbfgs': learns no bias on the logits ({prefix}target="
+            f"{params.target!r}); allowed: 'adamw', 'sgd'"
+        )
     # Each step multiplies delta by 1 - lr * weight_decay.
     if params.lr * params.weight_decay > 1:
         raise SlotError(

@@ -3,7 +3,8 @@ from typing import Any
 
 import pytest
 
-from slot_vllm.params import SlotConfig, SlotError, SlotParams
+from slot_vllm.params import SlotConfig, SlotError, SlotParams, check_sharded
+from slot_vllm.presets import PRESETS
 
 
 def test_defaults_are_the_papers() -> None:
@@ -21,6 +22,41 @@ def test_precedence_request_config_environment_defaults() -> None:
     assert (config.steps, config.lr) == (3, 0.7)
     params = config.resolve({"slot_steps": 4, "kv_transfer_params": {}})
     assert (params.steps, params.lr) == (4, 0.7)
+
+
+def test_a_preset_stands_between_what_is_named_and_what_is_weaker() -> None:
+    environment = {"SLOT_STEPS": "2", "SLOT_LR": "0.7"}
+    # Of the engine: over the environment, under the engine's own keys.
+    config = SlotConfig.load({"preset": "safe", "lr": 0.01}, environment)
+    assert (config.steps, config.lr, config.guard) == (5, 0.01, "holdout")
+    assert config.resolve(None) == SlotParams(preset="safe", lr=0.01)
+    # Of a request: over all of the engine's, under the request's own keys.
+    params = config.resolve({"slot_preset": "paper-vllm", "slot_eps": 1e-3})
+    assert params == SlotParams(
+        betas=(0.9, 0.95), eps=1e-3, weight_decay=1e-5, reduction="mean_over_rows"
+    )
+    assert config.resolve({"slot_preset": "paper"}) == SlotParams()
+    # Opt-in engines are opted in by a preset's name.
+    assert SlotConfig.load({"steps": 0}, {}).resolve({"slot_preset": "safe"}).steps == 5
+    assert config.resolve({"slot_preset": None, "slot_steps": 1}).guard == "holdout"
+
+
+def test_settings_survive_on_their_way_to_the_worker() -> None:
+    params = SlotConfig().resolve({"slot_preset": "safe", "slot_loss_tokens": 30})
+    assert SlotParams(**params.model_dump(mode="json")) == params
+    config = SlotConfig.load({"preset": "safe"}, {})
+    assert SlotConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize("key", PRESETS)
+def test_a_preset_is_valid_data(key: str) -> None:
+    assert SlotParams(**PRESETS[key]) == SlotParams(preset=key)
+
+
+def test_what_is_named_none_turns_a_default_off() -> None:
+    config = SlotConfig.load({"preset": "safe"}, {})
+    params = config.resolve({"slot_guard": "none", "slot_max_kl": "none"})
+    assert params == SlotParams()
 
 
 @pytest.mark.parametrize(
@@ -44,6 +80,28 @@ def test_precedence_request_config_environment_defaults() -> None:
             ["slot_weight_decay=1.0", "slot_lr=100.0", "at most 1"],
         ),
         ({"slot_rounding": "up"}, ["slot_rounding='up'", "'exact' or 'model'"]),
+        ({"slot_preset": "save"}, ["slot_preset='save'", "'paper', 'paper-vllm', 'safe'"]),
+        ({"slot_preset": ["safe"]}, ["slot_preset=['safe']", "'paper', 'paper-vllm', 'safe'"]),
+        ({"slot_guard": True}, ["slot_guard=True", "'none' or 'holdout'"]),
+        ({"slot_max_kl": -1}, ["slot_max_kl=-1", "greater than or equal to 0"]),
+        ({"slot_max_kl": 11}, ["slot_max_kl=11", "less than or equal to 10"]),
+        ({"slot_max_kl": "1"}, ["slot_max_kl='1'", "a number is required"]),
+        ({"slot_loss_tokens": 0}, ["slot_loss_tokens=0", "an integer from 1"]),
+        ({"slot_loss_tokens": True}, ["slot_loss_tokens=True", "an integer from 1"]),
+        ({"slot_loss_tokens": "system"}, ["slot_loss_tokens='system'", "'all', 'user', 'text'"]),
+        ({"slot_optimizer": "adam"}, ["slot_optimizer='adam'", "'adamw', 'sgd' or 'lbfgs'"]),
+        ({"slot_lr_schedule": "step"}, ["slot_lr_schedule='step'", "'constant', 'cosine'"]),
+        ({"slot_tolerance": -0.1}, ["slot_tolerance=-0.1", "greater than or equal to 0"]),
+        ({"slot_reduction": "sum"}, ["slot_reduction='sum'", "'mean' or 'mean_over_rows'"]),
+        ({"slot_target": "logits"}, ["slot_target='logits'", "'hidden', 'bias' or 'both'"]),
+        (
+            {"slot_target": "bias", "slot_rounding": "model"},
+            ["slot_target='bias'", "slot_rounding='exact'"],
+        ),
+        (
+            {"slot_target": "both", "slot_optimizer": "lbfgs"},
+            ["slot_optimizer='lbfgs'", "slot_target='both'", "'adamw', 'sgd'"],
+        ),
         ({"slot_step": 3}, ["slot_step", "unknown key", "slot_steps", "slot_lr"]),
         ({"slot_max_steps": 3}, ["slot_max_steps", "unknown key"]),
     ],
@@ -104,7 +162,53 @@ def test_long_prompts(settings: dict[str, Any], refused: list[bool], skipped: li
     assert [config.skipped(length) for length in (1, 8, 9)] == skipped
 
 
+@pytest.mark.parametrize(
+    ("extra", "start"),
+    [
+        ({"slot_" + "k" * 100_000: 1}, "slot_kkk"),
+        ({"slot_\ud800": 1}, "slot_\\ud800: unknown key; allowed: slot_steps, "),
+        ({"slot_a\nb": 1}, "slot_a\\nb: unknown key"),
+        ({"slot_lr": "v" * 100_000}, "slot_lr='vvv"),
+        ({"slot_lr": "\ud800"}, "slot_lr='\\ud800'"),
+        ({"slot_betas": [0.9] * 100_000}, "slot_betas=[0.9, 0.9"),
+        ({"slot_betas": ["v" * 100_000, 0.9]}, "slot_betas.0='vvv"),
+        ({"slot_steps": 10**400}, "slot_steps=1000"),
+        ({"slot_steps": 10**5000}, "slot_steps=<int too large to show>"),
+        ({"slot_steps": -(10**5000)}, "slot_steps=<int too large to show>"),
+    ],
+)
+def test_a_message_is_one_short_line_whatever_was_sent(extra: dict[str, Any], start: str) -> None:
+    with pytest.raises(SlotError) as error:
+        SlotConfig().resolve(extra)
+    message = str(error.value)
+    assert message.startswith(start)
+    assert len(message) < 500
+    assert message.isprintable()
+
+
 def test_a_request_object_is_left_as_it_was() -> None:
     extra = {"slot_steps": 3, "slot_betas": [0.8, 0.9]}
     SlotConfig().resolve(extra)
     assert extra == {"slot_steps": 3, "slot_betas": [0.8, 0.9]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"guard": "holdout"}, "guard='holdout'"),
+        ({"preset": "safe"}, "guard='holdout'"),
+        ({"max_kl": 0.0}, "max_kl=0.0"),
+        ({"target": "both"}, "target='both'"),
+        ({"optimizer": "lbfgs"}, "optimizer='lbfgs'"),
+        ({"tolerance": 0.1}, "tolerance=0.1"),
+    ],
+)
+def test_what_ranks_do_not_do(settings: dict[str, Any], part: str) -> None:
+    with pytest.raises(SlotError, match=f"^slot_{part}: not with tensor parallelism; allowed: "):
+        check_sharded(SlotParams(**settings), "slot_")
+    check_sharded(SlotParams())
+    check_sharded(
+        SlotParams(
+            preset="paper-vllm", lr_schedule="cosine", loss_tokens=3, optimizer="sgd", lr=1.0
+        )
+    )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from slot_vllm.bench.apply import BIAS, EXTRA_ROWS, PLAIN
-from slot_vllm.bench.variants import OURS, PUBLISHED
+from slot_vllm.bench.variants import OPTIONS, OURS, PUBLISHED
 
 
 def add_command(commands: Any) -> None:
@@ -41,6 +41,9 @@ def table(files: Sequence[Path]) -> str:
     parts = []
     if results["optimize"]:
         parts.append(_markdown(_OPTIMIZE, (_optimize_row(*one) for one in results["optimize"])))
+        options = [row for one in results["optimize"] for row in _option_rows(*one)]
+        if options:
+            parts.append(_markdown(_OPTIONS, options))
     if results["serve"]:
         rows = (row for one in results["serve"] for row in _serve_rows(*one))
         parts.append(_markdown(_SERVE, rows))
@@ -88,6 +91,36 @@ def _optimize_row(file: Path, result: dict[str, Any]) -> list[str]:
         f"{result['roofline']['share']:.2f}" if "roofline" in result else "",
         f"`{file.name}`",
     ]
+
+
+_OPTIONS = (
+    "device",
+    "d x V",
+    "requests x tokens",
+    "option",
+    "paper (s)",
+    "seconds",
+    "multiple of paper",
+    "peak extra (MiB)",
+    "file",
+)
+
+
+def _option_rows(file: Path, result: dict[str, Any]) -> Iterable[list[str]]:
+    shape, variants = result["shape"], result["variants"]
+    for name in OPTIONS:
+        if name in variants:
+            yield [
+                _device(result),
+                f"{shape['hidden']} x {shape['vocabulary']}",
+                f"{shape['requests']} x {shape['tokens']}",
+                f"`{name}`",
+                _seconds(variants[OURS]["seconds"]),
+                _seconds(variants[name]["seconds"]),
+                f"{variants[name]['paper_multiple']:.2f}",
+                f"{variants[name]['peak_extra_bytes'] / 2**20:.0f}",
+                f"`{file.name}`",
+            ]
 
 
 _SERVE = (

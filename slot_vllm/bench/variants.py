@@ -1,7 +1,8 @@
 """What is timed: each variant runs the whole batch once and gives its deltas."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,23 +15,45 @@ from slot_vllm.optim.head import Head
 from slot_vllm.optim.optimize import Prompt, optimize
 from slot_vllm.optim.plain_form import PlainForm
 from slot_vllm.optim.workspace import Workspace
+from slot_vllm.params import SlotParams
 
 OURS = "ours"
 PUBLISHED = "published"
 # Ours with a softmax in every pass, which every head can have.
 PLAIN_FORM = "ours, plain form"
 
+# Ours with one setting or a few that are not the paper's, by name. The times of each are compared
+# with those of ``OURS``, which has the paper's.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "preset=paper-vllm": {"preset": "paper-vllm"},
+    "preset=safe": {"preset": "safe"},
+    "guard=holdout": {"guard": "holdout"},
+    "max_kl=0.05": {"max_kl": 0.05},
+    "max_kl=10": {"max_kl": 10.0},
+    "lr_schedule=cosine": {"lr_schedule": "cosine"},
+    "tolerance=0.01": {"tolerance": 0.01},
+    "optimizer=sgd": {"optimizer": "sgd"},
+    "loss_tokens=64": {"loss_tokens": 64},
+    "target=bias": {"target": "bias"},
+    "target=both": {"target": "both"},
+}
+
 # The deltas (B, d) of one run.
 Variant = Callable[[], Tensor]
 
 
-def names(device: str, plain_form: bool = False) -> list[str]:
-    return [PUBLISHED, *installed_losses(device), OURS, *([PLAIN_FORM] if plain_form else [])]
+def names(device: str, plain_form: bool = False, options: bool = False) -> list[str]:
+    ours = [OURS, *([PLAIN_FORM] if plain_form else []), *(OPTIONS if options else [])]
+    return [PUBLISHED, *installed_losses(device), *ours]
 
 
 def make_variant(name: str, head: Head, prompts: Sequence[Prompt], workspace_mb: int) -> Variant:
     """Allocates what the variant keeps between runs: our workspace."""
-    if name in (OURS, PLAIN_FORM):
+    if name in OPTIONS:
+        prompts = [
+            dataclasses.replace(p, params=_changed(p.params, OPTIONS[name])) for p in prompts
+        ]
+    if name in (OURS, PLAIN_FORM, *OPTIONS):
         form = PlainForm if name == PLAIN_FORM else None
         workspace = Workspace(workspace_mb << 20, head.weight.device)
         return lambda: torch.stack([r.delta for r in optimize(head, prompts, workspace, form=form)])
@@ -38,6 +61,11 @@ def make_variant(name: str, head: Head, prompts: Sequence[Prompt], workspace_mb:
         return lambda: torch.stack([published_delta(head, p) for p in prompts])
     loss: Loss = installed_losses(head.weight.device.type)[name]
     return lambda: torch.stack([fused_delta(loss, head, p) for p in prompts])
+
+
+def _changed(params: SlotParams, settings: Mapping[str, Any]) -> SlotParams:
+    """The preset first, if there is one; then the number of steps, which the benchmark says."""
+    return SlotParams(**{**settings, "steps": params.steps})
 
 
 def warm_up(shape: Shape, name: str) -> None:

@@ -31,8 +31,9 @@ Per request, on instances of an engine that asks for SLOT:
 
 - ``InputProcessor.process_inputs`` and ``assign_request_id``: every request passes one of them, and
   ``EngineCoreRequest.sampling_params`` is the engine's own copy.
-- ``GenerateBaseServing._log_inputs`` and the serving objects' entry methods: the last places where
-  an error still becomes HTTP 400 for a streaming request, and where JSON booleans can be seen.
+- ``GenerateBaseServing._log_inputs``, ``_generate_with_builtin_tools`` of the one for responses
+  (which calls it too late) and the serving objects' entry methods: the last places where an error
+  still becomes HTTP 400 for a streaming request, and where JSON booleans can be seen.
 
 Per step, in the scheduler of an engine that sets ``max_concurrent``:
 
@@ -72,13 +73,15 @@ Among workers (``ranks``, ``worker``):
 - ``LogitsProcessor._gather_logits``: called by us, after W delta was added to a rank's own columns.
 - the head's ``tp_size`` and ``num_added_embeddings``: read, to know which columns a rank has.
 
-Called, per scrape: ``AsyncMPClient.call_utility_all_async`` and ``engine_ranks_managed``
-(``metrics``), because ``EngineClient.collective_rpc`` gives the first engine's answer only; and
-``collective_rpc`` itself (``stats_endpoint``, a plugin of the group ``vllm.endpoint_plugins``).
+Called, for scrapes but at most once a second (``coalesced``):
+``AsyncMPClient.call_utility_all_async`` and ``engine_ranks_managed`` (``metrics``), because
+``EngineClient.collective_rpc`` gives the first engine's answer only; and ``collective_rpc`` itself
+(``stats_endpoint``, a plugin of the group ``vllm.endpoint_plugins``).
 
 Read but not changed: ``LogitsProcessor`` (``_get_logits``, ``org_vocab_size``, ``soft_cap``,
 ``scale``), ``SamplingParams.extra_args`` and ``skip_reading_prefix_cache``,
-``EngineCoreRequest.cache_salt``, ``SchedulerOutput`` (``batch`` names the fields), V1's
-``input_batch``, ``requests`` and ``query_start_loc``, V2's ``InputBatch`` and ``block_tables``,
-``get_adapter_absolute_path``, ``VLLMValidationError``.
+``EngineCoreRequest.cache_salt``, ``InputProcessor.tokenizer``, ``SchedulerOutput`` (``batch`` names
+the fields), V1's ``input_batch``, ``requests`` and ``query_start_loc``, V2's ``InputBatch`` and
+``block_tables``, ``get_adapter_absolute_path``, ``VLLMValidationError``,
+``ParallelConfig.tensor_parallel_size``.
 """

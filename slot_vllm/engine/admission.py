@@ -6,7 +6,7 @@ SLOT only from the engine's defaults is served without it; the worker counts it 
 
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +17,15 @@ from vllm.v1.engine.input_processor import InputProcessor
 from slot_vllm.engine import beam_search
 from slot_vllm.engine.lora import HeadAdapters
 from slot_vllm.engine.startup import asks_for_slot, is_wrapped, mark, read_config
-from slot_vllm.params import SlotConfig, SlotError, SlotParams, named
+from slot_vllm.loss_tokens import LossTokens, UndeterminedError
+from slot_vllm.params import (
+    REQUEST_PREFIX,
+    SlotConfig,
+    SlotError,
+    SlotParams,
+    check_sharded,
+    named,
+)
 
 logger = logging.getLogger("vllm.slot_vllm")
 
@@ -30,27 +38,45 @@ class ResolvedDict(dict[str, Any]):
     """Marks settings that admission wrote: a client can send a dict, but not this class."""
 
 
+class AcceptedDict(dict[str, Any]):
+    """Marks the ``extra_args`` of a request whose response has begun: what stands in the way of one
+    of its later prompts leaves SLOT out of that prompt, and is no error any more."""
+
+
 @dataclass(frozen=True)
 class Resolved:
     """request_id: as the caller knows it. bypassed: why SLOT is left out, or None. cache_salt: the
-    request's, which vLLM keeps from the workers."""
+    request's, which vLLM keeps from the workers. spans: where the tokens stand that are learned
+    from, if only the tokenizer can tell."""
 
     request_id: str
     params: SlotParams
     bypassed: str | None
     cache_salt: str | None
+    spans: Sequence[Sequence[int]] | None = None
 
 
 def read_resolved(value: Mapping[str, Any]) -> Resolved:
     params = SlotParams(**value["params"])
-    return Resolved(value["request_id"], params, value["bypassed"], value["cache_salt"])
+    return Resolved(
+        value["request_id"], params, value["bypassed"], value["cache_salt"], value.get("spans")
+    )
 
 
 class Admission:
-    """Admission to one engine. ``check`` and ``admit`` raise VLLMValidationError."""
+    """Admission to one engine. ``check``, ``spans`` and ``admit`` raise VLLMValidationError.
+    tokenizer: gives the engine's, or None. sharded: whether it is tensor-parallel."""
 
-    def __init__(self, config: SlotConfig) -> None:
+    def __init__(
+        self,
+        config: SlotConfig,
+        tokenizer: Callable[[], Any] = lambda: None,
+        sharded: bool = False,
+    ) -> None:
         self.config = config
+        self._sharded = sharded
+        self._tokenizer = tokenizer
+        self._loss_tokens: LossTokens | None = None
         self._warned: set[str] = set()
         self._head_adapters = HeadAdapters()
 
@@ -85,20 +111,44 @@ class Admission:
             raise VLLMValidationError(f"{RESOLVED}: unknown key; settings start with slot_")
         try:
             params = self.config.resolve(extra_args)
+            if self._sharded:
+                check_sharded(params, REQUEST_PREFIX)
         except SlotError as error:
             raise VLLMValidationError(str(error)) from None
         if reason is None or not params.steps:
             return params, None
-        if named(extra_args):
+        if named(extra_args) and not isinstance(extra_args, AcceptedDict):
             keys = ", ".join(named(extra_args))
             message = f"{keys}: SLOT cannot serve this request: {reason}"
             if reason == LONG_PROMPT:
                 message += f"; allowed: at most max_prompt_tokens={self.config.max_prompt_tokens}"
             raise VLLMValidationError(message)
+        self._warn(reason)
+        return params, reason
+
+    def _warn(self, reason: str) -> None:
         if reason not in self._warned:
             self._warned.add(reason)
             logger.warning("SLOT is left out of requests with %s", reason)
-        return params, reason
+
+    def spans(
+        self, extra_args: Mapping[str, Any] | None, params: SlotParams, tokens: Sequence[int]
+    ) -> tuple[list[tuple[int, int]] | None, str | None]:
+        """Where the tokens stand that the request learns from, None if that needs no tokenizer; and
+        why it is bypassed, or None."""
+        wanted = params.loss_tokens
+        if not params.steps or isinstance(wanted, int) or wanted == "all":
+            return None, None
+        if self._loss_tokens is None:
+            self._loss_tokens = LossTokens(self._tokenizer())
+        try:
+            return self._loss_tokens.spans(tokens, wanted), None
+        except UndeterminedError as error:
+            if named(extra_args):
+                message = f"slot_loss_tokens={wanted!r}: {error}; allowed: 'all' or an integer"
+                raise VLLMValidationError(message) from None
+        self._warn("loss_tokens")
+        return None, "loss_tokens"
 
     def check_params(self, params: Any) -> None:
         """Before vLLM's work on the prompt: bad settings are the cheapest error."""
@@ -125,8 +175,11 @@ class Admission:
             )
         )
         params, bypassed = self.check(extra_args, reason)
+        spans = None
+        if bypassed is None:
+            spans, bypassed = self.spans(extra_args, params, request.prompt_token_ids)
         sampling_params = sampling_params.clone()
-        resolved = Resolved(request_id, params, bypassed, request.cache_salt)
+        resolved = Resolved(request_id, params, bypassed, request.cache_salt, spans)
         sampling_params.extra_args = {
             **(extra_args or {}),
             RESOLVED: ResolvedDict(asdict(resolved) | {"params": params.model_dump(mode="json")}),
@@ -135,6 +188,12 @@ class Admission:
             # A prefix-cache hit brings no hidden states.
             sampling_params.skip_reading_prefix_cache = True
         request.sampling_params = sampling_params
+
+
+def admission_of(processor: Any, vllm_config: Any) -> Admission:
+    """For the requests that pass through an InputProcessor."""
+    sharded = vllm_config.parallel_config.tensor_parallel_size > 1
+    return Admission(read_config(vllm_config), lambda: processor.tokenizer, sharded)
 
 
 def install() -> None:
@@ -147,7 +206,7 @@ def install() -> None:
     @functools.wraps(original)
     def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         if asks_for_slot(vllm_config):
-            _hook(self, Admission(read_config(vllm_config)))
+            _hook(self, admission_of(self, vllm_config))
         original(self, vllm_config, *args, **kwargs)
 
     InputProcessor.__init__ = mark(__init__)

@@ -16,6 +16,8 @@ class DeltaTable:
     biases: (1 + capacity, V) float32, W delta of requests that add it to their logits.
     rounded: (1 + capacity, d) in the model's dtype, delta of requests that add it to their hidden
         states (``slot_rounding: model``).
+    effective: (1 + capacity,) int64, each row's number, or 0 where it holds nothing but zeros: such
+        a request's logits keep every bit.
     """
 
     def __init__(self, capacity: int, head: Head) -> None:
@@ -23,6 +25,7 @@ class DeltaTable:
         rows = 1 + capacity
         self.biases = torch.zeros(rows, head.vocabulary, dtype=torch.float32, device=device)
         self.rounded = torch.zeros(rows, head.hidden_size, dtype=head.weight.dtype, device=device)
+        self.effective = torch.zeros(rows, dtype=torch.int64, device=device)
         self._free = list(range(capacity, 0, -1))
         self._rows: dict[str, int] = {}
 
@@ -43,16 +46,28 @@ class DeltaTable:
         return row
 
     def fill(
-        self, rows: Sequence[int], deltas: Tensor, rounds: Sequence[bool], head: Head
+        self,
+        rows: Sequence[int],
+        deltas: Tensor,
+        rounds: Sequence[bool],
+        head: Head,
+        biases: Sequence[Tensor | None] | None = None,
     ) -> list[Tensor]:
-        """Write the rows of ``deltas`` (k, d) float32; a few at a time share a pass over W. Returns
-        for each, () bool, whether delta and W delta are finite, in the model's dtype if they are
-        rounded; where they are not the row is zero."""
+        """Write the rows of ``deltas`` (k, d) float32; a few at a time share a pass over W. biases:
+        (V,) float32 or None each, what is added to W delta. Returns for each, () bool, whether
+        delta and what the logits get are finite, in the model's dtype if they are rounded; where
+        they are not the row is zero."""
+        biases = [None] * len(rows) if biases is None else biases
         finite: list[Tensor] = []
         for start in range(0, len(rows), _SHARING):
             part = slice(start, start + _SHARING)
             shifts = torch.empty(len(rows[part]), head.vocabulary, device=deltas.device)
             head.exact_shift(deltas[part], out=shifts)
+            anything = deltas[part].any(dim=1)
+            for i, bias in enumerate(biases[part]):
+                if bias is not None:
+                    shifts[i] += bias
+                    anything[i] |= bias.any()
             largest = deltas[part].abs().amax(dim=1)
             if head.vocabulary:  # a rank may have no columns
                 low, high = torch.aminmax(shifts, dim=1)
@@ -69,6 +84,7 @@ class DeltaTable:
                     self.rounded[row].copy_(torch.where(finite[-1], delta, 0.0))
                 else:
                     self.biases[row].copy_(torch.where(finite[-1], shift, 0.0))
+                self.effective[row].copy_((anything[i] & finite[-1]) * row)
         return finite
 
     def remove(self, request_id: str) -> None:

@@ -27,12 +27,12 @@ from slot_vllm.engine.ranks import ALONE, Ranks
 from slot_vllm.engine.request import Request
 from slot_vllm.engine.step_timer import StepTimer
 from slot_vllm.kernels.compiled import library_for
+from slot_vllm.optim.device import to_device
 from slot_vllm.optim.optimize import (
     Learned,
     Prompt,
     optimize,
-    smallest_workspace,
-    to_device,
+    smallest_workspace_for_all,
     warm_up,
 )
 from slot_vllm.optim.shard import OtherRankFailed
@@ -67,7 +67,7 @@ class Deltas:
         self.ranks = ranks
         head = linear_head.head()
         self._shard = linear_head.shard() if ranks.size > 1 else None
-        smallest = smallest_workspace(head, self._shard)
+        smallest = smallest_workspace_for_all(head, self._shard)
         self.workspace_size = choose_size(config.workspace_mb, device)
         # What is free on the devices differs.
         self.workspace_size = replace(
@@ -100,10 +100,11 @@ class Deltas:
         self.failures = Failures(self.counters, ranks)
         self.errors = self.failures.errors
         self._device_counts = DeviceCounts(
-            ("non_finite.optimized", "non_finite.shared", "loss_rose"), device
+            ("non_finite.optimized", "non_finite.shared", "loss_rose", "scaled", "vanished"), device
         )
         zeros = torch.zeros(head.hidden_size, device=device)
-        self._nothing = Learned(zeros, zeros[:0], torch.zeros((), dtype=torch.bool, device=device))
+        no = torch.zeros((), dtype=torch.bool, device=device)
+        self._nothing = Learned(zeros, zeros[:0], no, zeros.new_ones(()))
         self._warned_unresolved = False
         # False while vLLM warms up with requests of its own.
         self.serving = True
@@ -204,7 +205,7 @@ class Deltas:
             return
         self._agree_on_last_step()
         prefilling: list[Request] = []
-        ready: list[tuple[Request, Callable[[], Tensor]]] = []
+        ready: list[tuple[Request, Callable[[], Tensor], bytes | None]] = []
         for i, req_id in enumerate(batch.req_ids):
             request = self.requests.get(req_id)
             if request is None or request.learned is not None:
@@ -213,22 +214,30 @@ class Deltas:
             with request.containing("hidden_cache"):
                 rows = self.rows.take(request, hidden_states, batch, i)
                 if rows is not None:
-                    ready.append((request, rows))
+                    ready.append((request, rows, self._key(request)))
         self._settle(prefilling)
+        ready = [one for one in ready if not one[0].failed]
+        known: dict[str, Learned] = {}
+        for request, _, key in ready:
+            with request.containing("table"):
+                found = None if key is None else self._find_shared(key)
+                if found is not None:
+                    known[request.row] = found
+        # Who leads, and so what the ranks do together, depends on it.
+        self._settle([request for request, _, _ in ready])
         completed: list[tuple[Request, Callable[[], Tensor]]] = []
         leaders: dict[bytes, Request] = {}
         followers: list[tuple[Request, Request]] = []
         shared: list[Request] = []
-        for request, rows in ready:
+        for request, rows, key in ready:
             if request.failed:
                 continue
-            key = self._key(request)
             if key is None:
                 completed.append((request, rows))
             elif key in leaders:
                 followers.append((request, leaders[key]))
-            elif (found := self._find_shared(key)) is not None:
-                request.learned = found
+            elif request.row in known:
+                request.learned = known[request.row]
                 shared.append(request)
             else:
                 completed.append((request, rows))
@@ -293,7 +302,8 @@ class Deltas:
         shifts = torch.empty(1, head.vocabulary, device=learned.delta.device)
         delta = learned.delta.unsqueeze(0)
         self.ranks.together(lambda: head.exact_shift(delta, out=shifts))
-        return self.linear_head.whole(shifts)[0]
+        whole = self.linear_head.whole(shifts)[0]
+        return whole if learned.bias is None else whole + learned.bias
 
     def stats(self) -> dict[str, int | float]:
         """Waits for the device."""
@@ -319,7 +329,9 @@ class Deltas:
             "failed": sum(failed.values()),
             **{name: count for name, count in self.counters.items() if "." in name},
             **failed,
-            "loss_rose": self._device_counts.read("loss_rose"),
+            **{
+                name: self._device_counts.read(name) for name in ("loss_rose", "scaled", "vanished")
+            },
             "optimize_seconds": self.optimize_seconds,
             "requests": len(self.requests),
             "table_rows": len(self.table),
@@ -368,6 +380,7 @@ class Deltas:
                 # Admission lets neither pass; here their tokens would not tell them apart.
                 shareable=not (replaces or new.mm_features or new.prompt_embeds is not None),
                 epoch=self._epoch_of(lora_request),
+                spans=resolved.spans,
             )
         else:
             self._leave_plain(new.req_id)
@@ -453,6 +466,10 @@ class Deltas:
         if outcome == "optimized" and self.config.report_loss:
             rose = [x.finite & (x.losses[-1] > x.losses[0]) for x in learned]
             self._device_counts.add("loss_rose", rose)
+        if outcome == "optimized":
+            scaled = [x.finite & (x.scale > 0) & (x.scale < 1) for x in learned]
+            self._device_counts.add("scaled", scaled)
+            self._device_counts.add("vanished", [x.finite & (x.scale == 0) for x in learned])
 
     def _log_not_finite(self) -> None:
         if any(self._device_counts.arrived(f"non_finite.{x}") for x in ("optimized", "shared")):
@@ -522,6 +539,7 @@ class Deltas:
             rows.to(self.device, non_blocking=True),
             to_device(request.learns_from, torch.int64, self.device),
             request.params,
+            request.counts,
         )
 
     def _optimize(self, prompts: list[tuple[Request, Prompt]]) -> None:
@@ -587,7 +605,7 @@ class Deltas:
             lookup[slot] = self.table.row(request.row) or 0
         self._adapted = [q for _, q in adapted]
         return Additions(
-            to_device(lookup, torch.int64, self.device)[batch.row_slots],
+            self.table.effective[to_device(lookup, torch.int64, self.device)[batch.row_slots]],
             self.table.biases if any(not q.rounds for q in self._adapted) else None,
             self.table.rounded if any(q.rounds for q in self._adapted) else None,
         )
@@ -600,6 +618,7 @@ class Deltas:
             assert row is not None
             self.table.biases[row].mul_(ok)
             self.table.rounded[row].mul_(ok)
+            self.table.effective[row].mul_(ok)
         return list(together)
 
     def _fill(self, requests: Sequence[Request], here: Collection[str]) -> None:
@@ -615,6 +634,7 @@ class Deltas:
                 torch.stack([learned.delta for _, learned in deltas]),
                 [q.rounds for q, _ in deltas],
                 self.linear_head.head(),
+                [learned.bias for _, learned in deltas],
             )
         except Exception as error:
             failure = Failure.of(error, "table")

@@ -1,12 +1,12 @@
 """SLOT's metrics on the server's own ``/metrics``.
 
-The counters live in the workers. Each scrape asks every engine for them, so that what is shown is
-exact by then and nothing runs between scrapes; the engine answers between two steps. This holds for
+The counters live in the workers. A scrape asks every engine for them, unless another one did within
+the last second, so that nothing runs between scrapes; the engine answers between two steps. This
+holds for
 ``--api-server-count`` too, where vLLM's own metrics are merged from files of all server processes:
 whichever process is asked, these come from the engine, once.
 """
 
-import asyncio
 import functools
 import itertools
 import logging
@@ -26,6 +26,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from slot_vllm.engine.coalesced import Coalesced
 from slot_vllm.engine.histogram import HistogramSnapshot
 from slot_vllm.engine.startup import asks_for_slot, is_wrapped, mark
 from slot_vllm.engine.worker_metrics import WorkerMetrics
@@ -33,12 +34,10 @@ from slot_vllm.engine.worker_metrics import WorkerMetrics
 logger = logging.getLogger("vllm.slot_vllm")
 
 _PATH = "/metrics"
-# Below Prometheus' default scrape timeout of 10 s, so that vLLM's own metrics still arrive.
-ANSWER_SECONDS = 5.0
 
 _LABELS = ("model_name", "engine")
 
-# Each request has one.
+# Each request has one, and "failed" too if it lost its delta after it was optimized or shared.
 OUTCOMES = ("optimized", "shared", "one_token", "failed", "bypassed", "plain", "aborted")
 FALLBACKS = ("bypassed", "failed")
 
@@ -64,7 +63,8 @@ def families(model_name: str, engines: Mapping[int, WorkerMetrics] | None) -> li
     fallbacks = _counter(
         "fallbacks", "Requests served without SLOT, by reason.", "outcome", "reason"
     )
-    tokens = _counter("prompt_tokens", "Prompt tokens that deltas were learned from.")
+    tokens = _counter("prompt_tokens", "Tokens of the prompts that came to be learned from.")
+    rose = _counter("loss_rose", "Prompts whose loss rose (report_loss).")
     rows = _counter("hidden_rows", "Rows of SLOT prompts, by where they came from.", "source")
     seconds = HistogramMetricFamily(
         "vllm:slot_optimize_seconds",
@@ -93,6 +93,7 @@ def families(model_name: str, engines: Mapping[int, WorkerMetrics] | None) -> li
             if reason and outcome in FALLBACKS:
                 fallbacks.add_metric([*labels, outcome, reason], count)
         tokens.add_metric(labels, stats["prompt_tokens"])
+        rose.add_metric(labels, stats["loss_rose"])
         for source in ("cached", "computed"):
             rows.add_metric([*labels, source], stats[f"hidden_rows_{source}"])
         for family, name in ((seconds, "optimize_seconds"), (drops, "loss_drop")):
@@ -109,6 +110,7 @@ def families(model_name: str, engines: Mapping[int, WorkerMetrics] | None) -> li
         requests,
         fallbacks,
         tokens,
+        rose,
         rows,
         seconds,
         drops,
@@ -139,11 +141,10 @@ async def ask(engine_client: Any) -> dict[int, WorkerMetrics]:
     }
 
 
-async def scrape(engine_client: Any) -> bytes:
-    """What the engine's metrics are now; without an answer in time only that there was none."""
-    model_name = engine_client.vllm_config.model_config.served_model_name
+async def scrape(model_name: str, asked: Coalesced[dict[int, WorkerMetrics]]) -> bytes:
+    """What the engines' metrics are; without an answer in time only that there was none."""
     try:
-        engines = await asyncio.wait_for(ask(engine_client), ANSWER_SECONDS)
+        engines = await asked.answer()
     except Exception as error:
         # vLLM's own metrics must still be served, above all when an engine is in trouble.
         logger.warning("SLOT metrics: the engine did not answer: %r", error)
@@ -176,7 +177,11 @@ def _extend(app: FastAPI) -> None:
         response: Response = await run_in_threadpool(own.endpoint, request)
         engine_client = getattr(request.app.state, "engine_client", None)
         if engine_client is not None and asks_for_slot(engine_client.vllm_config):
-            body = bytes(response.body) + await scrape(engine_client)
+            state = request.app.state
+            if not hasattr(state, "slot_metrics"):
+                state.slot_metrics = Coalesced(functools.partial(ask, engine_client))
+            model_name = engine_client.vllm_config.model_config.served_model_name
+            body = bytes(response.body) + await scrape(model_name, state.slot_metrics)
             return Response(body, media_type=response.headers["content-type"])
         return response
 

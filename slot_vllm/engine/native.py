@@ -59,15 +59,15 @@ def configured(vllm_config: Any, usage_context: Any) -> None:
     plugin.configure(vllm_config, usage_context)
 
 
-def admission(vllm_config: Any) -> Any:
+def admission(vllm_config: Any, processor: Any) -> Any:
     """Of ``InputProcessor.__init__``: the admission of an engine that asks for SLOT, else None."""
-    from slot_vllm.engine.startup import asks_for_slot, read_config
+    from slot_vllm.engine.startup import asks_for_slot
 
     if not asks_for_slot(vllm_config):
         return None
-    from slot_vllm.engine.admission import Admission
+    from slot_vllm.engine.admission import admission_of
 
-    return Admission(read_config(vllm_config))
+    return admission_of(processor, vllm_config)
 
 
 async def check_entry(admission: Any, request: Any, raw_request: Any) -> None:

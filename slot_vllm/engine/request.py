@@ -1,6 +1,6 @@
 """One request with SLOT, from its arrival at the worker to its departure."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from slot_vllm.engine.failures import Failure, Reason
+from slot_vllm.loss_tokens import flags
 from slot_vllm.optim.optimize import Learned
 from slot_vllm.params import SlotParams
 
@@ -20,7 +21,8 @@ class Request:
     seen: up to where its prompt was computed or read from the prefix cache. hidden: without a
     hidden-state cache, (n - skipped, d), the rows that it learns from while the prompt is
     incomplete; those among the prompt's first ``filled`` are there. failure: why it goes on without
-    a delta."""
+    a delta. spans: where in the whole prompt the tokens stand that are learned from, if only
+    admission can tell."""
 
     external_id: str
     params: SlotParams
@@ -36,6 +38,7 @@ class Request:
     filled: int = 0
     learned: Learned | None = None
     failure: Failure | None = None
+    spans: Sequence[Sequence[int]] | None = None
 
     @property
     def failed(self) -> bool:
@@ -49,6 +52,13 @@ class Request:
     @property
     def learns_from(self) -> list[int]:
         return self.tokens[self.skipped :]
+
+    @property
+    def counts(self) -> list[bool] | None:
+        """Of the tokens of ``learns_from``, which ``slot_loss_tokens`` means; see ``Prompt``."""
+        if self.spans is None:
+            return None
+        return flags(self.spans, len(self.tokens))[self.skipped :]
 
     @contextmanager
     def containing(self, place: Reason) -> Iterator[None]:

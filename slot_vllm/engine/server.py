@@ -9,7 +9,7 @@ from typing import Any
 
 from vllm.sampling_params import SamplingParams
 
-from slot_vllm.engine.admission import Admission
+from slot_vllm.engine.admission import AcceptedDict, Admission
 from slot_vllm.engine.startup import asks_for_slot, is_wrapped, mark
 
 # The methods that answer a request with `vllm_xargs`, of whichever serving class has them.
@@ -52,6 +52,26 @@ def _hook(serving: Any, admission: Admission) -> None:
         return log_inputs(request_id, inputs, params, lora_request, *args, **kwargs)
 
     serving._log_inputs = hooked_log_inputs
+    if not hasattr(serving, "_generate_with_builtin_tools"):
+        return
+    generate = serving._generate_with_builtin_tools
+
+    # Of /v1/responses, where _log_inputs is called once the response has begun, for each of the
+    # prompts that the calls of tools make. Not async: it answers before the generator starts.
+    def checked_generate(
+        *args: Any, engine_input: Any, sampling_params: Any, lora_request: Any, **kwargs: Any
+    ) -> Any:
+        check_inputs(admission, engine_input, sampling_params, lora_request)
+        sampling_params.extra_args = AcceptedDict(sampling_params.extra_args or {})
+        return generate(
+            *args,
+            engine_input=engine_input,
+            sampling_params=sampling_params,
+            lora_request=lora_request,
+            **kwargs,
+        )
+
+    serving._generate_with_builtin_tools = checked_generate
 
 
 def _checked(entry: Any, admission: Admission) -> Any:
@@ -85,4 +105,6 @@ def check_inputs(admission: Admission, inputs: Any, params: Any, lora_request: A
             lora_request=lora_request,
             prompt_tokens=len(inputs.get("prompt_token_ids") or ()),
         )
-        admission.check(params.extra_args, reason)
+        settings, bypassed = admission.check(params.extra_args, reason)
+        if bypassed is None:
+            admission.spans(params.extra_args, settings, inputs.get("prompt_token_ids", ()))

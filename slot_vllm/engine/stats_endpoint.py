@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
 
+from slot_vllm.engine.coalesced import ANSWER_SECONDS, Coalesced
 from slot_vllm.engine.startup import asks_for_slot
 
 PATH = "/slot/stats"
@@ -22,16 +23,22 @@ class StatsEndpoint:
         app.add_api_route(PATH, slot_stats, methods=["GET"])
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
-        """Nothing: the route finds the engine where vLLM's own routes do."""
+        state.slot_stats = Coalesced(lambda: engine_client.collective_rpc("slot_stats"))
 
 
 async def slot_stats(request: Request) -> dict[str, list[dict[str, int | float]]]:
-    """``slot_stats`` of each worker, in the order of their ranks. 501 where the engine runs without
-    SLOT."""
+    """``slot_stats`` of each worker, in the order of their ranks; from within the last second. 501
+    where the engine runs without SLOT, 503 where it does not answer."""
     engine_client = request.app.state.engine_client
     if not asks_for_slot(engine_client.vllm_config):
         raise HTTPException(
             HTTPStatus.NOT_IMPLEMENTED,
             f"{PATH}: this engine was started without SLOT (--worker-extension slot_vllm)",
         )
-    return {"workers": await engine_client.collective_rpc("slot_stats")}
+    try:
+        return {"workers": await request.app.state.slot_stats.answer()}
+    except TimeoutError:
+        raise HTTPException(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            f"{PATH}: the engine gave no answer within {ANSWER_SECONDS:g} s",
+        ) from None

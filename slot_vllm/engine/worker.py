@@ -20,7 +20,7 @@ from slot_vllm.engine.runners import hook_v1, hook_v2, watch
 from slot_vllm.engine.startup import asks_for_slot, read_config
 from slot_vllm.engine.worker_metrics import WorkerMetrics
 from slot_vllm.optim.optimize import Learned
-from slot_vllm.params import SlotError
+from slot_vllm.params import SlotConfig, SlotError
 
 logger = logging.getLogger("vllm.slot_vllm")
 
@@ -74,9 +74,16 @@ class SlotWorkerExtension:
         learned = _find(self, request_id)
         return None if learned is None else learned.losses.tolist()
 
+    def slot_scale(self, request_id: str) -> float | None:
+        """What safeguards (``slot_guard``, ``slot_max_kl``) multiplied the request's delta by, from
+        0 to 1; 1 without any. None as for ``slot_delta``."""
+        learned = _find(self, request_id)
+        return None if learned is None else learned.scale.item()
+
     def slot_token_shifts(self, request_id: str) -> bytes | None:
-        """W delta of the request: what it adds to the logit of each of the V tokens, before the
-        model's soft cap and scale, at every position alike. V is without the padding.
+        """W delta of the request, and its bias if it has one: what it adds to the logit of each of
+        the V tokens, before the model's soft cap and scale, at every position alike. V is without
+        the padding.
 
         V float32 in the machine's byte order, for ``np.frombuffer(shifts, np.float32)``: vLLM's
         messages between processes carry bytes, but no arrays. With ``slot_rounding: model`` the
@@ -131,7 +138,7 @@ def install(worker: Any) -> None:
     logger.info(
         "SLOT %s on the %s model runner; head %s; hidden cache %s; delta cache %d MiB (%d deltas); "
         "workspace %d MiB (%s); defaults: steps %d, lr %g, betas %s, eps %g, weight_decay %g, "
-        "rounding %s; at most %d steps; report_loss %s, keep_deltas %d",
+        "rounding %s; at most %d steps%s; report_loss %s, keep_deltas %d",
         __version__,
         "V2" if v2 else "V1",
         linear_head.describe(),
@@ -147,9 +154,21 @@ def install(worker: Any) -> None:
         config.weight_decay,
         config.rounding,
         config.max_steps,
+        _limits(config),
         "on" if config.report_loss else "off",
         config.keep_deltas,
     )
+
+
+def _limits(config: SlotConfig) -> str:
+    """Those that are set."""
+    limits = ""
+    if config.max_prompt_tokens is not None:
+        tokens, longer = config.max_prompt_tokens, config.long_prompts
+        limits += f", max_prompt_tokens {tokens} (long_prompts {longer})"
+    if config.max_concurrent is not None:
+        limits += f", max_concurrent {config.max_concurrent}"
+    return limits
 
 
 def _wrap_load_model() -> None:

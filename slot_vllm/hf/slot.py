@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from slot_vllm.hf.linear_head import LinearHead, find_head, last_hidden_state
-from slot_vllm.optim.optimize import Prompt, optimize, smallest_workspace
+from slot_vllm.loss_tokens import LossTokens, UndeterminedError, flags
+from slot_vllm.optim.optimize import Prompt, optimize, smallest_workspace_for_all
 from slot_vllm.optim.workspace import Workspace, choose_size
 from slot_vllm.params import SlotConfig, SlotError, SlotParams
 
@@ -33,10 +34,11 @@ _REFUSED = (
 _NOT_TEXT = ("input_features", "pixel_values", "pixel_values_videos")
 
 
-def slot(model: Any, **settings: Any) -> "Slot":
+def slot(model: Any, tokenizer: Any = None, **settings: Any) -> "Slot":
     """``with slot(model, steps=5, lr=0.1): model.generate(...)``.
 
     model: a causal language model of transformers in evaluation mode.
+    tokenizer: its tokenizer, which ``loss_tokens`` "user" and "text" need.
     settings: those of a request (``SlotParams``), and ``max_steps``, ``workspace_mb`` and
     ``report_loss`` of ``SlotConfig``; what is not named comes from the environment, then from the
     defaults. Raises SlotError for a setting or a model that cannot be.
@@ -51,7 +53,11 @@ def slot(model: Any, **settings: Any) -> "Slot":
         )
     if model.config.is_encoder_decoder:
         raise SlotError(f"SLOT needs a decoder; {type(model).__name__} is an encoder-decoder")
-    return Slot(model, config)
+    if tokenizer is None and config.loss_tokens in ("user", "text"):
+        raise SlotError(
+            f"slot.loss_tokens={config.loss_tokens!r}: needs the tokenizer: slot(model, tokenizer)"
+        )
+    return Slot(model, config, tokenizer)
 
 
 @dataclass
@@ -74,13 +80,16 @@ class Slot:
     that row's prompt without padding, and uses it for all tokens of the row. Other calls of the
     model are left as they are.
 
-    deltas: (B, d) float32, of the last generate call; None before. losses: per row of that call,
-    as ``Learned.losses``.
+    deltas: (B, d) float32, of the last generate call; None before. losses, scales: per row of that
+    call, as ``Learned.losses`` and ``Learned.scale``.
     """
 
-    def __init__(self, model: Any, config: SlotConfig) -> None:
+    def __init__(self, model: Any, config: SlotConfig, tokenizer: Any = None) -> None:
         self.deltas: Tensor | None = None
         self.losses: list[Tensor] = []
+        self.scales: list[Tensor] = []
+        self._loss_tokens = LossTokens(tokenizer)
+        self._biases: list[Tensor | None] = []
         self._model = model
         self._config = config
         self._params = SlotParams(**{n: getattr(config, n) for n in SlotParams.model_fields})
@@ -109,7 +118,7 @@ class Slot:
     def _new_workspace(self) -> Workspace:
         head = self._found.head
         size = choose_size(self._config.workspace_mb, head.weight.device)
-        needed = smallest_workspace(head)
+        needed = smallest_workspace_for_all(head)
         if size.bytes < needed:
             raise SlotError(
                 f"slot.workspace_mb={size.mb}: too small for a vocabulary of "
@@ -134,7 +143,7 @@ class Slot:
         def generate(*args: Any, **kwargs: Any) -> Any:
             _refuse_training(self._model)
             _refuse_modes(self._model, inspect.signature(own).bind(*args, **kwargs).arguments)
-            self.deltas, self.losses, self._call = None, [], _Call()
+            self.deltas, self.losses, self.scales, self._call = None, [], [], _Call()
             try:
                 return own(*args, **kwargs)
             finally:
@@ -172,6 +181,9 @@ class Slot:
                 len(self.deltas), head.vocabulary, dtype=torch.float32, device=head.weight.device
             )
             head.exact_shift(self.deltas, out=call.shift)
+            for shift, bias in zip(call.shift, self._biases, strict=True):
+                if bias is not None:
+                    shift += bias
 
     @torch.no_grad()
     def _learn(self, hidden: Tensor, tokens: Tensor, mask: Tensor) -> None:
@@ -179,7 +191,7 @@ class Slot:
         device = self._found.head.weight.device
         hidden, tokens, mask = (t.to(device) for t in (hidden, tokens, mask))
         prompts = [
-            Prompt(h[keep], t[keep], self._params)
+            Prompt(h[keep], t[keep], self._params, self._counts(t[keep]))
             for h, t, keep in zip(hidden, tokens, mask, strict=True)
         ]
         learned = optimize(
@@ -187,6 +199,8 @@ class Slot:
         )
         self.deltas = torch.stack([result.delta for result in learned])
         self.losses = [result.losses for result in learned]
+        self.scales = [result.scale for result in learned]
+        self._biases = [result.bias for result in learned]
         lost = [i for i, result in enumerate(learned) if not result.finite]
         if lost:
             warnings.warn(
@@ -194,6 +208,15 @@ class Slot:
                 f"lr than {self._params.lr}",
                 stacklevel=2,
             )
+
+    def _counts(self, tokens: Tensor) -> list[bool] | None:
+        wanted = self._params.loss_tokens
+        if isinstance(wanted, int) or wanted == "all" or not self._params.steps:
+            return None
+        try:
+            return flags(self._loss_tokens.spans(tokens.tolist(), wanted), len(tokens))
+        except UndeterminedError as error:
+            raise SlotError(f"slot.loss_tokens={wanted!r}: {error}") from None
 
     def _before_head(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if self._call is None or self._call.rounded is None:

@@ -6,7 +6,8 @@ at, at first zero; far from it (a range of W delta above ``RANGE``) it is made a
 product.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from slot_vllm.kernels.exponentials import (
 from slot_vllm.kernels.shift import shift
 from slot_vllm.optim.head import Head
 from slot_vllm.optim.prompt import Prompt
-from slot_vllm.optim.rows import Rows
+from slot_vllm.optim.rows import Rows, Segment
 from slot_vllm.optim.workspace import Workspace, aligned
 
 # Four rows of a tile, measured to be the fastest in torch by far, and one of sums.
@@ -30,6 +31,9 @@ _SCRATCH_ROWS = 5
 
 class CachedForm:
     """One pass of exponentials; T - 1 steps that read E once from memory."""
+
+    # A bias on the logits would have to be kept wherever E is made.
+    takes_biases: ClassVar[bool] = False
 
     def __init__(self, head: Head, prompts: Sequence[Prompt], workspace: Workspace) -> None:
         self._head, self._prompts = head, prompts
@@ -46,6 +50,7 @@ class CachedForm:
         # Where E was made. A request with rows outside the cache gives E up instead of moving it.
         self._origins = torch.zeros(len(prompts), head.hidden_size, device=device)
         self._moved = [False] * len(prompts)
+        self._made = [False] * len(prompts)
         self._margins = [
             torch.empty(len(self._rows.cached(i)), device=device) for i in range(len(prompts))
         ]
@@ -63,9 +68,12 @@ class CachedForm:
         vectors = aligned(head.vocabulary * 4) + aligned(2 * head.vocabulary * 4)
         return vectors + row
 
-    def sums(self, active: int, deltas: Tensor | None) -> tuple[Tensor, Tensor]:
+    def sums(
+        self, active: int, deltas: Tensor | None, biases: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Of the first ``active`` requests at ``deltas`` (active, d), None for zero: column sums
         less those of the targets (active, V) float32, and summed losses (active,) float64."""
+        assert biases is None
         sums = self._sums[:active].zero_()
         losses = torch.zeros(active, dtype=torch.float64)
         moves = [deltas is None] * active
@@ -81,6 +89,24 @@ class CachedForm:
                 self._make(part.request, part.start, part.logits, deltas is not None, losses)
         return sums, losses
 
+    def logits(self, request: int) -> Iterator[Segment]:
+        """The request's rows of Z0, each up to a constant, some at a time; each is valid until the
+        next. Where E was made they are its logarithms, unless it was made far away."""
+        cached = self._cached(request)
+        if len(cached) and self._made[request] and self._moved[request]:
+            # What is far below the maximum there need not be so here.
+            self._rows.fill(request)
+            self._made[request] = False
+        if len(cached) and not self._made[request]:
+            yield Segment(request, 0, len(cached), cached)
+        elif len(cached):
+            start = 0
+            for tile in stored(cached).split(len(self._scratch)):
+                z = self._scratch[: len(tile)].copy_(tile).log_().div_(self._head.scale)
+                yield Segment(request, start, start + len(tile), z)
+                start += len(tile)
+        yield from self._rows.again(request, len(cached))
+
     def _cached(self, i: int) -> Tensor:
         return self._rows.cached(i)[: 0 if self._given_up[i] else None]
 
@@ -89,7 +115,8 @@ class CachedForm:
         low, high = torch.aminmax(shifts, dim=1)
         # One that is not finite is far, too.
         far = ~((high - low) * abs(self._head.scale) <= RANGE)
-        moves = far.tolist()
+        # So is one whose E is gone.
+        moves = [f or not made for f, made in zip(far.tolist(), self._made, strict=False)]
         for i, move in enumerate(moves):
             if not move or not len(self._cached(i)):
                 continue
@@ -104,6 +131,7 @@ class CachedForm:
 
     def _add_cached(self, i: int, made: bool, shifted: bool, losses: Tensor) -> None:
         if made:
+            self._made[i] = True
             self._make(i, 0, self._cached(i), shifted, losses, self._margins[i])
             return
         cached = self._cached(i)

@@ -7,38 +7,53 @@ delta is shared by all rows of its prompt, so no autograd is needed: with Z0 = H
 where c counts the targets (with f' at them), and AdamW takes g. T steps cost one n x V x d
 product, T passes over Z0 and 2 T - 1 over W; the passes over W are shared by the batch.
 Rows of Z0 that do not fit the workspace are computed again in every step, tile by tile.
+A bias on the logits (``slot_target``) has the gradient (p - c) / (n - 1) and needs no W.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from slot_vllm.kernels import backend
-from slot_vllm.kernels.adamw import adamw_step
 from slot_vllm.kernels.pull_back import pull_back
 from slot_vllm.optim.cached_form import CachedForm
+from slot_vllm.optim.device import to_device
 from slot_vllm.optim.head import Head
+from slot_vllm.optim.lbfgs import Lbfgs
+from slot_vllm.optim.parts import Parts, split
 from slot_vllm.optim.plain_form import PlainForm
 from slot_vllm.optim.prompt import Prompt
+from slot_vllm.optim.rows import Segment
+from slot_vllm.optim.safeguards import Safeguards
 from slot_vllm.optim.shard import Exchange, Shard, gathered_shapes
+from slot_vllm.optim.stepping import Stepping
 from slot_vllm.optim.two_pass_form import TwoPassForm
-from slot_vllm.optim.workspace import Workspace
-from slot_vllm.params import SlotParams
+from slot_vllm.optim.workspace import Workspace, aligned
+from slot_vllm.params import SlotParams, check_sharded
+
+
+def _one() -> Tensor:
+    return torch.ones(())
 
 
 @dataclass(frozen=True)
 class Learned:
-    """delta: (d,) float32. losses: float32, the mean prompt loss (nats per token) before each
-    step and, if asked for, after the last one; empty for prompts of one token. finite: () bool,
-    whether delta is as it was learned; it is zero where a hidden state, a loss or a coordinate of
-    it was not finite. arriving: on CUDA, ``finite`` on its way to the host; true until it comes."""
+    """delta: (d,) float32. losses: float32, the mean loss (nats per token) of the rows that are
+    learned from, before each step and, if asked for, with what is applied; empty where there is
+    nothing to learn from. finite: () bool, whether delta and bias are as they were learned; both
+    are zero where a hidden state, a loss or one of their coordinates was not finite. scale: ()
+    float32, what safeguards multiplied delta by. bias: (V,) float32, what else is added to the
+    logits, before f; None if ``target`` is hidden. arriving: on CUDA, ``finite`` on its way to the
+    host; true until it comes."""
 
     delta: Tensor
     losses: Tensor
     finite: Tensor
+    scale: Tensor = field(default_factory=_one)
+    bias: Tensor | None = None
     arriving: Tensor | None = None
 
     @property
@@ -49,7 +64,10 @@ class Learned:
 
 
 class Form(Protocol):
-    """A way to the column sums. Made for one group of prompts, from the emptied workspace."""
+    """A way to the column sums. Made for one group of prompts, from the emptied workspace.
+    takes_biases: whether it serves a bias on the logits."""
+
+    takes_biases: ClassVar[bool]
 
     def __init__(self, head: Head, prompts: Sequence[Prompt], workspace: Workspace) -> None: ...
 
@@ -59,7 +77,11 @@ class Form(Protocol):
     @staticmethod
     def smallest_rows_bytes(head: Head) -> int: ...
 
-    def sums(self, active: int, deltas: Tensor | None) -> tuple[Tensor, Tensor]: ...
+    def sums(
+        self, active: int, deltas: Tensor | None, biases: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def logits(self, request: int) -> Iterator[Segment]: ...
 
 
 def form_for(head: Head, sharded: bool = False) -> type[Form]:
@@ -71,12 +93,35 @@ def form_for(head: Head, sharded: bool = False) -> type[Form]:
     return PlainForm
 
 
+def _form_with_biases(head: Head) -> type[Form]:
+    form = form_for(head)
+    return form if form.takes_biases else PlainForm
+
+
 def smallest_workspace(head: Head, shard: Shard | None = None) -> int:
-    """The bytes that one request with a one-row tile needs, on every rank alike."""
+    """The bytes that one request with a one-row tile needs, of the default settings, on every rank
+    alike."""
     form = form_for(head, shard is not None)
     if shard is not None:
         head = shard.widest_head(head)
     return form.vector_bytes(head) + form.smallest_rows_bytes(head)
+
+
+def smallest_workspace_for_all(head: Head, shard: Shard | None = None) -> int:
+    """The same of any settings that a request may have."""
+    if shard is not None:
+        # What would need more is refused.
+        return smallest_workspace(head, shard)
+    forms = (form_for(head), _form_with_biases(head))
+    # Three parts of a prompt; delta's shift; a bias and its moments, or what L-BFGS needs.
+    return (
+        3 * max(form.vector_bytes(head) for form in forms)
+        + 4 * max(form.smallest_rows_bytes(head) for form in forms)
+        + Safeguards.vector_bytes(head)
+        # Of what is left then, tiles take an eighth at most, twice with L-BFGS.
+        + 16 * Safeguards.smallest_rows_bytes(head)
+        + _bias_bytes(head)
+    )
 
 
 def optimize(
@@ -89,29 +134,70 @@ def optimize(
 ) -> list[Learned]:
     """Learn one delta per prompt; the results are in the order of ``prompts``.
 
-    final_loss: also compute the loss after the last step, which costs one more pass.
+    final_loss: also compute the loss with what is applied, which costs one more pass.
     form: how, if not as ``form_for`` says.
     shard: set if ``head`` is one rank's part of the vocabulary. All ranks then call this with the
     same prompts, with whole hidden states and the tokens of the whole vocabulary, and workspaces of
     one size, and get the same deltas; ``shard`` says what they exchange. What fails on one rank is
     an error on all (OtherRankFailed on those that are well).
-    All tensors of size V or n x V come from ``workspace``. Raises MemoryError if it is smaller
-    than ``smallest_workspace``.
+    All tensors of size V or n x V come from ``workspace``, but the biases among the results.
+    Raises MemoryError if it is smaller than ``smallest_workspace`` (``smallest_workspace_for_all``
+    for settings that are not the defaults); ValueError for a prompt whose ``counts`` are missing,
+    or for a bias on the logits, or L-BFGS, with a form that takes no biases; SlotError for what
+    cannot be done with shards (``params.check_sharded``).
     """
+    if shard is not None:
+        for prompt in prompts:
+            check_sharded(prompt.params)
     results: list[Learned | None] = [None] * len(prompts)
+    parts = _split(prompts, shard)
     # Requests with many steps first: those still running are then always a prefix.
     order = sorted(
-        (i for i, p in enumerate(prompts) if p.rows and p.params.steps),
+        (i for i, p in enumerate(parts) if p.fit.rows and p.fit.params.steps),
         key=lambda i: -prompts[i].params.steps,
     )
-    form = form or form_for(head, shard is not None)
     widest = head if shard is None else shard.widest_head(head)
-    for group in _groups(order, form, widest, prompts, workspace):
-        own = [prompts[i] for i in group]
-        learned = _optimize_group(form, head, own, workspace, final_loss, shard)
-        for i, result in zip(group, learned, strict=True):
-            results[i] = result
+    for kind in (_by_deltas, _biased, _by_lbfgs):
+        wanted = [i for i in order if kind(prompts[i].params)]
+        if not wanted:
+            continue
+        chosen = form or (
+            form_for(head, shard is not None) if kind is _by_deltas else _form_with_biases(head)
+        )
+        if kind is not _by_deltas and not chosen.takes_biases:
+            params = prompts[wanted[0]].params
+            raise ValueError(
+                f"target={params.target!r}, optimizer={params.optimizer!r}: {chosen.__name__} "
+                "adds no bias to the logits; allowed: PlainForm, TwoPassForm"
+            )
+        for group in _groups(wanted, chosen, widest, parts, workspace):
+            learned = _optimize_group(
+                chosen, head, [parts[i] for i in group], workspace, final_loss, shard
+            )
+            for i, result in zip(group, learned, strict=True):
+                results[i] = result
     return [r if r is not None else _nothing_learned(head) for r in results]
+
+
+def _split(prompts: Sequence[Prompt], shard: Shard | None) -> list[Parts]:
+    if shard is None or all(prompt.params.loss_tokens == "all" for prompt in prompts):
+        return [split(prompt) for prompt in prompts]
+    # It copies hidden states: one rank may lack the memory.
+    with Exchange(shard, prompts[0].hidden.device).agreeing():
+        return [split(prompt) for prompt in prompts]
+
+
+# What is learned in one group: what a form needs and gives differs.
+def _by_deltas(params: SlotParams) -> bool:
+    return params.target == "hidden" and params.optimizer != "lbfgs"
+
+
+def _biased(params: SlotParams) -> bool:
+    return params.target != "hidden"
+
+
+def _by_lbfgs(params: SlotParams) -> bool:
+    return params.optimizer == "lbfgs"
 
 
 # Each takes blocks of another size, and the last is a ragged batch.
@@ -140,7 +226,7 @@ def _groups(
     order: Sequence[int],
     form: type[Form],
     head: Head,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Parts],
     workspace: Workspace,
 ) -> Iterator[list[int]]:
     """``order`` in parts whose rows of Z0 stay in the workspace together: computing rows again in
@@ -149,86 +235,158 @@ def _groups(
     """
     row_bytes = head.vocabulary * head.weight.dtype.itemsize
     room = workspace.size - workspace.size // 8
-    capacity = max(1, (workspace.size // 4) // form.vector_bytes(head))
+    quarter = workspace.size // 4
     group: list[int] = []
-    used = 0
+    used = vectors = 0
     for i in order:
-        needed = form.vector_bytes(head) + prompts[i].rows * row_bytes
-        if group and (used + needed > room or len(group) == capacity):
+        own = _vector_bytes(form, head, prompts[i])
+        needed = own + sum(part.rows for part in prompts[i].all) * row_bytes
+        if group and (used + needed > room or vectors + own > quarter):
             yield group
-            group, used = [], 0
+            group, used, vectors = [], 0, 0
         group.append(i)
         used += needed
+        vectors += own
     if group:
         yield group
 
 
+def _vector_bytes(form: type[Form], head: Head, parts: Parts) -> int:
+    """What one request needs besides its rows."""
+    own = len(parts.all) * form.vector_bytes(head)
+    own += Safeguards.vector_bytes(head) if parts.guarded else 0
+    if _by_lbfgs(parts.prompt.params):
+        own += Lbfgs.vector_bytes(head)
+    return own + (_bias_bytes(head) if _biased(parts.prompt.params) else 0)
+
+
+def _bias_bytes(head: Head) -> int:
+    """A bias and AdamW's two moments of it."""
+    return 3 * aligned(head.vocabulary * 4)
+
+
 def _nothing_learned(head: Head) -> Learned:
     zeros = torch.zeros(head.hidden_size, dtype=torch.float32, device=head.weight.device)
-    return Learned(zeros, zeros[:0], torch.ones((), dtype=torch.bool, device=zeros.device))
+    finite, scale = (
+        torch.ones((), dtype=d, device=zeros.device) for d in (torch.bool, torch.float32)
+    )
+    return Learned(zeros, zeros[:0], finite, scale)
 
 
 def _optimize_group(
     form: type[Form],
     head: Head,
-    prompts: Sequence[Prompt],
+    group: Sequence[Parts],
     workspace: Workspace,
     final_loss: bool,
     shard: Shard | None,
 ) -> list[Learned]:
     workspace.reset()
     if shard is None:
-        return _learn(form(head, prompts, workspace), head, prompts, final_loss, None)
+        return _learn(
+            lambda prompts: form(head, prompts, workspace), head, group, workspace, final_loss
+        )
     exchange = Exchange(shard, head.weight.device)
     with exchange.agreeing():
-        logits = TwoPassForm(head, prompts, workspace, exchange.shard)
-        steps = [p.params.steps for p in prompts]
+        logits = TwoPassForm(head, [parts.fit for parts in group], workspace, exchange.shard)
+        steps = [parts.fit.params.steps for parts in group]
         shapes = gathered_shapes(steps, final_loss, logits.chunks, head.hidden_size)
     exchange.expect(shapes)
     with exchange.agreeing():
-        return _learn(logits, head, prompts, final_loss, exchange.shard)
+        return _learn(lambda _: logits, head, group, workspace, final_loss, exchange.shard)
 
 
 def _learn(
-    logits: Form,
+    form: Callable[[Sequence[Prompt]], Form],
     head: Head,
-    prompts: Sequence[Prompt],
+    group: Sequence[Parts],
+    workspace: Workspace,
     final_loss: bool,
-    shard: Shard | None,
+    shard: Shard | None = None,
 ) -> list[Learned]:
-    device, count = head.weight.device, len(prompts)
-    settings = to_device([_settings(p) for p in prompts], torch.float32, device)
-    lr, beta1, beta2, eps, weight_decay, inverse_rows = settings.split(1, dim=1)
+    """form: makes one of what the workspace has left."""
+    device, count = head.weight.device, len(group)
+    fits = [parts.fit for parts in group]
+    params = [fit.params for fit in fits]
+    steps = [p.steps for p in params]
+    biases = bias_moments = None
+    if _biased(params[0]):
+        shape = (3, count, head.vocabulary)
+        biases, *moments_of_biases = workspace.take(shape, torch.float32).zero_()
+        bias_moments = (moments_of_biases[0], moments_of_biases[1])
+    lbfgs = Lbfgs(head, fits, workspace) if _by_lbfgs(params[0]) else None
+    safeguards = Safeguards(head, group, workspace)
+    logits = form([*fits, *safeguards.prompts])
+    stepping = Stepping(fits, device)
+    inverse_rows = to_device([[1.0 / fit.rows] for fit in fits], torch.float32, device)
+    reductions = to_device([[_reduction(fit)] for fit in fits], torch.float32, device)
+    # Where delta is not learned its gradient is zero, and so it stays.
+    learns_delta = [p.target != "bias" for p in params]
+    delta_reductions = reductions * to_device(learns_delta, torch.float32, device).unsqueeze(1)
     deltas = torch.zeros(count, head.hidden_size, dtype=torch.float32, device=device)
     first, second = torch.zeros_like(deltas), torch.zeros_like(deltas)
-    steps = [p.params.steps for p in prompts]
     passes = steps[0] + int(final_loss)
     losses = torch.zeros(count, passes, dtype=torch.float64, device=device)
+    # What is applied is known only after the last step.
+    final_apart = final_loss and bool(safeguards)
 
-    for t in range(1, passes + 1):
+    for t in range(1, passes + int(not final_apart)):
         # In a request's pass after its last step only the loss is wanted.
-        active = sum(s + int(final_loss) >= t for s in steps)
-        sums, losses[:active, t - 1] = logits.sums(active, deltas[:active] if t > 1 else None)
+        active = sum(s + int(final_loss and not final_apart) >= t for s in steps)
+        # L-BFGS has W delta already.
+        added = biases if lbfgs is None else lbfgs.shifts
+        sums, losses[:active, t - 1] = logits.sums(
+            active,
+            deltas[:active] if t > 1 and lbfgs is None and any(learns_delta) else None,
+            None if added is None or t == 1 else added[:active],
+        )
         learning = sum(s >= t for s in steps)
+        if not stepping.begin(t, losses):
+            losses[:, t:] = losses[:, t - 1 : t]
+            break
         if learning:
-            gradient = pull_back(head.weight, sums[:learning])
-            if shard is not None:
-                gradient = shard.add(gradient)
-            adamw_step(
-                deltas[:learning],
-                gradient * inverse_rows[:learning],
-                first[:learning],
-                second[:learning],
-                t,
-                *(s[:learning] for s in (lr, beta1, beta2, eps, weight_decay)),
-            )
+            if any(learns_delta):
+                gradient = pull_back(head.weight, sums[:learning])
+                if shard is not None:
+                    gradient = shard.add(gradient)
+                gradient = gradient * delta_reductions[:learning]
+                if lbfgs is None:
+                    moments = (first[:learning], second[:learning])
+                    stepping.step(deltas[:learning], gradient, moments, t)
+                else:
+                    lbfgs.step(
+                        logits,
+                        deltas[:learning],
+                        gradient,
+                        losses[:learning, t - 1],
+                        stepping.rates[:learning],
+                        reductions[:learning],
+                    )
+            if biases is not None and bias_moments is not None:
+                gradient = sums[:learning].mul_(reductions[:learning])
+                moments = (bias_moments[0][:learning], bias_moments[1][:learning])
+                stepping.step(biases[:learning], gradient, moments, t)
 
-    mean = (losses * inverse_rows.double()).float()
     # A gradient that is not finite leaves a delta that is not; of hidden states that are not, the
     # kernels' exponentials need not tell.
     finite = torch.isfinite(deltas).all(dim=1) & torch.isfinite(losses).all(dim=1)
-    finite &= torch.stack([_is_finite(p.hidden) for p in prompts])
-    deltas = torch.where(finite.unsqueeze(1), deltas, 0.0)
+    finite &= torch.stack([_is_finite(parts.prompt.hidden) for parts in group])
+    if biases is not None:
+        finite &= torch.stack([torch.isfinite(bias.sum()) for bias in biases])
+    deltas = _zero_unless(finite, deltas, biases)
+    scales = torch.ones(count, dtype=torch.float32, device=device)
+    if safeguards:
+        scales = safeguards.scales(logits, deltas, biases)
+        deltas *= scales.unsqueeze(1)
+        if biases is not None:
+            biases *= scales.unsqueeze(1)
+    if final_apart:
+        _, final = logits.sums(count, deltas if any(learns_delta) else None, biases)
+        for i, s in enumerate(steps):
+            losses[i, s] = final[i]
+        finite &= torch.isfinite(final)
+        deltas = _zero_unless(finite, deltas, biases)
+    mean = (losses * inverse_rows.double()).float()
     arriving = _to_host(finite) if device.type == "cuda" else [None] * count
     # Copies, so that one result that is kept does not keep the whole group's memory.
     return [
@@ -236,10 +394,20 @@ def _learn(
             deltas[i].clone(),
             mean[i, : steps[i] + int(final_loss)].clone(),
             finite[i].clone(),
+            scales[i].clone(),
+            None if biases is None else biases[i].clone(),
             arriving[i],
         )
         for i in range(count)
     ]
+
+
+def _zero_unless(finite: Tensor, deltas: Tensor, biases: Tensor | None) -> Tensor:
+    """``deltas``; ``biases`` are changed in place, for another such tensor would be large."""
+    if biases is not None:
+        for bias, one in zip(biases, finite, strict=True):
+            bias.copy_(torch.where(one, bias, 0.0))
+    return torch.where(finite.unsqueeze(1), deltas, 0.0)
 
 
 def _is_finite(hidden: Tensor) -> Tensor:
@@ -254,12 +422,6 @@ def _to_host(finite: Tensor) -> Sequence[Tensor]:
     return arriving.unbind()
 
 
-def _settings(prompt: Prompt) -> list[float]:
-    params = prompt.params
-    return [params.lr, *params.betas, params.eps, params.weight_decay, 1.0 / prompt.rows]
-
-
-def to_device(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor on ``device``, without waiting for what runs there."""
-    pinned = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
-    return pinned.to(device, non_blocking=True)
+def _reduction(fit: Prompt) -> float:
+    mean = 1.0 / fit.rows
+    return mean if fit.params.reduction == "mean" else mean / fit.rows

@@ -1,6 +1,7 @@
 """Column sums by a softmax of f(Z0 + W delta) in every pass: the form that serves every head."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from slot_vllm.kernels.shift import shift
 from slot_vllm.kernels.softmax_sums import add_softmax_sums
 from slot_vllm.optim.head import Head
 from slot_vllm.optim.prompt import Prompt
-from slot_vllm.optim.rows import Rows
+from slot_vllm.optim.rows import Rows, Segment
 from slot_vllm.optim.workspace import Workspace, aligned
 
 # Tiles that stay in a CPU's cache, and tiles that keep a GPU busy.
@@ -18,6 +19,8 @@ _CPU_ROWS, _GPU_ROWS = 8, 64
 
 class PlainForm:
     """T passes over Z0, T exponentials of each element, and tangents where there is a soft cap."""
+
+    takes_biases: ClassVar[bool] = True
 
     def __init__(self, head: Head, prompts: Sequence[Prompt], workspace: Workspace) -> None:
         self._head, self._prompts = head, prompts
@@ -43,19 +46,34 @@ class PlainForm:
         row = aligned(head.vocabulary * head.weight.dtype.itemsize)
         return aligned(planes * head.vocabulary * 4) + row
 
-    def sums(self, active: int, deltas: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Of the first ``active`` requests at ``deltas`` (active, d), None for zero: column sums
-        less those of the targets (active, V) float32, and summed losses (active,) float64."""
+    def sums(
+        self, active: int, deltas: Tensor | None, biases: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Of the first ``active`` requests at ``deltas`` (active, d) and ``biases`` (active, V),
+        None for zero: column sums less those of the targets (active, V) float32, and summed losses
+        (active,) float64."""
         sums = self._sums[:active].zero_()
         losses = torch.zeros(active, dtype=torch.float64, device=sums.device)
+        shifted = deltas is not None or biases is not None
         if deltas is not None:
             shift(self._head.weight, deltas, self._biases[:active])
+        elif shifted:
+            self._biases[:active].zero_()
+        if biases is not None:
+            self._biases[:active] += biases
         for i in range(active):
-            self._add(i, 0, self._rows.cached(i), deltas is not None, losses)
+            self._add(i, 0, self._rows.cached(i), shifted, losses)
         for tile in self._rows.fresh([len(self._rows.cached(i)) for i in range(active)]):
             for part in tile:
-                self._add(part.request, part.start, part.logits, deltas is not None, losses)
+                self._add(part.request, part.start, part.logits, shifted, losses)
         return sums, losses
+
+    def logits(self, request: int) -> Iterator[Segment]:
+        """The request's rows of Z0, some at a time; each is valid until the next."""
+        cached = self._rows.cached(request)
+        if len(cached):
+            yield Segment(request, 0, len(cached), cached)
+        yield from self._rows.again(request, len(cached))
 
     def _add(self, i: int, start: int, logits: Tensor, shifted: bool, losses: Tensor) -> None:
         step = self._scratch.shape[1]

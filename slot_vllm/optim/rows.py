@@ -63,6 +63,12 @@ class Rows:
                 self._head.product(_joined(waiting), out=self._cache[first : first + count])
                 first, waiting = first + count, []
 
+    def again(self, request: int, start: int) -> Iterator[Segment]:
+        """Rows [start, ...) of one request, computed a tile at a time; valid as in ``fresh``."""
+        for first in range(start, self._prompts[request].rows, max(1, len(self._tile))):
+            stop = min(self._prompts[request].rows, first + len(self._tile))
+            yield from self._compute([(request, first, stop)])
+
     def fresh(self, starts: Sequence[int]) -> Iterator[list[Segment]]:
         """Rows [starts[i], ...) of the first len(starts) requests, a tile at a time. Each tile is
         valid until the next one."""

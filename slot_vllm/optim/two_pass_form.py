@@ -5,9 +5,10 @@ the passes are a few kernels, however many prompts there are; only the rows of s
 gathered one by one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from slot_vllm.kernels.row_statistics import finish_rows, row_partials
 from slot_vllm.kernels.shift import shift
 from slot_vllm.optim.head import Head
 from slot_vllm.optim.prompt import Prompt
+from slot_vllm.optim.rows import Segment
 from slot_vllm.optim.shard import Shard
 from slot_vllm.optim.workspace import Workspace, aligned
 
@@ -47,6 +49,8 @@ class TwoPassForm:
     of the vocabulary; the sums are then this part's, and the gradient is the sum over the ranks.
     All of size V or n x V is in the workspace; outside of it are some 100 bytes per row, at most.
     """
+
+    takes_biases: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -93,21 +97,26 @@ class TwoPassForm:
         row = _padded(head.vocabulary) * itemsize
         return aligned(row) + aligned(head.hidden_size * itemsize)
 
-    def sums(self, active: int, deltas: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Of the first ``active`` prompts at ``deltas`` (active, d), None for zero: column sums
-        less those of the targets (active, V) float32, so that W^T sums is the gradient of the
-        summed losses; and those losses (active,) float64.
+    def sums(
+        self, active: int, deltas: Tensor | None, biases: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Of the first ``active`` prompts at ``deltas`` (active, d) and ``biases`` (active, V),
+        None for zero: column sums less those of the targets (active, V) float32, so that W^T sums
+        is the gradient of the summed losses; and those losses (active,) float64.
 
-        The first call takes all prompts: it fills the cache. Nothing waits for the device.
+        The first call fills the cache, other prompts' rows included. Nothing waits for the device.
         """
         sums = self._sums[:active].zero_()
         losses = torch.zeros(active, dtype=torch.float64, device=sums.device)
         shifts = None
-        if deltas is not None:
+        if deltas is not None or biases is not None:
             shifts = self._shifts[:active]
             self._shift(deltas, shifts)
+            if biases is not None:
+                shifts += biases
         filling, self._filled = not self._filled, True
-        assert active == len(self._hidden) or not filling
+        if filling:
+            self._fill(min(self._rows.bounds[active], len(self._cache)))
         for part in self._parts(active, filling):
             if part.first < len(self._cache):
                 logits = self._cache[part.first : part.stop]
@@ -134,9 +143,31 @@ class TwoPassForm:
         bounds = [*range(0, cached, step), *range(len(self._cache), stop, self._fresh_rows), stop]
         return [self._rows.part(a, b) for a, b in pairwise(bounds)]
 
-    def _shift(self, deltas: Tensor, out: Tensor) -> None:
+    def logits(self, request: int) -> Iterator[Segment]:
+        """The request's rows of Z0, some at a time; each is valid until the next. Only once the
+        cache is filled."""
+        begin, end = self._rows.bounds[request : request + 2]
+        cached = min(end, len(self._cache))
+        if cached > begin:
+            yield Segment(request, 0, cached - begin, self._cache[begin:cached])
+        for first in range(max(begin, cached), end, self._fresh_rows):
+            part = self._rows.part(first, min(first + self._fresh_rows, end))
+            assert self._fresh is not None
+            logits = self._fresh[: len(part)]
+            self._product(part, None, logits)
+            yield Segment(request, first - begin, part.stop - begin, logits)
+
+    def _fill(self, first: int) -> None:
+        """Rows ``first`` and on of the cache, without their statistics."""
+        for start in range(first, len(self._cache), self._filling_rows):
+            part = self._rows.part(start, min(start + self._filling_rows, len(self._cache)))
+            self._product(part, None, self._cache[part.first : part.stop])
+
+    def _shift(self, deltas: Tensor | None, out: Tensor) -> None:
         weight = self._head.weight
-        if weight.device.type == "cpu":
+        if deltas is None:
+            out.zero_()
+        elif weight.device.type == "cpu":
             shift(weight, deltas, out)
         elif self._rounded is None:
             torch.mm(deltas, weight.T, out=out)
@@ -147,11 +178,16 @@ class TwoPassForm:
     def _add_product(
         self, part: RowPart, shifts: Tensor | None, logits: Tensor, sums: Tensor, losses: Tensor
     ) -> None:
+        partials = self._product(part, shifts, logits)
+        self._add_part(part, shifts, logits, partials, sums, losses)
+
+    def _product(
+        self, part: RowPart, shifts: Tensor | None, logits: Tensor
+    ) -> tuple[Tensor, Tensor]:
         head = self._head
-        partials = head_product(
+        return head_product(
             self._hidden_of(part), head.weight, head.bias, shifts, part, self._f, out=logits
         )
-        self._add_part(part, shifts, logits, partials, sums, losses)
 
     def _add_part(
         self,

@@ -13,7 +13,8 @@ from slot_vllm.bench.optimize import measure
 from slot_vllm.bench.peak_memory import peak_extra_bytes
 from slot_vllm.bench.published import published_delta
 from slot_vllm.bench.shape import Shape, make_problem
-from slot_vllm.bench.variants import OURS, PLAIN_FORM
+from slot_vllm.bench.table import table
+from slot_vllm.bench.variants import OPTIONS, OURS, PLAIN_FORM
 from slot_vllm.optim.oracle import published
 
 ROOT = Path(__file__).parents[2]
@@ -108,3 +109,17 @@ def test_both_forms_learn_the_same() -> None:
     result = measure(shape(dtype="float32"), rounds=1, oracle="on", plain_form=True)
     both = [result["variants"][name]["largest_difference"] for name in (OURS, PLAIN_FORM)]
     assert max(both) < 2e-4
+
+
+def test_each_option_is_a_multiple_of_the_paper_s_settings(tmp_path: Path) -> None:
+    result = measure(shape(requests=1), rounds=1, oracle="on", options=True)
+    variants = result["variants"]
+    paper = variants[OURS]["seconds"]
+    for name in OPTIONS:
+        assert variants[name]["paper_multiple"] == pytest.approx(variants[name]["seconds"] / paper)
+        assert variants[name]["largest_difference"] is None
+    assert variants[OURS]["paper_multiple"] == 1.0
+    written = tmp_path / "options.json"
+    written.write_text(json.dumps(result))
+    rows = table([written]).splitlines()
+    assert [row.split(" | ")[3] for row in rows[-len(OPTIONS) :]] == [f"`{o}`" for o in OPTIONS]

@@ -6,6 +6,7 @@ import sys
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,7 +20,8 @@ NEAR_TIE = 1e-3
 @dataclass(frozen=True)
 class Case:
     """allowed: if any, only these tokens may be generated. last: if any, so many of the prompt's
-    last tokens are learned from."""
+    last tokens are learned from. settings: further ones of SlotParams, by name. counts: what
+    ``loss_tokens`` means by itself, of the whole prompt, as the reference is to take it."""
 
     tokens: tuple[int, ...]
     steps: int
@@ -27,17 +29,21 @@ class Case:
     new_tokens: int
     allowed: tuple[int, ...] = ()
     last: int = 0
+    settings: tuple[tuple[str, Any], ...] = ()
+    counts: tuple[bool, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Answer:
     """tokens: greedy. gaps: difference of the two best logits where each token was chosen.
-    losses: the mean prompt loss before each step and after the last."""
+    losses: the mean prompt loss before each step and after the last. scale: what safeguards
+    multiplied delta by."""
 
     tokens: list[int]
     gaps: list[float]
     delta: list[float]
     losses: list[float]
+    scale: float = 1.0
 
 
 def random_tokens(length: int, seed: int) -> tuple[int, ...]:

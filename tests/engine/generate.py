@@ -16,7 +16,11 @@ def sampling_params(case: Case, **options: Any) -> Any:
         "max_tokens": case.new_tokens,
         "ignore_eos": True,
         "detokenize": False,
-        "extra_args": {"slot_steps": case.steps, "slot_lr": case.lr},
+        "extra_args": {
+            "slot_steps": case.steps,
+            "slot_lr": case.lr,
+            **{f"slot_{key}": value for key, value in case.settings},
+        },
     }
     return SamplingParams(**{**defaults, **options})
 

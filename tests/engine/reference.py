@@ -45,9 +45,9 @@ class Watched:
         (hidden,) = self._seen
         return hidden[0]
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Of (d,) hidden states, in float64."""
-        return self.head.activate(self._z(hidden))
+    def logits(self, hidden: Tensor, bias: Tensor | float = 0.0) -> Tensor:
+        """Of (d,) hidden states, in float64. bias: (V,), added to them before the activation."""
+        return self.head.activate(self._z(hidden) + bias)
 
     def _z(self, hidden: Tensor) -> Tensor:
         z = hidden.double() @ self.head.weight.double().T
@@ -57,15 +57,17 @@ class Watched:
 @torch.no_grad()
 def answer(model: Watched, case: dict[str, Any]) -> dict[str, Any]:
     tokens = torch.tensor(case["tokens"])
-    params = SlotParams(steps=case["steps"], lr=case["lr"])
+    params = SlotParams(steps=case["steps"], lr=case["lr"], **dict(case["settings"]))
     head, last_hidden, last = model.head, model.last_hidden, case["last"]
-    learned = oracle(head, Prompt(last_hidden(tokens)[-last:], tokens[-last:], params))
+    counts = case["counts"] and case["counts"][-last:]
+    learned = oracle(head, Prompt(last_hidden(tokens)[-last:], tokens[-last:], params, counts))
     delta = learned.delta
+    bias = 0.0 if learned.bias is None else learned.bias
     new_tokens: list[int] = []
     gaps: list[float] = []
     for _ in range(case["new_tokens"]):
         hidden = last_hidden(tokens)[-1].double() + delta
-        logits = model.logits(hidden)
+        logits = model.logits(hidden, bias)
         if case["allowed"]:
             mask = torch.full_like(logits, -torch.inf)
             mask[case["allowed"]] = 0
@@ -79,6 +81,7 @@ def answer(model: Watched, case: dict[str, Any]) -> dict[str, Any]:
         "gaps": gaps,
         "delta": delta.tolist(),
         "losses": learned.losses.tolist(),
+        "scale": learned.scale.item(),
     }
 
 

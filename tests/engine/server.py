@@ -67,12 +67,13 @@ class Server:
         (stats,) = self.rpc("slot_stats")
         return stats
 
-    def metric(self, name: str) -> float:
-        """The sum over all labels of a metric on ``/metrics``."""
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric on ``/metrics`` over all samples with these labels."""
         text = httpx.get(f"{self.url}/metrics", timeout=60, trust_env=False).text
         families = text_string_to_metric_families(text)
-        values = [s.value for family in families for s in family.samples if s.name == name]
-        assert values, name
+        samples = [s for family in families for s in family.samples if s.name == name]
+        values = [s.value for s in samples if labels.items() <= s.labels.items()]
+        assert values, (name, labels)
         return sum(values)
 
 

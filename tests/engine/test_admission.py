@@ -15,7 +15,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import BeamSearchParams
 from vllm.v1.engine import EngineCoreRequest
 
-from slot_vllm.engine.admission import RESOLVED, Admission
+from slot_vllm.engine.admission import RESOLVED, AcceptedDict, Admission
 from slot_vllm.params import SlotConfig, SlotError
 from tests.engine.cases import Case, assert_tokens_equal, random_tokens, reference
 from tests.engine.generate import delta_of, run, sampling_params, stats_of, tokens_of
@@ -123,6 +123,39 @@ def test_named_is_an_error_and_a_default_is_bypassed(change: dict[str, Any], rea
     assert own.extra_args == {"other": 1}
     # Without steps there is nothing to refuse.
     admission.admit(request({"slot_steps": 0}), "x")
+
+
+@pytest.mark.parametrize("key", ["guard", "preset", "max_kl", "target", "optimizer", "tolerance"])
+def test_what_tensor_parallel_ranks_do_not_do_is_an_error(key: str) -> None:
+    settings: dict[str, Any] = {
+        "guard": "holdout",
+        "preset": "safe",
+        "max_kl": 0.1,
+        "target": "bias",
+        "optimizer": "lbfgs",
+        "tolerance": 0.1,
+    }
+    extra_args = {f"slot_{key}": settings[key]}
+    with pytest.raises(VLLMValidationError, match=r"^slot_\w+=.*: not with tensor parallelism"):
+        Admission(SlotConfig(), sharded=True).check(extra_args, None)
+    Admission(SlotConfig(), sharded=True).check({"slot_preset": "paper-vllm"}, None)
+    Admission(SlotConfig()).check(extra_args, None)
+
+
+def test_a_later_prompt_of_a_begun_response_is_bypassed(
+    tiny_model: str, engine: Callable[..., Any]
+) -> None:
+    llm = engine(tiny_model, slot={"max_prompt_tokens": 8})
+    extra = {"slot_steps": 2}
+    params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, detokenize=False)
+    params.extra_args = AcceptedDict(extra)
+    outputs = llm.generate([PROMPT], params, use_tqdm=False)
+    plain = Case(CASE.tokens, 0, 0.1, 6)
+    assert_tokens_equal(tokens_of(outputs), reference(tiny_model, [plain]))
+    assert stats_of(llm)["bypassed.long_prompt"] == 1
+    params.extra_args = extra
+    with pytest.raises(VLLMValidationError, match="long_prompt"):
+        llm.generate([PROMPT], params, use_tqdm=False)
 
 
 def test_beam_search_is_served_without(tiny_model: str, engine: Callable[..., Any]) -> None:

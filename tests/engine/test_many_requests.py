@@ -1,5 +1,6 @@
 """Thousands of short requests through one engine leave nothing behind, and each is counted once."""
 
+import gc
 import random
 from collections import Counter, deque
 from collections.abc import Callable
@@ -9,6 +10,7 @@ import pytest
 
 from slot_vllm.engine import beam_search
 from slot_vllm.engine import deltas as deltas_module
+from slot_vllm.engine.scheduler import LimitedCompletions
 from tests.engine.cases import Case, random_tokens
 from tests.engine.conftest import runner_of
 from tests.engine.generate import run, sampling_params, stats_of
@@ -47,7 +49,7 @@ def _sizes(owner: Any, seen: set[int]) -> dict[str, int]:
 def test_nothing_is_left_and_the_counters_agree(
     tiny_model: str, engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    llm = engine(tiny_model, slot={"keep_deltas": 8}, **ROOMY)
+    llm = engine(tiny_model, slot={"keep_deltas": 8, "max_concurrent": 4}, **ROOMY)
     core, slot = llm.llm_engine, runner_of(llm).slot_deltas
     learn, arrive = deltas_module.optimize, slot._arrive
     reached: list[str] = []
@@ -111,16 +113,24 @@ def test_nothing_is_left_and_the_counters_agree(
 
     kinds = Counter(reached)
     stats = stats_of(llm)
+    scheduler: Any = core.engine_core.engine_core.scheduler
     outcomes = ("optimized", "shared", "failed", "aborted")
     print(answered, kinds, {name: stats[name] for name in (*outcomes, "bypassed")})
     assert sum(stats[name] for name in outcomes) == kinds["slot"]
     assert stats["bypassed"] == stats["bypassed.beam_search"] == kinds["beam"]
+    # Each load ends with a plain request of its own.
+    assert stats["plain"] == kinds["plain"] + 2
     # The others were aborted before they reached the worker.
     assert COUNT * 0.8 < kinds.total() <= COUNT
     assert stats["failed"] == stats["failed.optimizer"]
     assert all(stats[name] for name in (*outcomes, "bypassed"))
 
     assert not slot.requests and not slot.bypassed and not len(slot.table)
+    # They forget a request when nothing refers to it any more.
+    gc.collect()
+    assert isinstance(scheduler, LimitedCompletions)
+    assert not len(scheduler._prompts) and not len(scheduler._completed)
+    assert not len(scheduler._learned) and not scheduler._completing
     assert len(slot.kept) == 8 and len(slot.errors) == 16
     assert slot.pending.device_bytes == slot.pending.host_bytes == 0
     # What is bounded may grow until then, and there may be counters that were not there before.

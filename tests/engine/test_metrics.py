@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 from vllm.entrypoints.serve.instrumentator import metrics as instrumentator
 
-from slot_vllm.engine import metrics
+from slot_vllm.engine import coalesced, metrics
 from slot_vllm.engine.histogram import Histogram
 from slot_vllm.engine.loss_drops import BOUNDS, LossDrops
 from slot_vllm.engine.startup import EXTENSION
@@ -245,6 +245,13 @@ def test_each_engine_counts_once(scraped: Any) -> None:
         assert value(samples, "vllm:slot_requests_total", **labels) == count
 
 
+def test_losses_that_rose_are_counted() -> None:
+    deltas = make_deltas(report_loss=True)
+    begin(deltas, [arrival("a-1", TOKENS, steps=1, lr=100.0)])
+    step(deltas, ("a-1", TOKENS, 0))
+    assert value(shown(deltas), "vllm:slot_loss_rose_total") == deltas.stats()["loss_rose"] == 1
+
+
 def test_an_engine_without_slot_shows_nothing_of_it(scraped: Any) -> None:
     assert "slot" not in scraped(EngineClient([], extension=""))
     assert "slot" not in scraped(None)
@@ -261,7 +268,7 @@ def test_an_engine_that_does_not_answer_costs_only_its_metrics(
             raise RuntimeError("the engine is dead")
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(metrics, "ANSWER_SECONDS", 0.01)
+    monkeypatch.setattr(coalesced, "ANSWER_SECONDS", 0.01)
     monkeypatch.setattr(client, "call_utility_all_async", no_answer)
     samples = parsed(scraped(client))
     assert value(samples, "vllm:slot_up", model_name="m") == 0

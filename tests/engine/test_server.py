@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -25,7 +26,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     options = ("--dtype", "float32", "--max-model-len", "512")
     tools = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
     with serving(str(ROOT / "models/demo"), slot, log, *options, *tools) as server:
-        assert "SLOT 0.1.0 on the" in server.said()
+        limits = "at most 20 steps, max_prompt_tokens 200 (long_prompts refuse), max_concurrent 1; "
+        assert "SLOT 0.1.0 on the" in server.said() and limits in server.said()
         yield server
         assert server.alive(), server.said()[-3000:]
 
@@ -109,31 +111,61 @@ def test_bad_settings_are_400(
         assert part in error.value.message
 
 
+def test_presets_and_the_user_s_turn(client: openai.OpenAI) -> None:
+    own = _chat(client, {"slot_steps": 0}).choices[0].message.content
+    strong: dict[str, Any] = {"slot_preset": "paper", "slot_lr": 1.0}
+    texts = [
+        _chat(client, {**strong, **more}).choices[0].message.content
+        for more in ({}, {"slot_loss_tokens": "user"}, {"slot_max_kl": 0.0})
+    ]
+    assert len(set(texts)) == 3 and texts[2] == own
+    # An engine's or a preset's bound is turned off by a word: JSON's null is refused by the server.
+    free = {"slot_preset": "safe", "slot_lr": 1.0, "slot_max_kl": "none", "slot_guard": "none"}
+    assert _chat(client, free).choices[0].message.content == texts[0]
+
+
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("chat", [False, True])
-def test_a_long_prompt_that_names_settings_is_400(
-    client: openai.OpenAI, chat: bool, stream: bool
-) -> None:
-    def ask(xargs: dict[str, Any], stream: bool) -> Any:
-        options: dict[str, Any] = {"model": "tiny", "max_tokens": 4, "temperature": 0}
-        body = {"vllm_xargs": xargs, "ignore_eos": True}
-        long = "Seven and five. " * 16
-        if chat:
-            messages: Any = [{"role": "user", "content": long}]
-            return client.chat.completions.create(
-                messages=messages, stream=stream, extra_body=body, **options
-            )
-        # The second of two prompts is too long.
-        return client.completions.create(
-            prompt=["Seven", long], stream=stream, extra_body=body, **options
+def test_a_prompt_without_a_user_s_turn_is_400(client: openai.OpenAI, stream: bool) -> None:
+    with pytest.raises(openai.BadRequestError) as error:
+        _complete(client, {"slot_loss_tokens": "user"}, stream=stream)
+    assert error.value.status_code == 400
+    assert "slot_loss_tokens='user'" in error.value.message
+    assert "no user turn" in error.value.message
+
+
+LONG = "Seven and five. " * 32
+MESSAGES = [{"role": "user", "content": LONG}]
+LONG_PROMPTS: dict[str, dict[str, Any]] = {
+    # The second of two prompts is too long.
+    "completions": {"prompt": ["Seven", LONG], "max_tokens": 4},
+    "chat/completions": {"messages": MESSAGES, "max_tokens": 4},
+    "responses": {"input": LONG, "max_output_tokens": 16},
+    "messages": {"messages": MESSAGES, "max_tokens": 4},
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", LONG_PROMPTS)
+def test_a_long_prompt_that_names_settings_is_400(server: Server, path: str, stream: bool) -> None:
+    def ask(xargs: dict[str, Any], stream: bool) -> httpx.Response:
+        body = {"model": MODEL, "temperature": 0, "vllm_xargs": xargs, "stream": stream}
+        return httpx.post(
+            f"{server.url}/v1/{path}", json=body | LONG_PROMPTS[path], timeout=120, trust_env=False
         )
 
-    with pytest.raises(openai.BadRequestError) as error:
-        ask({"slot_steps": 1}, stream)
-    assert "slot_steps: SLOT cannot serve this request: long_prompt" in error.value.message
-    assert "at most max_prompt_tokens=200" in error.value.message
+    def said(xargs: dict[str, Any]) -> Any:
+        answer = ask(xargs, False).json()
+        if path == "responses":
+            return [item["content"] for item in answer["output"]]
+        return answer["content" if path == "messages" else "choices"]
+
+    answer = ask({"slot_steps": 1}, stream)
+    assert answer.status_code == 400, answer.text
+    message = answer.json()["error"]["message"]
+    assert "slot_steps: SLOT cannot serve this request: long_prompt" in message
+    assert "at most max_prompt_tokens=200" in message
     # What names nothing is served without.
-    assert ask({}, False).choices[-1] == ask({"slot_steps": 0}, False).choices[-1]
+    assert said({}) == said({"slot_steps": 0})
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -10,6 +10,7 @@ import pytest
 
 from slot_vllm.evaluation import config as configuration
 from slot_vllm.evaluation.config import ConfigError
+from slot_vllm.presets import SAFE_MAX_KL
 from tests.conftest import ROOT
 from tests.evaluation.conftest import ARMS, ENGINE, PROBLEMS, RunMain, WriteConfig
 
@@ -192,7 +193,23 @@ def test_every_slot_setting_of_an_arm_is_named(write_config: WriteConfig) -> Non
         "slot_eps": 1e-5,
         "slot_weight_decay": 1e-8,
         "slot_rounding": "exact",
+        "slot_optimizer": "adamw",
+        "slot_lr_schedule": "constant",
+        "slot_tolerance": 0.0,
+        "slot_reduction": "mean",
+        "slot_loss_tokens": "all",
+        "slot_guard": "none",
+        "slot_max_kl": None,
+        "slot_target": "hidden",
     }
+
+
+def test_an_arm_may_name_a_preset_and_override_it(write_config: WriteConfig) -> None:
+    arm = {"name": "safe", "preset": "safe", "lr": 0.01}
+    (safe,) = configuration.load(write_config(arms=[arm])).arms
+    args = safe.request_args()
+    assert (args["slot_guard"], args["slot_max_kl"]) == ("holdout", SAFE_MAX_KL)
+    assert (args["slot_lr"], args["slot_steps"]) == (0.01, 5)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)

@@ -1,12 +1,13 @@
 """SLOT around transformers' generate against the paper's loop in float64."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slot_vllm.hf import slot
 from slot_vllm.params import SlotError
@@ -105,6 +106,44 @@ def test_a_batch_of_different_prompts(
     assert plain_tokens[1:] != tokens[1:]
     # A prompt of one token has nothing to learn from.
     assert plain_tokens[0] == tokens[0]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"preset": "safe"},
+        {"loss_tokens": 9, "optimizer": "lbfgs"},
+        {"target": "both", "lr_schedule": "linear"},
+    ],
+)
+def test_further_settings(model: Any, tiny_model: str, settings: dict[str, Any]) -> None:
+    cases = [replace(case, settings=tuple(settings.items())) for case in CASES]
+    answers = reference(tiny_model, cases)
+    with on(model, **settings) as context:
+        tokens = new_tokens(model, batch())
+        for delta, scale, answer in zip(context.deltas, context.scales, answers, strict=True):
+            ratio = 1.0 if not answer.scale else float(scale) / answer.scale
+            assert ratio == pytest.approx(1.0, abs=0.005)
+            expected = replace(answer, delta=[ratio * x for x in answer.delta])
+            assert_delta_equal(delta.tolist(), expected, LR)
+    if "preset" not in settings:
+        assert_tokens_equal(tokens, answers)
+
+
+def test_tokens_that_only_the_tokenizer_can_tell(model: Any, tiny_model: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    chat = [{"role": "user", "content": "How many?"}]
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    tokens = tokenizer.encode(text, add_special_tokens=False)
+    counts = tuple(0 < i < len(tokens) - 2 for i in range(len(tokens)))
+    case = Case(tuple(tokens), STEPS, LR, 4, settings=(("loss_tokens", "user"),), counts=counts)
+    (answer,) = reference(tiny_model, [case])
+    with slot(model, tokenizer, loss_tokens="user", steps=STEPS, lr=LR, workspace_mb=8) as context:
+        greedy(model, {"input_ids": torch.tensor([tokens])}, max_new_tokens=4)
+        assert context.deltas is not None
+        assert_delta_equal(context.deltas[0].tolist(), answer, LR)
+    with pytest.raises(SlotError, match="needs the tokenizer"):
+        slot(model, loss_tokens="text")
 
 
 def test_a_prompt_alone_and_a_new_call_learns_anew(model: Any, tiny_model: str) -> None:

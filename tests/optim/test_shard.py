@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +18,7 @@ from slot_vllm.optim.oracle import oracle, published
 from slot_vllm.optim.shard import OtherRankFailed, Shard, bytes_given
 from slot_vllm.optim.two_pass_form import TwoPassForm
 from slot_vllm.optim.workspace import Workspace
-from slot_vllm.params import SlotParams
+from slot_vllm.params import SlotError, SlotParams
 from tests.optim.test_optimize import make_head, make_prompt, tolerance
 
 MIB = 1 << 20
@@ -147,6 +148,47 @@ def test_any_bounds(
         for i, (n, steps, lr) in enumerate(requests)
     ]
     assert_ranks_equal_the_oracle(head, prompts, [0, *cuts, VOCABULARY], extra_bytes)
+
+
+@pytest.mark.parametrize("extra_bytes", [0, MIB])
+def test_options_mixed_in_one_batch(extra_bytes: int) -> None:
+    head = make_head(VOCABULARY, 32)
+    options: tuple[dict[str, Any], ...] = (
+        {},
+        {"loss_tokens": 7},
+        {"loss_tokens": "user", "lr_schedule": "linear"},
+        {"optimizer": "sgd", "lr": 1.0},
+        {"preset": "paper-vllm", "lr_schedule": "cosine", "loss_tokens": 100},
+    )
+    prompts = [
+        replace(
+            make_prompt(head, n, SlotParams(**{"steps": steps, **own}), seed=n),
+            counts=[i % 3 == 0 for i in range(n)],
+        )
+        for n, steps, own in zip((30, 64, 17, 2, 150), (5, 3, 6, 5, 1), options, strict=True)
+    ]
+    assert_ranks_equal_the_oracle(head, prompts, [0, 100, VOCABULARY], extra_bytes)
+
+
+def test_tokens_that_count_are_picked_by_all_ranks_or_none() -> None:
+    head, bounds = make_head(VOCABULARY, 32), [0, 100, VOCABULARY]
+    group = Group(2)
+    good = make_prompt(head, 9, SlotParams(loss_tokens="text"))
+
+    def work(rank: int) -> list[Learned]:
+        prompt = replace(good, counts=[True] * 9) if rank else good
+        own, shard = part_of(head, *bounds[rank : rank + 2]), group.shard(rank, bounds)
+        return optimize(own, [prompt], Workspace(MIB), shard=shard)
+
+    failed, well = group.run(work)
+    assert isinstance(failed, ValueError) and isinstance(well, OtherRankFailed)
+
+
+def test_what_needs_whole_rows_is_refused() -> None:
+    head, bounds = make_head(VOCABULARY, 32), [0, 100, VOCABULARY]
+    prompts = [make_prompt(head, 9, SlotParams(max_kl=0.1))]
+    for result in on_ranks(Group(2), head, prompts, bounds, MIB):
+        assert isinstance(result, SlotError)
 
 
 @pytest.mark.parametrize("soft_cap", [None, 5.0])

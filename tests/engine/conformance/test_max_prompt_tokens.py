@@ -96,6 +96,41 @@ def test_equal_ends_are_not_equal_prompts(tiny_model: str, engine: Callable[...,
     assert stats["shared"] - before["shared"] == 1
 
 
+def test_of_the_last_tokens_those_that_count(tiny_model: str, engine: Callable[..., Any]) -> None:
+    llm = engine(tiny_model, slot=SLOT, skip_tokenizer_init=False, **ROOMY)
+    special = sorted(llm.get_tokenizer().added_tokens_decoder)
+    tokens = list(random_tokens(90, 5300))
+    # Before the last ones, and among them.
+    for i in (3, 20, 60, 75, 76):
+        tokens[i] = special[0]
+    nothing = [*tokens[:-LAST], *[special[0]] * LAST]
+    cases = [
+        Case(
+            tuple(prompt),
+            5,
+            0.1,
+            NEW,
+            last=LAST,
+            settings=(("loss_tokens", wanted),),
+            counts=tuple(token not in special for token in prompt),
+        )
+        for prompt, wanted in (
+            (tokens, "text"),
+            (tokens, 20),
+            (tokens, LAST + 10),
+            (nothing, "text"),
+        )
+    ]
+    expected = reference(tiny_model, cases)
+    outputs = run(llm, cases)
+    assert_tokens_equal(tokens_of(outputs), expected)
+    for case, output, answer in zip(cases, outputs, expected, strict=True):
+        assert_delta_equal(delta_of(llm, output), answer, case.lr)
+    assert [any(answer.delta) for answer in expected] == [True, True, True, False]
+    stats = stats_of(llm)
+    assert (stats["optimized"], stats["one_token"], stats["failed"]) == (3, 1, 0)
+
+
 def test_refused(tiny_model: str, engine: Callable[..., Any]) -> None:
     from vllm import SamplingParams
     from vllm.exceptions import VLLMValidationError

@@ -1,5 +1,6 @@
 """A worker extension whose faults are switched on and off over RPC."""
 
+import time
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ class FaultyExtension(SlotWorkerExtension):
     """Starts without faults. ``switch`` is "on" or "off"."""
 
     model_runner: Any
+    execute_quickly: Any
 
     def break_optimizer(self, switch: str) -> None:
         """Every optimization raises."""
@@ -23,6 +25,20 @@ class FaultyExtension(SlotWorkerExtension):
             deltas_module.optimize = _broken
         else:
             deltas_module.optimize = self.optimize
+
+    def slow(self, switch: str) -> None:
+        """Every step takes 50 ms more, so that requests can be met within their prompts."""
+        runner = self.model_runner
+        if switch == "off":
+            runner.execute_model = self.execute_quickly
+            return
+        self.execute_quickly = runner.execute_model
+
+        def slowly(*args: Any, **kwargs: Any) -> Any:
+            time.sleep(0.05)
+            return self.execute_quickly(*args, **kwargs)
+
+        runner.execute_model = slowly
 
     def poison(self, switch: str) -> None:
         """The first hidden state of prompts with ``POISONED_LR`` is NaN when SLOT sees it."""

@@ -51,40 +51,57 @@ def _fault(server: Server, name: str) -> Iterator[None]:
 
 
 def test_clients_that_disconnect(tiny_model: str, server: Server) -> None:
-    async def leave(client: openai.AsyncOpenAI, i: int) -> None:
-        case = Case(random_tokens(60 + i % 200, seed=6500 + i), 5, 0.1, 60)
+    async def leave(client: openai.AsyncOpenAI, i: int) -> bool:
+        """Whether the stream was left before its request finished, as far as it was read."""
+        length = 60 + i % 200
+        case = Case(random_tokens(length, seed=6500 + i), 5, 0.1, 319 - length)
+        # It is there before the request is looked at.
         stream = await client.completions.create(**body(case), stream=True)
-        # A third within the prompt or in the queue, the others in the middle of the stream.
-        if i % 3:
-            received = 0
-            async for _ in stream:
-                received += 1
-                if received == i % 7 + 1:
-                    break
+        finished, received = False, 0
+        # A third leaves from the queue or within the prompt, the others within the stream.
+        if i % 3 == 0:
+            await asyncio.sleep(0.1 * (i % 30))
         else:
-            await asyncio.sleep(0.02 * (i % 4))
+            async for chunk in stream:
+                received += 1
+                finished = any(choice.finish_reason for choice in chunk.choices)
+                if finished or received == i % 7 + 1:
+                    break
         await stream.close()
+        return not finished
 
-    async def everything() -> list[list[int]]:
+    def finished() -> float:
+        """Requests that ended other than by being aborted."""
+        name = "vllm:request_success_total"
+        return server.metric(name) - server.metric(name, finished_reason="abort")
+
+    async def everything() -> tuple[list[bool], int]:
         async with server.asynchronous() as client, server.asynchronous() as other:
             free = asyncio.Semaphore(12)
 
-            async def limited(i: int) -> None:
+            async def limited(i: int) -> bool:
                 async with free:
-                    await leave(client, i)
+                    return await leave(client, i)
 
             leaving = asyncio.gather(*(limited(i) for i in range(ABORTS)))
-            answers = []
+            bystanders = 0
             while not leaving.done():
                 answers = await asyncio.gather(*(ask(other, case) for case in BYSTANDERS))
                 assert_tokens_equal(answers, expected)
-            await leaving
-            return answers
+                bystanders += len(answers)
+            return await leaving, bystanders
 
     expected = reference(tiny_model, BYSTANDERS)
-    before = server.metric("vllm:request_success_total")
-    assert_tokens_equal(asyncio.run(everything()), expected)
-    assert server.metric("vllm:request_success_total") > before
+    before, aborted = finished(), server.stats()["aborted"]
+    with _fault(server, "slow"):
+        left, bystanders = asyncio.run(everything())
+    # The others still run, and the worker is told who has left.
+    assert_tokens_equal(asyncio.run(ask_all(server, BYSTANDERS, 4)), expected)
+    bystanders += len(BYSTANDERS)
+    assert sum(left) >= 100 and bystanders > len(BYSTANDERS)
+    assert server.stats()["aborted"] > aborted
+    # Those that were left did not run to their end.
+    assert finished() - before <= bystanders + ABORTS - sum(left)
 
 
 def test_an_exception_in_the_optimizer(tiny_model: str, server: Server) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from slot_vllm.params import REQUEST_KEYS
 from tests.engine.server import MODEL, Server
+from tests.engine.serving.conftest import LONGEST
 
 PATHS = ("completions", "chat/completions", "responses", "messages")
 GROWTH = 1.05
@@ -52,9 +53,12 @@ mixed = st.builds(lambda a, b: a | b, good, st.dictionaries(keys, values, max_si
 bodies = st.one_of(good, mixed, st.dictionaries(keys, values, max_size=4), values)
 
 
-def _post(client: httpx.Client, path: str, xargs: Any, stream: bool) -> httpx.Response:
+def _post(
+    client: httpx.Client, path: str, xargs: Any, stream: bool, long: bool = False
+) -> httpx.Response:
     request: dict[str, Any] = {"model": MODEL, "stream": stream, "vllm_xargs": xargs}
-    text = "The answer is"
+    # A token per character; the engine takes some more than SLOT.
+    text = "a" * (LONGEST + 5) if long else "The answer is"
     if path == "completions":
         request |= {"prompt": text, "max_tokens": 1}
     elif path == "responses":
@@ -64,6 +68,10 @@ def _post(client: httpx.Client, path: str, xargs: Any, stream: bool) -> httpx.Re
     # NaN and Infinity go out as such, which no client library would send.
     body = json.dumps(request).encode("utf-8", "surrogatepass")
     return client.post(f"/v1/{path}", content=body, headers={"content-type": "application/json"})
+
+
+def _asks_for_steps(xargs: Any) -> bool:
+    return isinstance(xargs, dict) and bool(xargs.get("slot_steps"))
 
 
 def _resident(server: Server) -> int:
@@ -79,6 +87,7 @@ def _resident(server: Server) -> int:
 def test_any_settings(count: int, server: Server) -> None:
     warm_up = max(60, count // 6)
     answers: list[int] = []
+    refused: list[bool] = []
     resident: list[int] = []
 
     with httpx.Client(base_url=server.url, timeout=120, trust_env=False) as client:
@@ -90,25 +99,31 @@ def test_any_settings(count: int, server: Server) -> None:
             database=None,
             suppress_health_check=list(HealthCheck),
         )
-        @given(bodies, st.sampled_from(PATHS), st.booleans())
-        def check(xargs: Any, path: str, stream: bool) -> None:
-            answer = _post(client, path, xargs, stream)
+        @given(bodies, st.sampled_from(PATHS), st.booleans(), st.integers(0, 9))
+        def check(xargs: Any, path: str, stream: bool, tenth: int) -> None:
+            long = tenth == 9
+            answer = _post(client, path, xargs, stream, long)
             assert answer.status_code in (200, 400), answer.text
             if answer.status_code == 200:
                 assert '"error"' not in answer.text.replace('"error":null', ""), answer.text
             else:
                 assert answer.json()["error"]["message"]
             answers.append(answer.status_code)
+            refused.append("long_prompt" in answer.text)
+            if long and answer.status_code == 200:
+                assert not _asks_for_steps(xargs), answer.text
             if len(answers) == warm_up:
                 resident.append(_resident(server))
 
         check()
     resident.append(_resident(server))
     print(
-        f"{len(answers)} bodies: {answers.count(200)} x 200, {answers.count(400)} x 400; "
+        f"{len(answers)} bodies: {answers.count(200)} x 200, {answers.count(400)} x 400, "
+        f"{sum(refused)} of them because the prompt is long; "
         f"resident {resident[0] >> 20} MiB after {warm_up}, {resident[1] >> 20} MiB at the end"
     )
     assert len(answers) >= count
     assert min(answers.count(200), answers.count(400)) > count // 10
+    assert any(refused)
     assert server.alive()
     assert resident[1] <= GROWTH * resident[0]

@@ -4,6 +4,7 @@
 import tests.kernels.own_process.interpreter  # isort: skip  # noqa: F401
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -12,12 +13,18 @@ from hypothesis import strategies as st
 
 from slot_vllm.kernels import backend
 from slot_vllm.kernels.triton import column_sums, head_product, row_statistics
-from slot_vllm.optim.optimize import optimize, smallest_workspace, warm_up
+from slot_vllm.optim.optimize import (
+    optimize,
+    smallest_workspace,
+    smallest_workspace_for_all,
+    warm_up,
+)
 from slot_vllm.optim.oracle import oracle, published
 from slot_vllm.optim.workspace import Workspace
 from slot_vllm.params import SlotParams
 from tests.kernels.on_device import check_adamw, check_apply_delta, check_passes
 from tests.optim.test_optimize import MIB, assert_equal_to_oracle, make_head, make_prompt
+from tests.optim.test_options import assert_equal, prompt_of
 from tests.optim.test_two_pass_form import assert_shards_equal_the_whole
 
 
@@ -124,6 +131,26 @@ def test_bf16_is_no_farther_from_the_oracle_than_the_published_loop() -> None:
     ours = (mine.delta.double() - expected).abs().mean()
     theirs = (published(head, prompt).delta.double() - expected).abs().mean()
     assert ours <= theirs
+
+
+@pytest.mark.parametrize("soft_cap", [None, 5.0])
+def test_every_option_in_one_batch(soft_cap: float | None) -> None:
+    head = make_head(129, 16, soft_cap, 0.5, bias=True)
+    options: list[dict[str, Any]] = [
+        {"preset": "safe", "lr": 0.5},
+        {"lr_schedule": "cosine", "tolerance": 0.01},
+        {"optimizer": "sgd", "max_kl": 0.01, "loss_tokens": 9},
+        {"optimizer": "lbfgs", "guard": "holdout"},
+        {"target": "both", "max_kl": 0.05},
+        {"target": "bias", "optimizer": "sgd", "lr": 2.0},
+        {},
+    ]
+    prompts = [prompt_of(head, 20 + 7 * i, i, steps=3, **o) for i, o in enumerate(options)]
+    for extra_bytes in (0, MIB):
+        workspace = Workspace(smallest_workspace_for_all(head) + extra_bytes)
+        learned = optimize(head, prompts, workspace, final_loss=True)
+        for prompt, result in zip(prompts, learned, strict=True):
+            assert_equal(head, prompt, result, oracle(head, prompt))
 
 
 @pytest.mark.parametrize("soft_cap", [None, 5.0])

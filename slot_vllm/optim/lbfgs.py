@@ -1,0 +1,114 @@
+"""L-BFGS for a group of prompts: fewer passes over W than AdamW for the same loss of the prompt.
+
+A step takes two passes over W, the gradient's and that of its direction, whose W direction then is
+all that losses, curvature and the next step's logits need: W delta is never computed. Along the
+direction the step has Newton's length, by the curvature of the loss, but no more than ``lr`` per
+coordinate (root mean square), which is what AdamW's steps have; or a shorter length, if the loss
+is less there. AdamW's loss after 5 steps of lr 0.1, which take 9 passes over W, was reached in 1 or
+2 steps of lr 1, on random problems and on the demo model's prompts.
+
+Source: Nocedal and Wright, Numerical Optimization, algorithm 7.4, with (7.20) to begin with; the
+damped length log(1 + R a) / R, of a length a and logits that move apart by at most R a, never
+leads uphill where nothing caps the logits (the loss is then self-concordant: Bach, Self-concordant
+analysis for logistic regression).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from slot_vllm.optim.head import Head
+from slot_vllm.optim.prompt import Prompt
+from slot_vllm.optim.scaled_rows import Logits, ScaledRows
+from slot_vllm.optim.workspace import Workspace, aligned
+
+MEMORY = 10
+
+
+class Lbfgs:
+    """shifts: (B, V) float32, W delta of each request, in the workspace."""
+
+    def __init__(self, head: Head, prompts: Sequence[Prompt], workspace: Workspace) -> None:
+        self._head, self._prompts = head, prompts
+        shape = (2, len(prompts), head.vocabulary)
+        self.shifts, self._rays = workspace.take(shape, torch.float32)
+        self.shifts.zero_()
+        self._rows = ScaledRows(head, workspace)
+        # (step, change of the gradient, 1 / their product or 0), oldest first.
+        self._pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._step = self._gradient = torch.empty(0)
+        self._scale = torch.ones(len(prompts), 1, device=head.weight.device)
+
+    @staticmethod
+    def vector_bytes(head: Head) -> int:
+        """What one request needs."""
+        return 2 * aligned(head.vocabulary * 4)
+
+    def step(
+        self,
+        form: Logits,
+        deltas: Tensor,
+        gradient: Tensor,
+        losses: Tensor,
+        rates: Tensor,
+        reductions: Tensor,
+    ) -> None:
+        """The first b requests take a step. deltas, gradient: (b, d) float32. losses: (b,) float64,
+        summed, where they stand. rates, reductions: (b, 1), of the step and of the gradient.
+        Nothing waits for the device."""
+        b, size = gradient.shape
+        direction = self._direction(gradient)
+        slope = (gradient * direction).sum(1, keepdim=True)
+        rays = self._rays[:b]
+        self._head.exact_shift(direction, out=rays)
+        curvature = reductions * torch.stack(
+            [self._rows.curvature(form, i, self.shifts[i], rays[i]) for i in range(b)]
+        ).unsqueeze(1)
+        tiny = torch.finfo(torch.float32).tiny
+        longest = rates * math.sqrt(size) / direction.norm(dim=1, keepdim=True).clamp(min=tiny)
+        newton = torch.minimum(-slope / curvature.clamp(min=tiny), longest)
+        low, high = torch.aminmax(rays, dim=1, keepdim=True)
+        spread = (abs(self._head.scale) * (high - low)).clamp(min=tiny)
+        damped = torch.log1p(spread * newton) / spread
+        lengths = torch.cat((torch.zeros_like(newton), newton, damped, newton / 8), dim=1)
+        tried = torch.stack(
+            [
+                self._rows.losses(
+                    form, i, self._prompts[i], rays[i], list(lengths[i, 1:]), self.shifts[i]
+                )
+                for i in range(b)
+            ]
+        )
+        tried = torch.cat((losses.unsqueeze(1), tried), dim=1).nan_to_num(nan=torch.inf)
+        length = lengths.gather(1, tried.argmin(dim=1, keepdim=True))
+        self._step, self._gradient = length * direction, gradient
+        deltas += self._step
+        self.shifts[:b].addcmul_(rays, length)
+
+    def _direction(self, gradient: Tensor) -> Tensor:
+        """Minus the inverse Hessian's estimate times the gradient (b, d)."""
+        b = len(gradient)
+        if len(self._gradient):
+            step, change = self._step[:b], gradient - self._gradient[:b]
+            product = (step * change).sum(1, keepdim=True)
+            bends = product > 1e-8 * step.norm(dim=1, keepdim=True) * change.norm(
+                dim=1, keepdim=True
+            )
+            # Where the loss does not bend, the pair counts for nothing.
+            inverse = torch.where(bends, 1 / product, 0.0)
+            self._pairs = [*self._pairs[1 - MEMORY :], (step, change, inverse)]
+            ratio = product / (change * change).sum(1, keepdim=True)
+            self._scale = torch.where(bends, ratio, self._scale[:b])
+        direction = gradient.clone()
+        weights = []
+        for step, change, inverse in reversed(self._pairs):
+            weight = inverse[:b] * (step[:b] * direction).sum(1, keepdim=True)
+            direction -= weight * change[:b]
+            weights.append(weight)
+        direction *= self._scale[:b]
+        for (step, change, inverse), weight in zip(self._pairs, reversed(weights), strict=True):
+            other = inverse[:b] * (change[:b] * direction).sum(1, keepdim=True)
+            direction += (weight - other) * step[:b]
+        return direction.neg_()

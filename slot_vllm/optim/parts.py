@@ -1,0 +1,84 @@
+"""Which rows of a prompt delta is learned from, which judge it, and which only bound it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slot_vllm.optim.holdout import held_out
+from slot_vllm.optim.prompt import Prompt
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The rows of one prompt, each row in one part at most; a part is a Prompt of its rows.
+
+    fit: learned from. held: those of a holdout, or None. rest: with a trust region, all rows that
+    are in neither; the last row of the prompt is the last of them. Its targets mean nothing.
+    """
+
+    prompt: Prompt
+    fit: Prompt
+    held: Prompt | None = None
+    rest: Prompt | None = None
+
+    @property
+    def all(self) -> list[Prompt]:
+        return [part for part in (self.fit, self.held, self.rest) if part is not None]
+
+    @property
+    def guarded(self) -> bool:
+        """Whether delta may be scaled once it is learned."""
+        return self.held is not None or self.rest is not None
+
+
+def split(prompt: Prompt) -> Parts:
+    """Raises ValueError where ``counts`` is needed and missing."""
+    params = prompt.params
+    if not prompt.rows or not params.steps:
+        return Parts(prompt, prompt)
+    learned = _counted(prompt)
+    if learned.all() and params.guard == "none" and params.max_kl is None:
+        return Parts(prompt, prompt)
+    held = np.zeros_like(learned)
+    if params.guard == "holdout":
+        held[learned.nonzero()[0][held_out(int(learned.sum()))]] = True
+    fit, judges, rest = learned & ~held, None, None
+    if fit.any():
+        if held.any():
+            judges = _part(prompt, held)
+        if params.max_kl is not None:
+            rest = _part(prompt, np.append(~learned, True))
+    return Parts(prompt, _part(prompt, fit), judges, rest)
+
+
+def _counted(prompt: Prompt) -> np.ndarray:
+    """(rows,) bool: of the token that each row predicts, whether it counts."""
+    wanted = prompt.params.loss_tokens
+    if isinstance(wanted, int):
+        return np.arange(prompt.rows) >= prompt.rows - wanted
+    if wanted == "all":
+        return np.ones(prompt.rows, dtype=bool)
+    if prompt.counts is None or len(prompt.counts) != prompt.rows + 1:
+        raise ValueError(
+            f"loss_tokens={wanted!r}: {prompt.rows + 1} flags are needed that say which tokens "
+            f"count; there are {None if prompt.counts is None else len(prompt.counts)}"
+        )
+    return np.asarray(prompt.counts, dtype=bool)[1:]
+
+
+def _part(prompt: Prompt, chosen: np.ndarray) -> Prompt:
+    """A prompt whose rows are those that are ``chosen``, with their targets; one more row ends it,
+    as in every prompt."""
+    (rows,) = chosen.nonzero()
+    if not len(rows):
+        return Prompt(prompt.hidden[:1], prompt.tokens[:1], prompt.params)
+    index = _to_device(np.append(rows, rows[-1]), prompt.tokens.device)
+    targets = _to_device(np.append(0, np.minimum(rows + 1, prompt.rows)), prompt.tokens.device)
+    return Prompt(prompt.hidden[index], prompt.tokens[targets], prompt.params)
+
+
+def _to_device(values: np.ndarray, device: torch.device) -> Tensor:
+    host = torch.from_numpy(values.astype(np.int64))
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host

@@ -1,0 +1,296 @@
+"""Every option, and combinations of them, against the oracle's own naive version in float64."""
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slot_vllm.optim.cached_form import CachedForm
+from slot_vllm.optim.head import Head
+from slot_vllm.optim.holdout import FEWEST_ROWS, SCALES, choose, held_out
+from slot_vllm.optim.optimize import Form, Learned, optimize, smallest_workspace_for_all
+from slot_vllm.optim.oracle import oracle
+from slot_vllm.optim.plain_form import PlainForm
+from slot_vllm.optim.prompt import Prompt
+from slot_vllm.optim.two_pass_form import TwoPassForm
+from slot_vllm.optim.workspace import Workspace
+from slot_vllm.params import SlotParams
+from tests.optim.test_optimize import MIB, make_head, make_prompt
+
+FORMS = [CachedForm, PlainForm, TwoPassForm]
+
+
+def prompt_of(head: Head, length: int, seed: int = 0, **settings: Any) -> Prompt:
+    made = make_prompt(head, length, SlotParams(**settings), seed)
+    if settings.get("loss_tokens") in ("user", "text"):
+        generator = torch.Generator().manual_seed(seed)
+        counts = (torch.rand(length, generator=generator) < 0.7).tolist()
+        return Prompt(made.hidden, made.tokens, made.params, counts)
+    return made
+
+
+def divergences(head: Head, prompt: Prompt, learned: Learned) -> torch.Tensor:
+    """(n,) float64: of each position, with what was learned."""
+    z = prompt.hidden.double() @ head.weight.double().T
+    if head.bias is not None:
+        z += head.bias.double()
+    shift = head.weight.double() @ learned.delta.double()
+    if learned.bias is not None:
+        shift += learned.bias.double()
+    own, adapted = (torch.log_softmax(head.activate(y), dim=1) for y in (z, z + shift))
+    return (adapted.exp() * (adapted - own)).sum(dim=1)
+
+
+def oracle_loss(head: Head, prompt: Prompt, learned: Learned) -> torch.Tensor:
+    """() float64, the mean loss of all rows with what was learned."""
+    z = (prompt.hidden[:-1].double() + learned.delta.double()) @ head.weight.double().T
+    return torch.nn.functional.cross_entropy(head.activate(z), prompt.tokens[1:])
+
+
+def assert_equal(head: Head, prompt: Prompt, learned: Learned, expected: Learned) -> None:
+    params = prompt.params
+    what = f"{prompt.rows} rows, {params}, scale {learned.scale} {expected.scale}"
+    # The search ends within half a percent of the bound, from below.
+    slack = 0.005 if params.max_kl is not None else 1e-6
+    assert learned.scale <= expected.scale * (1 + 1e-4), what
+    assert learned.scale >= expected.scale * (1 - slack), what
+    tolerance = max(2e-3 * params.lr, 2e-5)
+    ratio = 1.0 if not expected.scale else float(learned.scale / expected.scale)
+    for mine, theirs in ((learned.delta, expected.delta), (learned.bias, expected.bias)):
+        if theirs is None or mine is None:
+            assert params.target == "hidden" or not learned.losses.numel()
+            continue
+        assert (mine.double() - ratio * theirs).abs().max() <= tolerance, what
+    torch.testing.assert_close(
+        learned.losses[:-1].double(), expected.losses[:-1], rtol=2e-4, atol=2e-4, msg=what
+    )
+    torch.testing.assert_close(
+        learned.losses[-1:].double(), expected.losses[-1:], rtol=3e-3, atol=2e-4, msg=what
+    )
+    if params.max_kl is not None and prompt.rows:
+        rows = divergences(head, prompt, learned)
+        assert max(rows.mean(), rows[-1]) <= 1.01 * params.max_kl + 1e-12, what
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {"optimizer": "sgd", "lr": 3.0},
+    {"optimizer": "sgd", "lr": 0.5, "weight_decay": 0.3, "lr_schedule": "linear"},
+    {"optimizer": "lbfgs", "lr": 0.1},
+    {"optimizer": "lbfgs", "lr": 1.0, "steps": 3},
+    {"optimizer": "lbfgs", "lr": 0.3, "lr_schedule": "linear", "preset": "safe"},
+    {"lr_schedule": "cosine"},
+    {"lr_schedule": "linear", "weight_decay": 0.1},
+    {"reduction": "mean_over_rows", "eps": 1e-3},
+    {"tolerance": 0.3, "steps": 8},
+    {"tolerance": 0.02, "steps": 9, "lr": 0.5},
+    {"loss_tokens": 7},
+    {"loss_tokens": 1000},
+    {"loss_tokens": "user"},
+    {"guard": "holdout", "lr": 0.01},
+    {"guard": "holdout", "lr": 1.0},
+    {"guard": "holdout", "loss_tokens": "text", "lr": 0.02},
+    {"max_kl": 0.02},
+    {"max_kl": 1e-6},
+    {"max_kl": 3.0, "lr": 1.0},
+    {"max_kl": 0.01, "loss_tokens": 5},
+    {"preset": "safe", "lr": 0.03},
+    {"preset": "paper-vllm"},
+    {"preset": "paper-vllm", "optimizer": "lbfgs"},
+    {"target": "bias"},
+    {"target": "bias", "optimizer": "sgd", "lr": 5.0},
+    {"target": "both", "guard": "holdout", "max_kl": 0.05, "lr": 0.03},
+]
+
+
+def served() -> list[Any]:
+    """Each option with each form that serves it, with a soft cap and without."""
+    return [
+        pytest.param(options, form, cap, id=f"{form.__name__}-{cap}-{_name(options)}")
+        for options in OPTIONS
+        for form in FORMS
+        for cap in (None, 5.0)
+        if form is not CachedForm
+        or (cap is None and "target" not in options and options.get("optimizer") != "lbfgs")
+    ]
+
+
+def _name(options: dict[str, Any]) -> str:
+    return ",".join(f"{key}={value}" for key, value in options.items())
+
+
+@pytest.mark.parametrize(("options", "form", "cap"), served())
+def test_each_option(options: dict[str, Any], form: type[Form], cap: float | None) -> None:
+    head, prompts, expected = problem(_name(options), cap)
+    learned = optimize(head, prompts, Workspace(MIB), final_loss=True, form=form)
+    for each in zip(prompts, learned, expected, strict=True):
+        assert_equal(head, *each)
+
+
+@cache
+def problem(name: str, cap: float | None) -> tuple[Head, list[Prompt], list[Learned]]:
+    """What all forms are given, and the oracle's answers."""
+    options = next(o for o in OPTIONS if _name(o) == name)
+    head = make_head(hidden=32, soft_cap=cap, scale=0.5, bias=True)
+    prompts = [prompt_of(head, n, seed=n, **{"steps": 5, **options}) for n in (1, 2, 7, 9, 30, 90)]
+    return head, prompts, [oracle(head, prompt) for prompt in prompts]
+
+
+requests = st.fixed_dictionaries(
+    {
+        "length": st.sampled_from([1, 2, 5, 11, 40, 90]),
+        "steps": st.integers(0, 5),
+        "lr": st.sampled_from([0.003, 0.05, 0.5]),
+    },
+    optional={
+        "optimizer": st.sampled_from(["sgd", "lbfgs"]),
+        "lr_schedule": st.sampled_from(["cosine", "linear"]),
+        "tolerance": st.sampled_from([0.001, 0.1]),
+        "reduction": st.just("mean_over_rows"),
+        "loss_tokens": st.sampled_from(["user", "text", 3, 30]),
+        "guard": st.just("holdout"),
+        "max_kl": st.sampled_from([0.0, 1e-4, 0.05, 1.0]),
+        "target": st.sampled_from(["bias", "both"]),
+    },
+)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    requests=st.lists(requests, min_size=1, max_size=5),
+    soft_cap=st.sampled_from([None, 5.0]),
+    scale=st.sampled_from([1.0, 0.5]),
+    two_pass=st.booleans(),
+    extra_bytes=st.sampled_from([0, 20_000, 1 << 22]),
+)
+def test_any_mixture_in_any_workspace(
+    requests: list[dict[str, Any]],
+    soft_cap: float | None,
+    scale: float,
+    two_pass: bool,
+    extra_bytes: int,
+) -> None:
+    head = make_head(vocabulary=129, hidden=16, soft_cap=soft_cap, scale=scale)
+    prompts = []
+    for i, drawn in enumerate(requests):
+        options = dict(drawn)
+        if options.get("target") and options.get("optimizer") == "lbfgs":
+            del options["target"]
+        prompts.append(prompt_of(head, options.pop("length"), seed=i, **options))
+    with pytest.MonkeyPatch.context() as patch:
+        if two_pass:
+            patch.setattr("slot_vllm.optim.optimize.form_for", lambda head: TwoPassForm)
+        workspace = Workspace(smallest_workspace_for_all(head) + extra_bytes)
+        memory = workspace._bytes.untyped_storage()
+        before = (memory.data_ptr(), memory.nbytes())
+        learned = optimize(head, prompts, workspace, final_loss=True)
+        assert (memory.data_ptr(), memory.nbytes()) == before
+    for prompt, result in zip(prompts, learned, strict=True):
+        assert_equal(head, prompt, result, oracle(head, prompt))
+
+
+def test_a_bound_holds_and_is_used_over_five_decades() -> None:
+    head = make_head(hidden=32)
+    # With the last one the cached exponentials are made anew, far away.
+    for lr in (0.01, 0.3, 3.0, 30.0):
+        bounds = [10.0**k for k in (-7, -5, -3, -1, 0)]
+        prompts = [prompt_of(head, 60, lr=lr, max_kl=bound) for bound in bounds]
+        results = optimize(head, prompts, Workspace(MIB), final_loss=True)
+        for bound, prompt, learned in zip(bounds, prompts, results, strict=True):
+            rows = divergences(head, prompt, learned)
+            kl = max(float(rows.mean()), float(rows[-1]))
+            assert kl <= 1.01 * bound
+            assert learned.scale == 1 or kl >= 0.98 * bound, (lr, bound, kl)
+            loss = oracle_loss(head, prompt, learned)
+            torch.testing.assert_close(learned.losses[-1].double(), loss, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("vanishing", [{"max_kl": 0.0}, {"max_kl": 1e-12}])
+def test_a_bound_so_small_that_nothing_is_left(vanishing: dict[str, Any]) -> None:
+    head = make_head()
+    for target in ("hidden", "both"):
+        prompt = prompt_of(head, 40, target=target, **vanishing)
+        (learned,) = optimize(head, [prompt], Workspace(MIB))
+        assert learned.scale == 0 and not learned.delta.any()
+        assert learned.bias is None or not learned.bias.any()
+
+
+def test_what_is_held_out() -> None:
+    assert held_out(FEWEST_ROWS - 1).all()
+    for rows in range(FEWEST_ROWS, 600):
+        held = held_out(rows)
+        assert not held[0] and 1 <= held.sum() <= rows / 3, rows
+        # In blocks: most of what is held out has a neighbour that is, too.
+        assert rows < 64 or (held[1:] & held[:-1]).sum() >= 0.8 * held.sum()
+
+
+def test_the_least_of_equally_good_scales_is_chosen() -> None:
+    losses = torch.tensor(
+        [
+            [1.0, 1.0, 1.0, 1.0, 1.0],
+            [3.0, 2.0, 1.0, 1.0, 2.0],
+            [1.0, 0.9, float("nan"), 0.8, float("inf")],
+            [float("nan")] * 5,
+        ]
+    )
+    assert choose(losses).tolist() == [SCALES[0], SCALES[2], SCALES[3], 0.0]
+
+
+def test_a_prompt_whose_tokens_cannot_be_told_is_an_error() -> None:
+    head = make_head()
+    prompt = make_prompt(head, 20, SlotParams(loss_tokens="user"))
+    with pytest.raises(ValueError, match="20 flags are needed"):
+        optimize(head, [prompt], Workspace(MIB))
+
+
+@pytest.mark.parametrize("options", [{"target": "bias"}, {"optimizer": "lbfgs"}])
+def test_the_cached_form_refuses_what_it_does_not_serve(options: dict[str, Any]) -> None:
+    head = make_head()
+    with pytest.raises(ValueError, match="CachedForm adds no bias"):
+        optimize(head, [prompt_of(head, 20, **options)], Workspace(MIB), form=CachedForm)
+
+
+def test_lbfgs_needs_fewer_passes_over_w() -> None:
+    """For the loss that AdamW has after 5 steps, which take 9 passes; a step of L-BFGS takes 2."""
+    head = make_head(vocabulary=1000, hidden=128)
+    for seed in range(4):
+        base, fast = (
+            prompt_of(head, 100, seed, **options)
+            for options in ({"lr": 0.1}, {"optimizer": "lbfgs", "lr": 1.0, "steps": 3})
+        )
+        (adamw,) = optimize(head, [base], Workspace(8 * MIB), final_loss=True)
+        (lbfgs,) = optimize(head, [fast], Workspace(8 * MIB), final_loss=True)
+        assert lbfgs.losses[-1] <= adamw.losses[-1]
+
+
+def test_a_stop_is_one_request_s_own() -> None:
+    head = make_head()
+    stops = prompt_of(head, 40, seed=1, steps=8, lr=0.3, tolerance=0.2)
+    runs = prompt_of(head, 40, seed=2, steps=8, lr=0.3)
+    (alone,) = optimize(head, [runs], Workspace(MIB))
+    stopped, together = optimize(head, [stops, runs], Workspace(MIB))
+    assert len(set(stopped.losses.tolist())) < 8
+    assert (together.delta - alone.delta).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("final_loss", [False, True])
+@pytest.mark.parametrize(
+    "settings",
+    [{"target": "both"}, {"target": "bias", "preset": "safe"}, {"preset": "safe"}],
+)
+def test_of_hidden_states_that_are_not_finite_nothing_is_left(
+    settings: dict[str, Any], final_loss: bool
+) -> None:
+    head = make_head(300, 32)
+    params = SlotParams(**settings)
+    good, bad = (make_prompt(head, 40, params, seed=i) for i in range(2))
+    # Its last row has no target; learning does not see it.
+    bad.hidden[-1, 0] = torch.nan
+    alone = optimize(head, [good], Workspace(1 << 22), final_loss)[0]
+    learned = optimize(head, [bad, good], Workspace(1 << 22), final_loss)
+    assert [bool(one.finite) for one in learned] == [False, True]
+    for tensor in (learned[0].delta, learned[0].bias):
+        assert tensor is None or not tensor.any()
+    torch.testing.assert_close(learned[1].delta, alone.delta)
