@@ -166,7 +166,7 @@ def test_long_prompts(settings: dict[str, Any], refused: list[bool], skipped: li
     ("extra", "start"),
     [
         ({"slot_" + "k" * 100_000: 1}, "slot_kkk"),
-        ({"slot_\ud800": 1}, "slot_\\ud800: unknown key; allowed: slot_steps, "),
+        ({"slot_\ud800": 1}, "slot_\\ud800: unknown key; allowed: slot_preset, "),
         ({"slot_a\nb": 1}, "slot_a\\nb: unknown key"),
         ({"slot_lr": "v" * 100_000}, "slot_lr='vvv"),
         ({"slot_lr": "\ud800"}, "slot_lr='\\ud800'"),

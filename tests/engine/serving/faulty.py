@@ -44,19 +44,17 @@ class FaultyExtension(SlotWorkerExtension):
         """The first hidden state of prompts with ``POISONED_LR`` is NaN when SLOT sees it."""
         deltas = self.model_runner.slot_deltas
         if switch == "off":
-            del deltas.stage
+            del deltas._prompt
             return
-        stage = deltas.stage
+        prompt = deltas._prompt
 
-        def poisoned(hidden_states: torch.Tensor, batch: Any) -> None:
-            for i, req_id in enumerate(batch.req_ids):
-                request = deltas.requests.get(req_id)
-                if request and request.params.lr == POISONED_LR and not batch.starts[i]:
-                    hidden_states = hidden_states.clone()
-                    hidden_states[int(batch.query_start[i])] = float("nan")
-            stage(hidden_states, batch)
+        def poisoned(request: Any, rows: torch.Tensor) -> Any:
+            if request.params.lr == POISONED_LR:
+                rows = rows.clone()
+                rows[0] = torch.nan
+            return prompt(request, rows)
 
-        deltas.stage = poisoned
+        deltas._prompt = poisoned
 
 
 def _broken(*_args: Any, **_kwargs: Any) -> Any:
