@@ -3,9 +3,11 @@
 import ast
 from collections.abc import Iterator
 from pathlib import Path
+from types import NoneType
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from slot_vllm.evaluation.config import _Loader
 from slot_vllm.params import SlotParams
@@ -86,10 +88,12 @@ def test_yaml_makes_no_objects() -> None:
     assert issubclass(_Loader, yaml.SafeLoader)
 
 
-def test_a_request_sets_numbers_and_one_word() -> None:
+def test_a_request_sets_numbers_and_words_from_fixed_lists() -> None:
     """Anything else, a path say, would need a bound and a place in docs/security.md."""
-    kinds = {type(value) for value in SlotParams().model_dump().values()}
-    assert kinds == {int, float, tuple, str}
-    assert [k for k, v in SlotParams().model_dump().items() if isinstance(v, str)] == ["rounding"]
+    settings = SlotParams().model_dump()
+    assert {type(value) for value in settings.values()} == {int, float, tuple, str, NoneType}
+    for name in ("preset", *(name for name, value in settings.items() if isinstance(value, str))):
+        with pytest.raises(ValidationError):
+            SlotParams.model_validate({name: "/etc/passwd"})
     page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
     assert all(f"`slot_{name}`" in page for name in SlotParams.model_fields)
