@@ -31,7 +31,7 @@ _EXPERTS = {"moe_intermediate_size": 64, "num_experts": 4, "num_experts_per_tok"
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "bloom": {},
     "cohere": {"logit_scale": 2.0},
-    "cohere2": {"logit_scale": 2.0, "sliding_window": 64},
+    "cohere2": {"logit_scale": 2.0, "sliding_window": 1024, "sliding_window_pattern": 2},
     "deepseek_v2": {
         "moe_intermediate_size": 64,
         "n_routed_experts": 4,
@@ -58,7 +58,6 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gptj": {"rotary_dim": 16},
     "granite": {"logits_scaling": 0.5, "residual_multiplier": 0.5, "embedding_multiplier": 2.0},
     "llama": {},
-    "mamba": {},
     "minicpm3": {
         "q_lora_rank": 32,
         "kv_lora_rank": 32,
@@ -84,7 +83,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "starcoder2": {"sliding_window": None},
 }
 # Those that vLLM knows only with tied embeddings.
-TIED = ("cohere", "cohere2", "gemma", "gemma2", "gemma3_text")
+TIED = ("bloom", "cohere", "cohere2", "gemma", "gemma2", "gemma3_text")
 # They normalize what a layer adds and scale their embeddings up: unless what is added is scaled up
 # too, a tied model repeats its last token for ever.
 _NORMALIZED = ("gemma2", "gemma3_text")
