@@ -29,7 +29,6 @@ _GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 1024}
 _EXPERTS = {"moe_intermediate_size": 64, "num_experts": 4, "num_experts_per_tok": 2}
 # What an architecture's configuration has beyond what all have; the key is its model_type.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "bloom": {},
     "cohere": {"logit_scale": 2.0},
     "cohere2": {"logit_scale": 2.0, "sliding_window": 1024, "sliding_window_pattern": 2},
     "deepseek_v2": {
@@ -83,7 +82,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "starcoder2": {"sliding_window": None},
 }
 # Those that vLLM knows only with tied embeddings.
-TIED = ("bloom", "cohere", "cohere2", "gemma", "gemma2", "gemma3_text")
+TIED = ("cohere", "cohere2", "gemma", "gemma2", "gemma3_text")
 # They normalize what a layer adds and scale their embeddings up: unless what is added is scaled up
 # too, a tied model repeats its last token for ever.
 _NORMALIZED = ("gemma2", "gemma3_text")
