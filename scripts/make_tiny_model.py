@@ -29,9 +29,8 @@ _GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 1024}
 _EXPERTS = {"moe_intermediate_size": 64, "num_experts": 4, "num_experts_per_tok": 2}
 # What an architecture's configuration has beyond what all have; the key is its model_type.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "bloom": {},
     "cohere": {"logit_scale": 2.0},
-    "cohere2": {"logit_scale": 2.0, "sliding_window": 64},
+    "cohere2": {"logit_scale": 2.0, "sliding_window": 1024, "sliding_window_pattern": 2},
     "deepseek_v2": {
         "moe_intermediate_size": 64,
         "n_routed_experts": 4,
@@ -58,7 +57,6 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gptj": {"rotary_dim": 16},
     "granite": {"logits_scaling": 0.5, "residual_multiplier": 0.5, "embedding_multiplier": 2.0},
     "llama": {},
-    "mamba": {},
     "minicpm3": {
         "q_lora_rank": 32,
         "kv_lora_rank": 32,

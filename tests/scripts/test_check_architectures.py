@@ -38,8 +38,8 @@ def test_they_are_exact_or_refused(names: tuple[str, ...], tmp_path: Path) -> No
     done = run(*names, "--write", str(table))
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     rows = [line.split(" | ") for line in table.read_text().splitlines() if " | exact | " in line]
-    # Not those that are refused (MiniCPM3's head) or that vLLM computes otherwise.
-    assert len(rows) >= len(names) - 3
+    # DeepSeek-V2 is not comparable.
+    assert len(rows) == len(names) - ("deepseek_v2" in names)
     if names == SHORT:
         assert [row[0] for row in rows] == ["| gemma3_text", "| granite", "| phi"]
         assert "scale 2" in rows[1][2] and "bias" in rows[2][2]
