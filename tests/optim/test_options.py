@@ -15,6 +15,7 @@ from slot_vllm.optim.optimize import Form, Learned, optimize, smallest_workspace
 from slot_vllm.optim.oracle import oracle
 from slot_vllm.optim.plain_form import PlainForm
 from slot_vllm.optim.prompt import Prompt
+from slot_vllm.optim.trust_region import LEAST_BOUND
 from slot_vllm.optim.two_pass_form import TwoPassForm
 from slot_vllm.optim.workspace import Workspace
 from slot_vllm.params import SlotParams
@@ -53,6 +54,10 @@ def oracle_loss(head: Head, prompt: Prompt, learned: Learned) -> torch.Tensor:
 def assert_equal(head: Head, prompt: Prompt, learned: Learned, expected: Learned) -> None:
     params = prompt.params
     what = f"{prompt.rows} rows, {params}, scale {learned.scale} {expected.scale}"
+    if params.max_kl is not None and params.max_kl < LEAST_BOUND and not learned.scale:
+        # Which float32 does not resolve: documented to leave nothing of delta.
+        assert expected.scale < 1e-3, what
+        return
     # The search ends within half a percent of the bound, from below.
     slack = 0.005 if params.max_kl is not None else 1e-6
     assert learned.scale <= expected.scale * (1 + 1e-4), what
@@ -181,7 +186,7 @@ def test_any_mixture_in_any_workspace(
         prompts.append(prompt_of(head, options.pop("length"), seed=i, **options))
     with pytest.MonkeyPatch.context() as patch:
         if two_pass:
-            patch.setattr("slot_vllm.optim.optimize.form_for", lambda head: TwoPassForm)
+            patch.setattr("slot_vllm.optim.optimize.form_for", lambda *_: TwoPassForm)
         workspace = Workspace(smallest_workspace_for_all(head) + extra_bytes)
         memory = workspace._bytes.untyped_storage()
         before = (memory.data_ptr(), memory.nbytes())
