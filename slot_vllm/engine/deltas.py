@@ -39,8 +39,6 @@ from slot_vllm.optim.shard import OtherRankFailed
 from slot_vllm.optim.workspace import Workspace, choose_size
 from slot_vllm.params import SlotConfig, SlotError, named
 
-__all__ = ["BatchView", "Deltas", "Request", "SchedulerOutput"]
-
 logger = logging.getLogger("vllm.slot_vllm")
 
 MIB = 1 << 20

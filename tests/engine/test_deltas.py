@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from slot_vllm.engine.admission import RESOLVED
-from slot_vllm.engine.deltas import BatchView, Deltas
+from slot_vllm.engine.batch import BatchView
+from slot_vllm.engine.deltas import Deltas
 from slot_vllm.optim.head import Head
 from slot_vllm.optim.optimize import Prompt
 from slot_vllm.optim.oracle import oracle
