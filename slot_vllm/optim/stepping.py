@@ -44,7 +44,9 @@ class Stepping:
         if self._rates is not None and t <= self._rates.shape[1]:
             # A rate of 0 moves nothing, in either optimizer.
             self._settings[:, 0] = self._rates[:, t - 1] * self._running
-        return self._running.is_cuda or bool(self._running.any())
+        if self._tolerances is None or self._running.is_cuda:
+            return True
+        return bool(self._running.any())
 
     @property
     def rates(self) -> Tensor:

@@ -4,6 +4,7 @@
 """
 
 import gc
+import logging
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -95,6 +96,19 @@ def engine() -> Iterator[Callable[..., Any]]:
         llm.llm_engine.engine_core.shutdown()
     engines.clear()
     gc.collect()
+
+
+@pytest.fixture
+def slot_log(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[pytest.LogCaptureFixture]:
+    """What we log, once each, whether or not vLLM's loggers hand on to the root in this process."""
+    logger = logging.getLogger("vllm.slot_vllm")
+    monkeypatch.setattr(logger, "propagate", False)
+    caplog.set_level(logging.INFO, logger.name)
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
 
 
 def runner_of(llm: Any) -> Any:

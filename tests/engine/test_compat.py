@@ -1,7 +1,6 @@
 """What start-up finds out about the vLLM that runs, and what its source says about any other."""
 
 import ast
-import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -108,16 +107,11 @@ def test_a_release_that_is_not_tested_warns(
     version: str,
     said: str | None,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    slot_log: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(vllm, "__version__", version)
-    logger = logging.getLogger("vllm.slot_vllm")
-    logger.addHandler(caplog.handler)
-    try:
-        compat.check_front_end(serves=True)
-    finally:
-        logger.removeHandler(caplog.handler)
-    warnings = [r.getMessage() for r in caplog.records if "not tested with" in r.getMessage()]
+    compat.check_front_end(serves=True)
+    warnings = [r.getMessage() for r in slot_log.records if "not tested with" in r.getMessage()]
     assert bool(warnings) == (said is not None)
     if said is not None:
         assert version in warnings[0] and said in warnings[0]

@@ -1,6 +1,5 @@
 """What fails in the state of one runner, driven without an engine."""
 
-import logging
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -50,14 +49,13 @@ def test_memory_that_ran_out_is_a_reason_of_its_own(error: Exception) -> None:
 
 
 def test_each_reason_is_logged_once_and_what_is_kept_is_bounded(
-    caplog: pytest.LogCaptureFixture,
+    slot_log: pytest.LogCaptureFixture,
 ) -> None:
     failures = Failures(Counter())
-    with caplog.at_level(logging.ERROR, "vllm.slot_vllm"):
-        for i in range(40):
-            failures.count(Failure.of(RuntimeError(f"error {i}"), "table"), "a\nforged line")
-            failures.count(Failure.of(RuntimeError(f"error {i}"), "optimizer"), "b")
-    assert [r.getMessage().count("\n") for r in caplog.records] == [0, 0]
+    for i in range(40):
+        failures.count(Failure.of(RuntimeError(f"error {i}"), "table"), "a\nforged line")
+        failures.count(Failure.of(RuntimeError(f"error {i}"), "optimizer"), "b")
+    assert [r.getMessage().count("\n") for r in slot_log.records] == [0, 0]
     assert len(failures.errors) == 16
     assert "error 39" in failures.errors[-1]
 
@@ -99,15 +97,14 @@ def test_hidden_states_that_are_not_finite(monkeypatch: pytest.MonkeyPatch) -> N
         assert_right(deltas, "c", OTHER)
 
 
-def test_the_host_says_when_it_learns_of_it(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_host_says_when_it_learns_of_it(slot_log: pytest.LogCaptureFixture) -> None:
     deltas = make_deltas()
     deltas.linear_head.weight[3, 2] = torch.nan  # type: ignore[attr-defined]
-    with caplog.at_level(logging.ERROR, "vllm.slot_vllm"):
-        for name in "ab":
-            begin(deltas, [arrival(f"{name}-1", TOKENS)])
-            step(deltas, (f"{name}-1", TOKENS, 0))
-        begin(deltas)
-    assert ["non_finite" in record.getMessage() for record in caplog.records] == [True]
+    for name in "ab":
+        begin(deltas, [arrival(f"{name}-1", TOKENS)])
+        step(deltas, (f"{name}-1", TOKENS, 0))
+    begin(deltas)
+    assert ["non_finite" in record.getMessage() for record in slot_log.records] == [True]
 
 
 @pytest.mark.parametrize(("lr", "rose"), [(0.05, 0), (100, 1)])

@@ -1,6 +1,5 @@
 """What start-up refuses, resolves and leaves alone. No engine is started here."""
 
-import logging
 import subprocess
 import sys
 from collections.abc import Callable
@@ -89,16 +88,11 @@ def test_where_hidden_states_are_kept(
     options: dict[str, Any],
     reason: str | None,
     tiny_models: Callable[[str, bool], str],
-    caplog: pytest.LogCaptureFixture,
+    slot_log: pytest.LogCaptureFixture,
 ) -> None:
     model = tiny_models(architecture, architecture != "llama")
-    caplog.set_level("INFO", "vllm.slot_vllm")
-    logging.getLogger("vllm").addHandler(caplog.handler)
-    try:
-        chosen = read_config(config(model, **options)).hidden_cache
-    finally:
-        logging.getLogger("vllm").removeHandler(caplog.handler)
-    said = [r.getMessage() for r in caplog.records if "hidden_cache is auto" in r.getMessage()]
+    chosen = read_config(config(model, **options)).hidden_cache
+    said = [r.getMessage() for r in slot_log.records if "hidden_cache is auto" in r.getMessage()]
     assert chosen == ("on" if reason is None else "off")
     assert len(said) == (reason is not None)
     assert reason is None or reason in said[0]
