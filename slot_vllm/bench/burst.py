@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 
-from slot_vllm.bench.command_line import add_result_flags, give, positive, say
+from slot_vllm.bench.command_line import add_engine_flag, add_result_flags, give, positive, say
 from slot_vllm.bench.machine import describe_machine
 from slot_vllm.bench.serve import engine_arguments, environment, find_shape
 from slot_vllm.bench.workload import make_prompts
@@ -57,14 +57,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--steps", type=positive, default=SlotParams().steps)
     parser.add_argument("--rounds", type=positive, default=5, help="after one that warms up")
     parser.add_argument("--kv-cache-mb", type=positive, default=1024, help="of each engine, MiB")
-    parser.add_argument(
-        "--engine",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="engine arguments of vLLM: max_num_batched_tokens=8192",
-    )
+    add_engine_flag(parser, "max_num_batched_tokens=8192")
     add_result_flags(parser)
     parser.set_defaults(run=run)
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import yaml
 
-from slot_vllm.bench.command_line import add_result_flags, give, positive, say
+from slot_vllm.bench.command_line import add_engine_flag, add_result_flags, give, positive, say
 from slot_vllm.bench.machine import describe_machine
 from slot_vllm.bench.workload import (
     Load,
@@ -55,14 +55,7 @@ def add_command(commands: Any) -> None:
     shrink = parser.add_argument_group("instead of the fixed workload's; the JSON says so")
     for name in ("--input-tokens", "--output-tokens", "--concurrency", "--requests"):
         shrink.add_argument(name, type=positive)
-    parser.add_argument(
-        "--engine",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="engine arguments of vLLM: quantization=fp8 enforce_eager=true",
-    )
+    add_engine_flag(parser, "quantization=fp8 enforce_eager=true")
     add_result_flags(parser)
     parser.set_defaults(run=run)
 

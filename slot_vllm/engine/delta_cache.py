@@ -54,7 +54,7 @@ class DeltaCache:
         if key not in self._entries:
             return None
         row, learned = self._entries[key]
-        if not learned.finite if self._waits else learned.known_not_finite:
+        if learned.known_not_finite(self._waits):
             # What was not finite once, a fault, need not be so again.
             del self._entries[key]
             self._free.append(row)

@@ -435,8 +435,7 @@ class Deltas:
             if q.row == row and q.learned is not None and q.learned is not self._nothing:
                 learned = q.learned
                 # As in ``DeltaCache``: ranks must not know it at different times.
-                waits = self.ranks.size > 1
-                if learned.finite if waits else not learned.known_not_finite:
+                if not learned.known_not_finite(waits=self.ranks.size > 1):
                     return learned
                 # It is counted, and its delta is zero: the row is for one that is learned anew.
                 q.learned = self._nothing

@@ -56,9 +56,10 @@ class Learned:
     bias: Tensor | None = None
     arriving: Tensor | None = None
 
-    @property
-    def known_not_finite(self) -> bool:
-        """Whether the host knows it by now: nothing waits for the device."""
+    def known_not_finite(self, waits: bool = False) -> bool:
+        """Whether the host knows it by now. waits: for the device; else nothing does."""
+        if waits:
+            return not self.finite
         known = self.finite if self.finite.device.type == "cpu" else self.arriving
         return known is not None and not known
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 ENGINE = Path(__file__).parent
+# Many times what each takes: workers that wait for one another would wait for ever.
+TIME_LIMIT = {False: 2400, True: 4 * 3600}
 
 
 @pytest.mark.parametrize(
@@ -31,6 +33,7 @@ def test_in_a_process_of_its_own(runner: str, target: str, pytestconfig: pytest.
         capture_output=True,
         text=True,
         check=False,
+        timeout=TIME_LIMIT[bool(full)],
     )
     assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]
     print(result.stdout.splitlines()[-1])

@@ -296,9 +296,9 @@ def test_one_value_that_is_not_finite_makes_its_delta_zero(
     prompts = [make_prompt(head, 21, SlotParams(steps=3), seed=i) for i in range(3)]
     prompts[1].hidden[row, 5] = value
     sound, broken, other = optimize(head, prompts, Workspace(8 * MIB), form=form)
-    assert not broken.finite and broken.known_not_finite and not broken.delta.any()
+    assert not broken.finite and broken.known_not_finite() and not broken.delta.any()
     for learned, prompt in ((sound, prompts[0]), (other, prompts[2])):
-        assert learned.finite and not learned.known_not_finite
+        assert learned.finite and not learned.known_not_finite()
         torch.testing.assert_close(
             learned.delta, oracle(head, prompt).delta.float(), rtol=0, atol=2e-4
         )
