@@ -4,10 +4,9 @@ import hashlib
 import logging
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -106,11 +105,8 @@ class Deltas:
         self._warned_unresolved = False
         # False while vLLM warms up with requests of its own.
         self.serving = True
-        # Of the current step, and of the one before.
+        # In the current step.
         self._scheduled: Collection[str] = ()
-        self._before: Collection[str] = ()
-        # What failed on this rank in a part of the step that others do not hear of in time.
-        self._unagreed: Failure | None = None
         self._adapted: list[Request] = []
         self._staged: Additions | None = None
         self._epoch = 0
@@ -124,21 +120,19 @@ class Deltas:
         self._adapted = []
         # Before anything else that may fail: vLLM names them once. Sorted: a set's order differs
         # among processes, and the oldest kept deltas go first.
-        for req_id in sorted(scheduler_output.finished_req_ids):
-            try:
-                self._finish(req_id)
-            except Exception as error:
-                self.failures.count(Failure.of(error, "departure"), req_id)
-        self._before, self._scheduled = self._scheduled, scheduler_output.num_scheduled_tokens
-        self._log_not_finite()
+        self._finish_all(scheduler_output.finished_req_ids)
+        self._scheduled = scheduler_output.num_scheduled_tokens
+        self._without_failing(self._log_not_finite)
         for req_id in scheduler_output.preempted_req_ids or ():
             request = self.requests.get(req_id)
             if request is not None:
-                self.rows.restart(request)
+                # The ranks agree on it when its prompt goes on.
+                with request.containing("hidden_cache"):
+                    self.rows.restart(request)
         arrived: dict[str, Failure | None] = {}
         for new in scheduler_output.scheduled_new_reqs:
             # The V2 runner gets preempted requests as new ones when they resume.
-            if any(new.req_id in known for known in (self.requests, self.bypassed, self.plain)):
+            if self._knows(new.req_id):
                 continue
             arrived[new.req_id] = None
             try:
@@ -152,24 +146,48 @@ class Deltas:
                 self.bypassed.add(req_id)
                 self.failures.count(failure, req_id)
 
-    @contextmanager
-    def containing(self, place: Literal["arrival", "batch", "logits"]) -> Iterator[None]:
-        """What is raised within costs deltas, and is raised no further. At ``arrival``, when it is
-        not known who comes and goes, those of all requests; in the ``batch`` those of the step's;
-        at the ``logits`` those that were staged."""
-        try:
-            yield
-        except Exception as error:
-            failure = Failure.of(error, place)
-            self._staged = None
-            self.failures.report(failure, "the step goes on without SLOT")
-            if self.ranks.size > 1 and place != "arrival":
-                self._unagreed = failure
-            elif place == "logits":
-                self._fail_all(self._adapted, failure)
+    def _knows(self, req_id: str) -> bool:
+        return any(req_id in known for known in (self.requests, self.bypassed, self.plain))
+
+    def give_up(self, failure: Failure, scheduler_output: Any) -> None:
+        """It is not known who comes and goes in a step, on any rank: what all have in common could
+        not be read. No request gets a delta any more, neither those that are here nor the step's
+        arrivals."""
+        self._staged = None
+        self.failures.report(failure, "the step goes on without SLOT")
+        self._finish_all(getattr(scheduler_output, "finished_req_ids", ()))
+        self._fail_all(list(self.requests.values()), failure)
+        for new in getattr(scheduler_output, "scheduled_new_reqs", ()):
+            if self._knows(new.req_id):
+                continue
+            extra_args = getattr(new.sampling_params, "extra_args", None) or {}
+            if RESOLVED in extra_args and read_resolved(extra_args[RESOLVED]).params.steps:
+                self.bypassed.add(new.req_id)
+                self.failures.count(failure, new.req_id)
             else:
-                names = self._scheduled if place == "batch" else self.requests
-                self._fail_all(self._named(names), failure)
+                self._leave_plain(new.req_id)
+
+    def attempt(self, work: Callable[[], Tensor]) -> Tensor | None:
+        """What ``work``, which exchanges nothing, gives to the step's logits. If it raises on any
+        rank, None on all, and the requests whose deltas were staged go on without."""
+        found, failure = None, None
+        try:
+            found = work()
+        except Exception as error:
+            failure = Failure.of(error, "logits")
+        (failure,) = self.failures.agreed([failure])
+        if failure is None:
+            return found
+        self.failures.report(failure, "the step goes on without SLOT")
+        self._fail_all(self._adapted, failure)
+        return None
+
+    def _without_failing(self, tell: Callable[[], None]) -> None:
+        """Do what is for people alone."""
+        try:
+            tell()
+        except Exception as error:
+            self.failures.report(Failure.of(error, "batch"), "a log or a metric lacks something")
 
     def _named(self, names: Collection[str]) -> list[Request]:
         return [self.requests[name] for name in names if name in self.requests]
@@ -179,14 +197,6 @@ class Deltas:
             if not request.failed:
                 self._fail(request, failure)
 
-    def _agree_on_last_step(self) -> None:
-        """Other ranks may have gone on with what failed here alone: from now on none does."""
-        failure, self._unagreed = self._unagreed, None
-        if self.ranks.size > 1:
-            (failure,) = self.failures.agreed([failure])
-        if failure is not None:
-            self._fail_all(self._named(self._before), failure)
-
     def not_written(self, failure: Failure) -> None:
         """The step's hidden states did not get into the KV cache: who must read them there, now or
         later in its prompt, has none."""
@@ -195,13 +205,35 @@ class Deltas:
             failure, "until reset_prefix_cache, what hits the step's blocks gets no delta"
         )
 
-    def stage(self, hidden_states: Tensor, batch: BatchView) -> None:
+    def stage(self, hidden_states: Tensor, view: Callable[[], BatchView]) -> None:
         """Take the step's prompt rows, learn the deltas of the prompts that they complete, and
-        hold ready what the step's logits get. hidden_states: (rows or more, d)."""
+        hold ready what the step's logits get. hidden_states: (rows or more, d). If ``view`` raises
+        on any rank, the step's requests go on without a delta."""
         self._staged = None
         if not self.requests:
             return
-        self._agree_on_last_step()
+        batch, failure = None, None
+        try:
+            batch = view()
+        except Exception as error:
+            failure = Failure.of(error, "batch")
+        (failure,) = self.failures.agreed([failure])
+        if batch is not None and failure is None:
+            try:
+                self._stage(hidden_states, batch)
+                return
+            except Exception as error:
+                if self.ranks.size > 1:
+                    # The others are somewhere in what the ranks do together: an engine that ends
+                    # is better than one that waits for ever.
+                    raise
+                failure = Failure.of(error, "batch")
+        assert failure is not None
+        self._staged = None
+        self.failures.report(failure, "the step goes on without SLOT")
+        self._fail_all(self._named(self._scheduled), failure)
+
+    def _stage(self, hidden_states: Tensor, batch: BatchView) -> None:
         prefilling: list[Request] = []
         ready: list[tuple[Request, Callable[[], Tensor], bytes | None]] = []
         for i, req_id in enumerate(batch.req_ids):
@@ -392,12 +424,22 @@ class Deltas:
         self.counters["bypassed"] += 1
         self.counters[f"bypassed.{reason}"] += 1
 
+    def _finish_all(self, req_ids: Collection[str]) -> None:
+        for req_id in sorted(req_ids):
+            try:
+                self._finish(req_id)
+            except Exception as error:
+                self.failures.count(Failure.of(error, "departure"), req_id)
+
     def _finish(self, req_id: str) -> None:
         self.bypassed.discard(req_id)
         self.plain.discard(req_id)
         request = self.requests.pop(req_id, None)
         if request is None:
             return
+        # First: which rows are free, the ranks must not see differently.
+        if all(other.row != request.row for other in self.requests.values()):
+            self.table.remove(request.row)
         if request.learned is None:
             self.counters["aborted"] += 1
         elif not request.failed and self.config.keep_deltas:
@@ -405,8 +447,6 @@ class Deltas:
             self.kept.move_to_end(req_id)
             while len(self.kept) > self.config.keep_deltas:
                 self.kept.popitem(last=False)
-        if all(other.row != request.row for other in self.requests.values()):
-            self.table.remove(request.row)
         self.rows.release(request)
 
     def _key(self, request: Request) -> bytes | None:
@@ -499,7 +539,9 @@ class Deltas:
                 self._check_tokens(request)
             if not request.failed:
                 with request.containing("hidden_cache"):
-                    read.append((request, rows()))
+                    own = rows()
+                    self._make_room_for_whole(own)
+                    read.append((request, own))
         self._settle([request for request, _ in completed])
         prompts: list[tuple[Request, Prompt]] = []
         whole = [(q, self._whole(rows)) for q, rows in read if not q.failed]
@@ -517,13 +559,25 @@ class Deltas:
 
     def _whole(self, rows: Tensor) -> Tensor:
         """(n, d) from this rank's slice of it, where the KV cache has only that."""
-        size = self.table.rounded.shape[1]
-        return rows if rows.shape[1] == size else self.ranks.gather_columns(rows)
+        return rows if self._is_whole(rows) else self.ranks.gather_columns(rows)
+
+    def _is_whole(self, rows: Tensor) -> bool:
+        return rows.shape[1] == self.table.rounded.shape[1]
+
+    def _make_room_for_whole(self, rows: Tensor) -> None:
+        """Where a rank has no memory for it, it must say so before the ranks gather. What torch
+        allocated once it keeps."""
+        if not self._is_whole(rows):
+            rows.new_empty(2, self.ranks.size, *rows.shape)
 
     def _check_ranks(self, learned: list[Learned]) -> None:
         digest = hashlib.sha256()
-        for one in learned:
-            digest.update(one.delta.cpu().numpy().tobytes())
+
+        def read() -> None:
+            for one in learned:
+                digest.update(one.delta.cpu().numpy().tobytes())
+
+        self.ranks.together(read)
         if not self.ranks.same(digest.digest()[:8]):
             self.counters["ranks_differ"] += 1
             raise RuntimeError(
@@ -564,7 +618,8 @@ class Deltas:
                 request.learned = result
                 self.rows.release(request)
                 self.counters["prompt_tokens"] += len(request.learns_from)
-            self.loss_drops.observe([result.losses for result in learned])
+            losses = [result.losses for result in learned]
+            self._without_failing(lambda: self.loss_drops.observe(losses))
         elif len(prompts) == 1:
             self._fail(prompts[0][0], failure)
         else:
@@ -601,8 +656,13 @@ class Deltas:
         for slot, request in adapted:
             lookup[slot] = self.table.row(request.row) or 0
         self._adapted = [q for _, q in adapted]
+
+        def look_up() -> Tensor:
+            rows = to_device(lookup, torch.int64, self.device)[batch.row_slots]
+            return self.table.effective[rows]
+
         return Additions(
-            self.table.effective[to_device(lookup, torch.int64, self.device)[batch.row_slots]],
+            look_up,
             self.table.biases if any(not q.rounds for q in self._adapted) else None,
             self.table.rounded if any(q.rounds for q in self._adapted) else None,
         )

@@ -1,10 +1,10 @@
 """The model's head: found by watching it work, checked to be linear, hooked where W h is made."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property, partial
 from inspect import signature
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +26,24 @@ _TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 class Additions:
     """What one step adds, per row of logits.
 
-    rows: (r,) int64, each row's row in the tables. biases, rounded: see DeltaTable; None where no
-    request of the step uses it.
+    look_up: gives ``rows``. biases, rounded: see DeltaTable; None where no request of the step uses
+    it.
     """
 
-    rows: Tensor
+    look_up: Callable[[], Tensor]
     biases: Tensor | None
     rounded: Tensor | None
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """(r,) int64, each row's row in the tables."""
+        return self.look_up()
+
+
+class Attempt(Protocol):
+    """What ``work`` gives, which exchanges nothing; None, on all ranks, if it raises on one."""
+
+    def __call__(self, work: Callable[[], Tensor]) -> Tensor | None: ...
 
 
 class LinearHead:
@@ -159,14 +170,10 @@ class LinearHead:
             parts.append(f"scale {head.scale:.4g}")
         return ", ".join(parts)
 
-    def hook(
-        self,
-        take: Callable[[], Additions | None],
-        containing: Callable[[], AbstractContextManager[None]],
-    ) -> None:
-        """From now on the processor adds what ``take`` returns; None leaves it as it is. What is
-        raised in adding it is raised within ``containing()``; if that raises it no further, nothing
-        is added. What the model's own head raises is not within."""
+    def hook(self, take: Callable[[], Additions | None], attempt: Attempt) -> None:
+        """From now on the processor adds what ``take`` returns; None leaves it as it is. What may
+        fail in adding it is an ``attempt``; where one fails, nothing is added. What the model's own
+        head raises is in none."""
         processor, original = self._processor, self._processor.forward
 
         def adding(
@@ -177,36 +184,40 @@ class LinearHead:
             skip_gather: bool = False,
         ) -> Tensor | None:
             """``original`` is a patched vLLM's too, which finds nothing more to take."""
-            adapted = None
-            with containing():
-                adapted = _with_rounded(hidden_states, additions)
-            if adapted is None or additions.biases is None:
-                rows = hidden_states if adapted is None else adapted
-                return original(lm_head, rows, embedding_bias, **_skipping(skip_gather))
-            together = self._ranks.size > 1 and not skip_gather
 
-            def product() -> Tensor | None:
-                """Of this rank's columns alone, if its part of W delta is added to these."""
-                skip = skip_gather or (together and self._adds_before_gathering)
-                logits: Tensor | None = processor._get_logits(
-                    adapted, lm_head, embedding_bias, **_skipping(skip)
+            def unchanged(rows: Tensor = hidden_states) -> Tensor | None:
+                logits: Tensor | None = original(
+                    lm_head, rows, embedding_bias, **_skipping(skip_gather)
                 )
                 return logits
 
-            own = product()
+            adapted = hidden_states
+            if additions.rounded is not None:
+                sums = attempt(lambda: _with_rounded(hidden_states, additions))
+                if sums is None:
+                    return unchanged()
+                adapted = sums
+            if additions.biases is None:
+                return unchanged(adapted)
+            together = self._ranks.size > 1 and not skip_gather
+            # Of this rank's columns alone, if its part of W delta is added to these.
+            alone = together and self._adds_before_gathering
+            own: Tensor | None = processor._get_logits(
+                adapted, lm_head, embedding_bias, **_skipping(skip_gather or alone)
+            )
             if own is None:
                 return None
-            if together and self._adds_before_gathering:
-                return self._gathered(own, additions, product, containing)
-            if together:
-                return self._spread(own, additions, containing)
-            with containing():
-                z = own.float()
-                head = self.head()
-                add_bias_rows(z[:, : head.vocabulary], _biases(additions), additions.rows)
-                return _activated(head, z, own, additions.rows)
-            # Not ``own``: part of it may be shifted.
-            return original(lm_head, hidden_states, embedding_bias, **_skipping(skip_gather))
+            if together and not alone:
+                work = partial(_columns, additions)
+            else:
+                work = partial(self._shifted, own, additions, activate=not alone)
+            found = attempt(work)
+            if found is None:
+                # Not ``own``: part of it may be shifted.
+                return unchanged()
+            if alone:
+                return self._gathered(found, own.dtype, additions)
+            return self._spread(found, own, additions) if together else found
 
         def forward(*args: Any, **kwargs: Any) -> Tensor | None:
             additions = take()
@@ -230,45 +241,25 @@ class LinearHead:
             and "skip_gather" in signature(self._processor._get_logits).parameters
         )
 
-    def _gathered(
-        self,
-        own: Tensor,
-        additions: Additions,
-        product: Callable[[], Tensor | None],
-        containing: Callable[[], AbstractContextManager[None]],
-    ) -> Tensor | None:
-        """All columns, of which each rank adds W delta to its own before they are gathered."""
-        added = False
-        z = own.float()
-        with containing():
-            columns = z[:, : self.head().vocabulary]
-            add_bias_rows(columns, _biases(additions), additions.rows)
-            added = True
-        if not added:
-            # Part of ``own`` may be shifted. The other ranks wait for these columns.
-            again = product()
-            assert again is not None
-            z = again.float()
-        gathered = self._processor._gather_logits(z)
+    def _shifted(self, own: Tensor, additions: Additions, activate: bool) -> Tensor:
+        """``own``, this rank's columns, with W delta."""
+        head, z = self.head(), own.float()
+        add_bias_rows(z[:, : head.vocabulary], _biases(additions), additions.rows)
+        return _activated(head, z, own, additions.rows) if activate else z
+
+    def _gathered(self, shifted: Tensor, dtype: torch.dtype, additions: Additions) -> Tensor | None:
+        """All columns, of which each rank has shifted its own."""
+        gathered = self._processor._gather_logits(shifted)
         if gathered is None:
             return None
         z = gathered[..., : self.vocabulary]
         # float32 carried the rows without a delta as they were.
-        return _activated(self.head(), z, z.to(own.dtype), additions.rows)
+        return _activated(self.head(), z, z.to(dtype), additions.rows)
 
-    def _spread(
-        self,
-        own: Tensor,
-        additions: Additions,
-        containing: Callable[[], AbstractContextManager[None]],
-    ) -> Tensor:
-        """The same, where the logits come gathered."""
-        head = self.head()
-        columns = own.new_zeros(len(own), head.vocabulary, dtype=torch.float32)
-        with containing():
-            columns = _biases(additions)[additions.rows]
+    def _spread(self, columns: Tensor, own: Tensor, additions: Additions) -> Tensor:
+        """``own``, which are all columns, with what each rank adds to its own."""
         # A copy, as ``own`` is kept for the rows without a delta.
-        return _activated(head, own.float() + self.whole(columns), own, additions.rows)
+        return _activated(self.head(), own.float() + self.whole(columns), own, additions.rows)
 
 
 def _skipping(skip_gather: bool) -> dict[str, bool]:
@@ -286,6 +277,10 @@ def _with_rounded(hidden_states: Tensor, additions: Additions) -> Tensor:
 def _biases(additions: Additions) -> Tensor:
     assert additions.biases is not None
     return additions.biases
+
+
+def _columns(additions: Additions) -> Tensor:
+    return _biases(additions)[additions.rows]
 
 
 def _activated(head: Head, z: Tensor, own: Tensor, rows: Tensor) -> Tensor:

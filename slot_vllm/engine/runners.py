@@ -92,8 +92,7 @@ def hook_v1(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
         if cache is not None:
             write(cache, deltas, hidden_states, lambda: slots(cache))
         if deltas.requests:
-            with deltas.containing("batch"):
-                deltas.stage(hidden_states, view(logits_indices()))
+            deltas.stage(hidden_states, lambda: view(logits_indices()))
 
     def slots(cache: "HiddenCache") -> torch.Tensor:
         rows = int(runner.query_start_loc.np[runner.input_batch.num_reqs])
@@ -157,10 +156,8 @@ def hook_v2(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
     def before_logits(hidden_states: torch.Tensor, input_batch: Any) -> None:
         if cache is not None and cache.allocated:
             write(cache, deltas, hidden_states, lambda: slots(cache, input_batch.num_tokens))
-        if not deltas.requests:
-            return
-        with deltas.containing("batch"):
-            deltas.stage(hidden_states, view(input_batch))
+        if deltas.requests:
+            deltas.stage(hidden_states, lambda: view(input_batch))
 
     def slots(cache: "HiddenCache", rows: int) -> torch.Tensor:
         # The mapping is the forward pass's own.
@@ -194,8 +191,10 @@ def hook_v2(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
 
 def begin_step(deltas: Deltas, scheduler_output: Any) -> None:
     """Before a step, whoever calls it."""
-    with deltas.containing("arrival"):
+    try:
         deltas.begin_step(scheduler_output)
+    except Exception as error:
+        deltas.give_up(Failure.of(error, "arrival"), scheduler_output)
 
 
 def write(

@@ -132,7 +132,7 @@ def install(worker: Any) -> None:
         cache = HiddenCache(worker.vllm_config, hidden_size, ranks)
     (hook_v2 if v2 else hook_v1)(runner, deltas, cache)
     watch(worker, deltas, cache)
-    linear_head.hook(deltas.take, lambda: deltas.containing("logits"))
+    linear_head.hook(deltas.take, deltas.attempt)
     runner.slot_deltas = deltas
     runner.slot_hidden_cache = cache
     logger.info(

@@ -89,7 +89,7 @@ def step(deltas: Deltas, *parts: tuple[str, list[int], int]) -> Any:
         row_slots=torch.arange(len(parts)),
         num_slots=len(parts),
     )
-    deltas.stage(torch.cat([hidden_of(tokens) for _, tokens, _ in parts]), view)
+    deltas.stage(torch.cat([hidden_of(tokens) for _, tokens, _ in parts]), lambda: view)
     return deltas.take()
 
 
@@ -242,7 +242,7 @@ def cached_step(deltas: Deltas, *parts: tuple[str, list[int], int, list[int]]) -
         num_slots=len(parts),
         read=lambda i, start, stop: hidden_of(parts[i][3])[start:stop],
     )
-    deltas.stage(torch.cat([hidden_of(tokens) for _, tokens, _, _ in parts]), view)
+    deltas.stage(torch.cat([hidden_of(tokens) for _, tokens, _, _ in parts]), lambda: view)
     return deltas.take()
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from slot_vllm.engine.failures import REASONS, Failure, Failures
+from slot_vllm.engine.runners import begin_step
 from slot_vllm.optim.optimize import optimize
 from tests.conftest import ROOT
 from tests.engine.test_deltas import (
@@ -170,8 +171,7 @@ def test_a_batch_that_cannot_be_read_costs_the_steps_requests_only() -> None:
         num_scheduled_tokens={"b-1": 1, "plain": 1},
     )
     deltas.begin_step(scheduled)
-    with deltas.containing("batch"):
-        fails()
+    deltas.stage(torch.zeros(2, 1), fails)
     assert deltas.take() is None
     assert (deltas.stats()["failed.batch"], deltas.stats()["failed"]) == (1, 1)
     # Later steps are right: the one has its delta, the other one has none.
@@ -184,18 +184,28 @@ def test_an_unreadable_step_costs_all_deltas() -> None:
     deltas = make_deltas()
     begin(deltas, [arrival("a-1", TOKENS)])
     step(deltas, ("a-1", TOKENS, 0))
-    with deltas.containing("arrival"):
-        deltas.begin_step(SimpleNamespace())
-    assert step(deltas, ("a-1", [1], len(TOKENS))) is None
-    assert deltas.stats()["failed.arrival"] == 1
+    begin_step(
+        deltas,
+        SimpleNamespace(
+            finished_req_ids=(),
+            scheduled_new_reqs=[arrival("b-1", OTHER), arrival("c-1", OTHER, steps=0)],
+        ),
+    )
+    assert step(deltas, ("a-1", [1], len(TOKENS)), ("b-1", OTHER, 0)) is None
+    stats = deltas.stats()
+    assert (stats["failed.arrival"], stats["failed"], stats["plain"]) == (2, 2, 1)
+    # As V2 says of one that was preempted: it is in its answer by now.
+    begin(deltas, [arrival("b-1", OTHER), arrival("c-1", OTHER, steps=0)])
+    assert "b-1" not in deltas.requests and deltas.stats()["plain"] == 1
+    begin(deltas, finished={"a-1", "b-1", "c-1"})
+    assert not deltas.requests and not deltas.bypassed and not deltas.plain
 
 
 def test_only_what_was_staged_fails_at_the_logits() -> None:
     deltas = make_deltas()
     begin(deltas, [arrival("a-1", TOKENS), arrival("b-1", OTHER)])
     step(deltas, ("a-1", TOKENS, 0), ("b-1", OTHER[:2], 0))
-    with deltas.containing("logits"):
-        fails()
+    assert deltas.attempt(fails) is None
     assert (deltas.stats()["failed.logits"], deltas.stats()["failed"]) == (1, 1)
     begin(deltas)
     additions = step(deltas, ("a-1", [1], len(TOKENS)), ("b-1", OTHER[2:], 2))
@@ -218,8 +228,7 @@ def test_who_leaves_in_a_step_that_is_not_understood_is_forgotten() -> None:
     deltas = make_deltas()
     begin(deltas, [arrival("a-1", TOKENS)])
     step(deltas, ("a-1", TOKENS, 0))
-    with deltas.containing("arrival"):
-        deltas.begin_step(SimpleNamespace(finished_req_ids={"a-1"}))
+    begin_step(deltas, SimpleNamespace(finished_req_ids={"a-1"}))
     assert not deltas.requests and not len(deltas.table)
 
 

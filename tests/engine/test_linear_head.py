@@ -1,6 +1,6 @@
 """Which heads are accepted, on small modules with vLLM's own logits processor."""
 
-from contextlib import nullcontext
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -110,6 +110,10 @@ def test_a_quantized_head_is_refused() -> None:
         head_of(model)
 
 
+def attempt(work: Callable[[], Tensor]) -> Tensor | None:
+    return work()
+
+
 @pytest.mark.parametrize(("soft_cap", "scale"), [(None, 1.0), (5.0, 2.0)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_the_hook_adds(soft_cap: float | None, scale: float, dtype: torch.dtype) -> None:
@@ -120,8 +124,8 @@ def test_what_the_hook_adds(soft_cap: float | None, scale: float, dtype: torch.d
         own = model.compute_logits(hidden)
         biases = torch.zeros(3, VOCABULARY)
         biases[1], biases[2] = 1e-3 * torch.randn(VOCABULARY), torch.randn(VOCABULARY)
-        queue = [None, Additions(torch.tensor([0, 1, 0, 2]), biases, None)]
-        linear.hook(lambda: queue.pop(0), nullcontext)
+        queue = [None, Additions(lambda: torch.tensor([0, 1, 0, 2]), biases, None)]
+        linear.hook(lambda: queue.pop(0), attempt)
         assert torch.equal(model.compute_logits(hidden), own)
         shifted = model.compute_logits(hidden)
     # Rows without a delta keep their bits; the others get W delta before f, in float32.
@@ -195,7 +199,7 @@ def test_each_rank_adds_its_columns(
     with torch.no_grad():
         expected_head = head_of(whole, dtype)
         own = whole.compute_logits(hidden)
-        expected_head.hook(lambda: Additions(rows, biases, None), nullcontext)
+        expected_head.hook(lambda: Additions(lambda: rows, biases, None), attempt)
         expected = whole.compute_logits(hidden)
     group = Group(count)
 
@@ -211,7 +215,7 @@ def test_each_rank_adds_its_columns(
             assert head.head().vocabulary == head.columns[1] - head.columns[0]
             mine = biases[:, slice(*head.columns)].contiguous()
             assert torch.equal(head.whole(mine), biases)
-            head.hook(lambda: Additions(rows, mine, None), nullcontext)
+            head.hook(lambda: Additions(lambda: rows, mine, None), attempt)
             return model.compute_logits(hidden)
 
     for logits in group.run(work):

@@ -19,7 +19,7 @@ from tests.engine.cases import (
     reference,
 )
 from tests.engine.conftest import V2, runner_of
-from tests.engine.generate import delta_of, run, stats_of, tokens_of
+from tests.engine.generate import delta_of, run, sampling_params, stats_of, tokens_of
 
 NEW = 4 if V2 else 12
 ROOMY = {"num_gpu_blocks_override": 200}
@@ -266,16 +266,35 @@ def test_a_step_that_is_not_understood(
 ) -> None:
     llm = engine(tiny_model, slot={}, **ROOMY)
     expected = _expected(tiny_model)
-    mine = BATCHES["optimizer"]
+    mine, running = BATCHES["optimizer"], BATCHES["batch"].victim
     llm.collective_rpc("slot_forget_shared")
+    before = stats_of(llm)
+    core, answers = llm.llm_engine, {}
+
+    def add(name: str, case: Case) -> None:
+        prompt = {"prompt_token_ids": list(case.tokens)}
+        core.add_request(name, prompt, sampling_params(case))
+
+    add("running", running)
+    core.step()
     with monkeypatch.context() as patch:
         step(llm, patch, [])
-        outputs = run(llm, [mine.victim, mine.other, mine.plain])
+        for name in ("victim", "other", "plain"):
+            add(name, getattr(mine, name))
+        while core.has_unfinished_requests():
+            answers.update({o.request_id: o for o in core.step() if o.finished})
+    outputs = [answers[name] for name in ("victim", "other", "plain")]
+    # Its first token had W delta, the others have not.
+    assert len(answers["running"].outputs[0].token_ids) == NEW
+    stats = {name: value - before[name] for name, value in stats_of(llm).items()}
+    assert (stats["failed"], stats["failed.arrival"], stats["optimized"]) == (3, 3, 1)
     assert_tokens_equal(
         tokens_of(outputs), [expected[case] for case in (*mine.without(), mine.plain)]
     )
     (output,) = run(llm, [mine.after])
     assert_tokens_equal(tokens_of([output]), [expected[mine.after]])
+    slot = runner_of(llm).slot_deltas
+    assert len(slot.requests) == 1 and not slot.bypassed and not slot.plain
 
 
 def test_what_vllm_raises_passes_through(
@@ -285,7 +304,9 @@ def test_what_vllm_raises_passes_through(
     runner = runner_of(llm)
     processor = runner.slot_deltas.linear_head._processor
     before = stats_of(llm)["failed"]
-    additions = linear_head.Additions(torch.tensor([1]), runner.slot_deltas.table.biases, None)
+    additions = linear_head.Additions(
+        lambda: torch.tensor([1]), runner.slot_deltas.table.biases, None
+    )
     rows_ = torch.zeros(1, 64)
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="injected"):
         patch.setattr(processor, "_get_logits", _raise)
