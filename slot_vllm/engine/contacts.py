@@ -441,7 +441,9 @@ CONTACTS: tuple[Contact, ...] = (
     # max_concurrent.
     Contact(
         "limited scheduler", "vllm.config", "SchedulerConfig", "names our scheduler",
-        attributes=("scheduler_cls", "get_scheduler_cls", "enable_chunked_prefill"),
+        attributes=(
+            "scheduler_cls", "get_scheduler_cls", "enable_chunked_prefill", "max_num_seqs",
+        ),
     ),
     Contact(
         "limited scheduler", "vllm.v1.core.sched.scheduler", "Scheduler", "what ours is built on",

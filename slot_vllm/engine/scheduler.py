@@ -5,8 +5,10 @@ holds back the last token of those beyond the limit. They keep their place: the 
 scheduled first completes first, and in each step at least one does.
 """
 
-from collections.abc import Hashable
+import logging
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
@@ -20,14 +22,20 @@ from slot_vllm.engine.delta_cache import prompt_key
 from slot_vllm.engine.startup import read_config
 from slot_vllm.params import SlotError
 
+logger = logging.getLogger("vllm.slot_vllm")
+
 
 @dataclass(frozen=True)
 class _Prompt:
-    """optimized: whether it has SLOT and something to learn from. key: what requests that use one
-    delta have in common; None: it uses its own."""
+    """optimized: whether it has SLOT and something to learn from. make_key: gives ``key``."""
 
     optimized: bool
-    key: bytes | None = None
+    make_key: Callable[[], bytes] | None = None
+
+    @cached_property
+    def key(self) -> bytes | None:
+        """What requests that use one delta have in common; None: it uses its own."""
+        return None if self.make_key is None else self.make_key()
 
 
 class LimitedCompletions(Scheduler):
@@ -48,11 +56,16 @@ class LimitedCompletions(Scheduler):
         # Of the step that is being scheduled.
         self._completing: dict[Request, Hashable] = {}
         self._one_waits = False
+        self._passed_over = 0
+        self._failed = False
 
     def _reserve_prefill_lookahead(
         self, request: Request, num_computed_tokens: int, num_new_tokens: int
     ) -> int:
         """The last word on how many tokens a request gets, of running and of waiting ones."""
+        if self._looked_far:
+            # None of those that wait: vLLM then looks at no further one.
+            return 0
         tokens = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
         length = request.num_prompt_tokens
         completes = num_computed_tokens < length <= num_computed_tokens + tokens
@@ -61,13 +74,7 @@ class LimitedCompletions(Scheduler):
         if self._may_complete(request):
             self._completing[request] = self._prompt(request).key or request
             return tokens
-        if not self.scheduler_config.enable_chunked_prefill:
-            return 0
-        tokens = max(0, length - self._held_back - num_computed_tokens)
-        if tokens and self.need_mamba_block_aligned_split:
-            hit = num_computed_tokens - request.num_computed_tokens
-            tokens = self._mamba_block_aligned_split(request, tokens, hit)
-        return tokens
+        return self._incomplete(request, num_computed_tokens)
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
         """Whether a waiting request may be scheduled; one that may not is passed over."""
@@ -77,12 +84,12 @@ class LimitedCompletions(Scheduler):
             return True
         if not self._one_waits:
             # No token of it may be computed. In the queue it would block those behind it.
-            self._one_waits = (
-                not self.scheduler_config.enable_chunked_prefill
-                or request.num_tokens - self._computed(request) <= self._held_back
-            )
+            self._one_waits = not self._incomplete(request, self._computed(request))
         # Those behind it would complete before it, again and again.
-        return not self._one_waits
+        if not self._one_waits or self._looked_far:
+            return True
+        self._passed_over += 1
+        return False
 
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         self._completing.pop(request, None)
@@ -97,12 +104,26 @@ class LimitedCompletions(Scheduler):
                     self._learned[key] = request
         self._completing.clear()
         self._one_waits = False
+        self._passed_over = 0
         super()._update_after_schedule(scheduler_output)
 
     @property
-    def _held_back(self) -> int:
-        """Tokens."""
-        return max(1, self.num_prefill_lookahead)
+    def _looked_far(self) -> bool:
+        """Whether enough waiting requests were passed over in this step: thousands may wait, and
+        each look costs the running ones time."""
+        return self._passed_over >= self.scheduler_config.max_num_seqs
+
+    def _incomplete(self, request: Request, computed: int) -> int:
+        """How many tokens can be computed of a prompt that may not complete, ``computed`` of which
+        are there."""
+        if not self.scheduler_config.enable_chunked_prefill:
+            return 0
+        held_back = max(1, self.num_prefill_lookahead)
+        tokens = max(0, request.num_prompt_tokens - held_back - computed)
+        if tokens and self.need_mamba_block_aligned_split:
+            hit = computed - request.num_computed_tokens
+            tokens = self._mamba_block_aligned_split(request, tokens, hit)
+        return tokens
 
     def _computed(self, request: Request) -> int:
         if request.num_computed_tokens:
@@ -126,7 +147,15 @@ class LimitedCompletions(Scheduler):
     def _prompt(self, request: Request) -> _Prompt:
         found = self._prompts.get(request)
         if found is None:
-            found = self._prompts[request] = self._describe(request)
+            try:
+                found = self._describe(request)
+            except Exception:
+                # The worker, which meets the same, counts it.
+                found = _Prompt(False)
+                if not self._failed:
+                    self._failed = True
+                    logger.exception("SLOT failed in the scheduler (said once); no limit holds")
+            self._prompts[request] = found
         return found
 
     def _describe(self, request: Request) -> _Prompt:
@@ -141,8 +170,10 @@ class LimitedCompletions(Scheduler):
         if not self._slot_config.delta_cache_mb or (lora is not None and lora.load_inplace):
             return _Prompt(True)
         skipped = self._slot_config.skipped(len(tokens))
-        key = prompt_key(tokens, skipped, resolved.params, lora, resolved.cache_salt, (0, 0))
-        return _Prompt(True, key)
+        return _Prompt(
+            True,
+            lambda: prompt_key(tokens, skipped, resolved.params, lora, resolved.cache_salt, (0, 0)),
+        )
 
 
 class LimitedScheduler(LimitedCompletions):

@@ -169,6 +169,73 @@ def test_prompts_that_must_be_computed_whole(tiny_model: str, engine: Callable[.
     assert [sizes[name][0] for name, _ in burst] == [60, 33, 64]
 
 
+def test_of_those_that_wait_no_more_are_looked_at_than_can_run(
+    tiny_model: str, engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = engine(tiny_model, slot={"max_concurrent": 1}, enable_chunked_prefill=False, **ROOMY)
+    scheduler = scheduler_of(llm)
+    handle, update = scheduler._handle_blocked_waiting_request, scheduler._update_after_schedule
+    looks: list[int] = [0]
+
+    def looked(request: Any) -> bool:
+        looks[-1] += 1
+        return bool(handle(request))
+
+    def updated(output: Any) -> None:
+        looks.append(0)
+        update(output)
+
+    monkeypatch.setattr(scheduler, "_handle_blocked_waiting_request", looked)
+    monkeypatch.setattr(scheduler, "_update_after_schedule", updated)
+    many = named("many", [7] * 14, 4320)
+    plain = named("plain", (9,), 4340, steps=0)
+    served = serve(llm, {0: [*many, *plain]})
+    check_tokens(tiny_model, served, [*many, *plain])
+    assert [served.first[name] for name, _ in many] == list(range(14))
+    # The one that runs, eight that are passed over, and the one at which it ends.
+    assert looks[0] == 1 + 8 + 1 and max(looks) == 10
+    # It passes once it is among the first eight that wait.
+    assert served.first["plain0"] == 14 - 8
+
+
+def test_prompts_that_end_between_aligned_blocks(
+    tiny_model: str, engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a hybrid model's scheduler splits prompts: nothing of these can be computed alone."""
+    llm = engine(tiny_model, slot={"max_concurrent": 1}, **ROOMY)
+    scheduler = scheduler_of(llm)
+    monkeypatch.setattr(scheduler, "need_mamba_block_aligned_split", True)
+    monkeypatch.setattr(
+        scheduler,
+        "_mamba_block_aligned_split",
+        lambda request, tokens, *hits: (
+            tokens if tokens == request.num_prompt_tokens else tokens // 32 * 32
+        ),
+    )
+    burst = named("burst", (20, 21, 22), 4350)
+    plain = named("plain", (19,), 4360, steps=0)
+    served = serve(llm, {0: [*burst, *plain]})
+    check_tokens(tiny_model, served, [*burst, *plain])
+    assert [served.first[name] for name in ("burst0", "burst1", "burst2")] == [0, 1, 2]
+    assert served.first["plain0"] == 0
+
+
+def test_a_request_that_cannot_be_described_is_served(
+    tiny_model: str, engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = engine(tiny_model, slot={"max_concurrent": 1}, **ROOMY)
+    cases = named("any", (12, 13), 4370)
+
+    def fails(request: Any) -> Any:
+        raise RuntimeError("injected")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scheduler_of(llm), "_describe", fails)
+        served = serve(llm, {0: cases})
+    check_tokens(tiny_model, served, cases)
+    assert served.optimized[0] == 2
+
+
 def test_an_aborted_request_leaves_its_place(tiny_model: str, engine: Callable[..., Any]) -> None:
     llm = engine(tiny_model, slot={"max_concurrent": 1}, **ROOMY)
     burst = named("burst", (60, 33, 64, 40), 4400)
