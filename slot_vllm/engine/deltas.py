@@ -619,7 +619,8 @@ class Deltas:
         on all if it has on one: of a bias, a rank may have nothing but zeros."""
         places = [row for row in map(self.table.row, rows) if row is not None]
         effective = torch.stack([self.table.effective[row] > 0 for row in places])
-        gathered = self.ranks.gather(torch.stack((torch.stack(list(finite)), effective)).float()) > 0
+        own = torch.stack((torch.stack(list(finite)), effective))
+        gathered = self.ranks.gather(own.float()) > 0
         together = gathered[:, 0].all(dim=0)
         for row, ok, anything in zip(places, together, gathered[:, 1].any(dim=0), strict=True):
             self.table.biases[row].mul_(ok)

@@ -97,10 +97,10 @@ def test_any_mixture_in_any_workspace(
 
 
 @pytest.mark.parametrize("bounds", [[0, 307], [0, 307, 307], [0, 2, 150, 307]])
-def test_a_bound_holds_and_is_used_over_eight_decades(bounds: list[int]) -> None:
+def test_a_bound_holds_and_is_used_over_nine_decades(bounds: list[int]) -> None:
     head = make_head(hidden=32)
     for lr in (0.01, 0.3, 30.0):
-        kls = [10.0**k for k in (-8, -7, -5, -3, -1, 0)]
+        kls = [10.0**k for k in (-9, -8, -7, -5, -3, -1, 0)]
         prompts = [prompt_of(head, 60, seed=1, lr=lr, max_kl=bound) for bound in kls]
         for bound, prompt, learned in zip(
             kls, prompts, together(head, prompts, bounds), strict=True
