@@ -30,7 +30,7 @@ from tests.engine.cases import (
     random_tokens,
     reference,
 )
-from tests.engine.conformance.test_safeguards import NEW, mixed
+from tests.engine.conformance.test_safeguards import mixed
 from tests.engine.conftest import SLOT, SMALL, V2
 from tests.engine.generate import run, sampling_params, tokens_of
 from tests.engine.server import MODEL, serving
@@ -149,12 +149,16 @@ def test_every_option_in_one_batch(
     llm = parallel(model, **TP2, **options)
     # Prompts longer than a step's tokens among them.
     searches = [
-        Case(random_tokens(length, 90 + length), 3, 0.5, NEW, settings=tuple(settings.items()))
+        Case(random_tokens(length, 90 + length), 3, 0.5, 16, settings=tuple(settings.items()))
         for length, settings in zip((17, 64, 130), LINE_SEARCHES, strict=True)
     ]
     cases = [
-        replace(case, tokens=tuple(token % (vocabulary or VOCABULARY) for token in case.tokens))
-        for case in [*mixed(9 if V2 else 18), *searches]
+        replace(
+            case,
+            tokens=tuple(token % (vocabulary or VOCABULARY) for token in case.tokens),
+            new_tokens=6,
+        )
+        for case in [*mixed(9), *searches]
     ]
     expected = reference(model, cases)
     before = llm.collective_rpc("slot_stats")
@@ -355,8 +359,8 @@ def test_what_passes_through_the_group(tiny_model: str, parallel: Callable[..., 
     rows, steps = 40, case.steps
     own = learning(model, 2, rows, steps)
     # Then the loss after the last step is wanted, whether W delta is finite and whether it is
-    # anything, and the row of logits: 160 columns a rank. There is one other rank, so that as much is
-    # received as is given.
+    # anything, and the row of logits: 160 columns a rank. There is one other rank, so that as much
+    # is received as is given.
     assert len(counted["all_gather"]) == own.collectives + 3
     assert sum(counted["all_gather"]) == own.received + 4 * 2 * rows + 8 + 4 * 160
     forward = prefill(model, 2, len(case.tokens))
