@@ -277,21 +277,29 @@ def _failing(at_call: int) -> Wrap:
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "at_call"),
+    ("owner", "name", "at_call", "settings"),
     [
-        ("slot_vllm.optim.two_pass_form.TwoPassForm", "sums", 3),
-        ("slot_vllm.optim.two_pass_form.TwoPassForm", "__init__", 1),
-        ("slot_vllm.engine.hidden_cache.HiddenCache", "read", 1),
-        ("slot_vllm.engine.deltas.Deltas", "_key", 1),
+        ("slot_vllm.optim.two_pass_form.TwoPassForm", "sums", 3, ()),
+        ("slot_vllm.optim.two_pass_form.TwoPassForm", "__init__", 1, ()),
+        # In the midst of a trust region's search.
+        ("slot_vllm.optim.scaled_rows.ScaledRows", "divergences", 20, (("preset", "safe"),)),
+        ("slot_vllm.engine.hidden_cache.HiddenCache", "read", 1, ()),
+        ("slot_vllm.engine.deltas.Deltas", "_key", 1, ()),
     ],
 )
 def test_what_fails_on_one_rank_costs_one_delta_on_both(
-    owner: str, name: str, at_call: int, tiny_model: str, parallel: Callable[..., Any]
+    owner: str,
+    name: str,
+    at_call: int,
+    settings: tuple[tuple[str, Any], ...],
+    tiny_model: str,
+    parallel: Callable[..., Any],
 ) -> None:
     llm = parallel(tiny_model, **TP2)
     # Longer than a step, so that it is read out of the KV cache.
     seed = 700 + len(owner) + len(name) + at_call
     first, second = (Case(random_tokens(70, seed + i * 1000), 5, 0.1, 8) for i in range(2))
+    first = replace(first, settings=settings)
     before = llm.collective_rpc("slot_stats")
     llm.collective_rpc(on_rank(1, _failing(at_call), owner, name))
     (output,) = run(llm, [first])
