@@ -288,24 +288,6 @@ def named(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
     return {k: v for k, v in (extra_args or {}).items() if k.startswith(REQUEST_PREFIX)}
 
 
-def check_sharded(params: SlotParams, prefix: str = "") -> None:
-    """Raise SlotError for what is not done where each tensor-parallel rank has the logits of its
-    own part of the vocabulary only."""
-    refused = {
-        "guard": (params.guard != "none", "'none'"),
-        "max_kl": (params.max_kl is not None, "none"),
-        "target": (params.target != "hidden", "'hidden'"),
-        "optimizer": (params.optimizer == "lbfgs", "'adamw', 'sgd'"),
-        "tolerance": (params.tolerance > 0, "0"),
-    }
-    for name, (holds, allowed) in refused.items():
-        if holds:
-            value = getattr(params, name)
-            raise SlotError(
-                f"{prefix}{name}={value!r}: not with tensor parallelism; allowed: {allowed}"
-            )
-
-
 def _check_together(params: SlotParams, prefix: str) -> None:
     if params.target != "hidden" and params.rounding == "model":
         raise SlotError(

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from slot_vllm.params import SlotConfig, SlotError, SlotParams, check_sharded
+from slot_vllm.params import SlotConfig, SlotError, SlotParams
 from slot_vllm.presets import PRESETS
 
 
@@ -190,25 +190,3 @@ def test_a_request_object_is_left_as_it_was() -> None:
     extra = {"slot_steps": 3, "slot_betas": [0.8, 0.9]}
     SlotConfig().resolve(extra)
     assert extra == {"slot_steps": 3, "slot_betas": [0.8, 0.9]}
-
-
-@pytest.mark.parametrize(
-    ("settings", "part"),
-    [
-        ({"guard": "holdout"}, "guard='holdout'"),
-        ({"preset": "safe"}, "guard='holdout'"),
-        ({"max_kl": 0.0}, "max_kl=0.0"),
-        ({"target": "both"}, "target='both'"),
-        ({"optimizer": "lbfgs"}, "optimizer='lbfgs'"),
-        ({"tolerance": 0.1}, "tolerance=0.1"),
-    ],
-)
-def test_what_ranks_do_not_do(settings: dict[str, Any], part: str) -> None:
-    with pytest.raises(SlotError, match=f"^slot_{part}: not with tensor parallelism; allowed: "):
-        check_sharded(SlotParams(**settings), "slot_")
-    check_sharded(SlotParams())
-    check_sharded(
-        SlotParams(
-            preset="paper-vllm", lr_schedule="cosine", loss_tokens=3, optimizer="sgd", lr=1.0
-        )
-    )

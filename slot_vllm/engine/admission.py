@@ -19,11 +19,9 @@ from slot_vllm.engine.lora import HeadAdapters
 from slot_vllm.engine.startup import asks_for_slot, is_wrapped, mark, read_config
 from slot_vllm.loss_tokens import LossTokens, UndeterminedError
 from slot_vllm.params import (
-    REQUEST_PREFIX,
     SlotConfig,
     SlotError,
     SlotParams,
-    check_sharded,
     named,
 )
 
@@ -65,16 +63,14 @@ def read_resolved(value: Mapping[str, Any]) -> Resolved:
 
 class Admission:
     """Admission to one engine. ``check``, ``spans`` and ``admit`` raise VLLMValidationError.
-    tokenizer: gives the engine's, or None. sharded: whether it is tensor-parallel."""
+    tokenizer: gives the engine's, or None."""
 
     def __init__(
         self,
         config: SlotConfig,
         tokenizer: Callable[[], Any] = lambda: None,
-        sharded: bool = False,
     ) -> None:
         self.config = config
-        self._sharded = sharded
         self._tokenizer = tokenizer
         self._loss_tokens: LossTokens | None = None
         self._warned: set[str] = set()
@@ -111,8 +107,6 @@ class Admission:
             raise VLLMValidationError(f"{RESOLVED}: unknown key; settings start with slot_")
         try:
             params = self.config.resolve(extra_args)
-            if self._sharded:
-                check_sharded(params, REQUEST_PREFIX)
         except SlotError as error:
             raise VLLMValidationError(str(error)) from None
         if reason is None or not params.steps:
@@ -192,8 +186,7 @@ class Admission:
 
 def admission_of(processor: Any, vllm_config: Any) -> Admission:
     """For the requests that pass through an InputProcessor."""
-    sharded = vllm_config.parallel_config.tensor_parallel_size > 1
-    return Admission(read_config(vllm_config), lambda: processor.tokenizer, sharded)
+    return Admission(read_config(vllm_config), lambda: processor.tokenizer)
 
 
 def install() -> None:

@@ -11,7 +11,7 @@ from vllm.utils.import_utils import resolve_obj_by_qualname
 
 from slot_vllm import __version__
 from slot_vllm.engine import hidden_cache_choice
-from slot_vllm.params import SlotConfig, SlotError, check_sharded
+from slot_vllm.params import SlotConfig, SlotError
 
 BARE_NAME = "slot_vllm"
 EXTENSION = "slot_vllm.SlotWorkerExtension"
@@ -76,8 +76,6 @@ def resolve_config(vllm_config: Any) -> SlotConfig:
     if not isinstance(additional, Mapping):
         raise SlotError(f"additional_config: a mapping is required, not {type(additional)}")
     config = SlotConfig.load(additional.get(_KEY), os.environ)
-    if vllm_config.parallel_config.tensor_parallel_size > 1:
-        check_sharded(config, "slot.")
     config = hidden_cache_choice.choose(config, vllm_config)
     settings = config.model_dump(mode="json")
     vllm_config.additional_config = {**additional, _KEY: settings, _CHECKED: __version__}

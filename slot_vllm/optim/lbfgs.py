@@ -21,21 +21,34 @@ from torch import Tensor
 
 from slot_vllm.optim.head import Head
 from slot_vllm.optim.prompt import Prompt
-from slot_vllm.optim.scaled_rows import Logits, ScaledRows
+from slot_vllm.optim.scaled_rows import Logits, ScaledRows, summed_losses, summed_variance
+from slot_vllm.optim.shard import Shard, widest
 from slot_vllm.optim.workspace import Workspace, aligned
 
 MEMORY = 10
 
+# What is tried of a step's length; a step of length zero, too.
+_LENGTHS = 3
+
 
 class Lbfgs:
-    """shifts: (B, V) float32, W delta of each request, in the workspace."""
+    """shifts: (B, V) float32, W delta of each request, in the workspace. shard: as of
+    ``TwoPassForm``; the rest is then the same, to the bit, on all ranks."""
 
-    def __init__(self, head: Head, prompts: Sequence[Prompt], workspace: Workspace) -> None:
-        self._head, self._prompts = head, prompts
-        shape = (2, len(prompts), head.vocabulary)
-        self.shifts, self._rays = workspace.take(shape, torch.float32)
+    def __init__(
+        self,
+        head: Head,
+        prompts: Sequence[Prompt],
+        workspace: Workspace,
+        shard: Shard | None = None,
+    ) -> None:
+        self._head, self._prompts, self._shard = head, prompts, shard
+        shape = (2, len(prompts))
+        self.shifts, self._rays = workspace.take(
+            (*shape, head.vocabulary), torch.float32, (*shape, widest(head, shard))
+        )
         self.shifts.zero_()
-        self._rows = ScaledRows(head, workspace)
+        self._rows = ScaledRows(head, workspace, shard)
         # (step, change of the gradient, 1 / their product or 0), oldest first.
         self._pairs: list[tuple[Tensor, Tensor, Tensor]] = []
         self._step = self._gradient = torch.empty(0)
@@ -45,6 +58,11 @@ class Lbfgs:
     def vector_bytes(head: Head) -> int:
         """What one request needs."""
         return 2 * aligned(head.vocabulary * 4)
+
+    def gathered(self, learning: int) -> list[tuple[int, ...]]:
+        """The shapes of what a rank gives in a step of ``learning`` requests, in their order."""
+        rows = sum(prompt.rows for prompt in self._prompts[:learning])
+        return [(2, learning), (3, rows), (2, _LENGTHS, rows)]
 
     def step(
         self,
@@ -63,29 +81,42 @@ class Lbfgs:
         slope = (gradient * direction).sum(1, keepdim=True)
         rays = self._rays[:b]
         self._head.exact_shift(direction, out=rays)
+        spread = self._spread(rays)
+        variances = [
+            self._rows.variances(form, i, self._prompts[i], self.shifts[i], rays[i])
+            for i in range(b)
+        ]
         curvature = reductions * torch.stack(
-            [self._rows.curvature(form, i, self.shifts[i], rays[i]) for i in range(b)]
+            [summed_variance(one) for one in self._rows.over_ranks(variances)]
         ).unsqueeze(1)
         tiny = torch.finfo(torch.float32).tiny
         longest = rates * math.sqrt(size) / direction.norm(dim=1, keepdim=True).clamp(min=tiny)
         newton = torch.minimum(-slope / curvature.clamp(min=tiny), longest)
-        low, high = torch.aminmax(rays, dim=1, keepdim=True)
-        spread = (abs(self._head.scale) * (high - low)).clamp(min=tiny)
         damped = torch.log1p(spread * newton) / spread
         lengths = torch.cat((torch.zeros_like(newton), newton, damped, newton / 8), dim=1)
-        tried = torch.stack(
-            [
-                self._rows.losses(
-                    form, i, self._prompts[i], rays[i], list(lengths[i, 1:]), self.shifts[i]
-                )
-                for i in range(b)
-            ]
-        )
+        terms = [
+            self._rows.losses(
+                form, i, self._prompts[i], rays[i], list(lengths[i, 1:]), self.shifts[i]
+            )
+            for i in range(b)
+        ]
+        tried = torch.stack([summed_losses(one) for one in self._rows.over_ranks(terms)])
         tried = torch.cat((losses.unsqueeze(1), tried), dim=1).nan_to_num(nan=torch.inf)
         length = lengths.gather(1, tried.argmin(dim=1, keepdim=True))
         self._step, self._gradient = length * direction, gradient
         deltas += self._step
         self.shifts[:b].addcmul_(rays, length)
+
+    def _spread(self, rays: Tensor) -> Tensor:
+        """(b, 1): by how much rays (b, V) move logits apart, before a soft cap, per length."""
+        ends = rays.new_full((2, len(rays)), -torch.inf)
+        if self._head.vocabulary:  # a rank may have no columns
+            low, high = torch.aminmax(rays, dim=1)
+            ends = torch.stack((-low, high))
+        if self._shard is not None:
+            ends = self._shard.gather(ends).amax(dim=0)
+        spread = abs(self._head.scale) * ends.sum(dim=0).unsqueeze(1)
+        return spread.clamp(min=torch.finfo(torch.float32).tiny)
 
     def _direction(self, gradient: Tensor) -> Tensor:
         """Minus the inverse Hessian's estimate times the gradient (b, d)."""

@@ -10,7 +10,7 @@ Rows of Z0 that do not fit the workspace are computed again in every step, tile 
 A bias on the logits (``slot_target``) has the gradient (p - c) / (n - 1) and needs no W.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
@@ -23,16 +23,16 @@ from slot_vllm.optim.cached_form import CachedForm
 from slot_vllm.optim.device import to_device
 from slot_vllm.optim.head import Head
 from slot_vllm.optim.lbfgs import Lbfgs
-from slot_vllm.optim.parts import Parts, split
+from slot_vllm.optim.parts import Parts, is_whole, split
 from slot_vllm.optim.plain_form import PlainForm
 from slot_vllm.optim.prompt import Prompt
 from slot_vllm.optim.rows import Segment
 from slot_vllm.optim.safeguards import Safeguards
-from slot_vllm.optim.shard import Exchange, Shard, gathered_shapes
+from slot_vllm.optim.shard import Exchange, Shard, widest
 from slot_vllm.optim.stepping import Stepping
 from slot_vllm.optim.two_pass_form import TwoPassForm
 from slot_vllm.optim.workspace import Workspace, aligned
-from slot_vllm.params import SlotParams, check_sharded
+from slot_vllm.params import SlotParams
 
 
 def _one() -> Tensor:
@@ -46,8 +46,8 @@ class Learned:
     nothing to learn from. finite: () bool, whether delta and bias are as they were learned; both
     are zero where a hidden state, a loss or one of their coordinates was not finite. scale: ()
     float32, what safeguards multiplied delta by. bias: (V,) float32, what else is added to the
-    logits, before f; None if ``target`` is hidden. arriving: on CUDA, ``finite`` on its way to the
-    host; true until it comes."""
+    logits, before f, a shard's columns of it; None if ``target`` is hidden. arriving: on CUDA,
+    ``finite`` on its way to the host; true until it comes."""
 
     delta: Tensor
     losses: Tensor
@@ -94,8 +94,8 @@ def form_for(head: Head, sharded: bool = False) -> type[Form]:
     return PlainForm
 
 
-def _form_with_biases(head: Head) -> type[Form]:
-    form = form_for(head)
+def _form_with_biases(head: Head, sharded: bool = False) -> type[Form]:
+    form = form_for(head, sharded)
     return form if form.takes_biases else PlainForm
 
 
@@ -110,10 +110,10 @@ def smallest_workspace(head: Head, shard: Shard | None = None) -> int:
 
 def smallest_workspace_for_all(head: Head, shard: Shard | None = None) -> int:
     """The same of any settings that a request may have."""
+    sharded = shard is not None
+    forms = (form_for(head, sharded), _form_with_biases(head, sharded))
     if shard is not None:
-        # What would need more is refused.
-        return smallest_workspace(head, shard)
-    forms = (form_for(head), _form_with_biases(head))
+        head = shard.widest_head(head)
     # Three parts of a prompt; delta's shift; a bias and its moments, or what L-BFGS needs.
     return (
         3 * max(form.vector_bytes(head) for form in forms)
@@ -139,17 +139,14 @@ def optimize(
     form: how, if not as ``form_for`` says.
     shard: set if ``head`` is one rank's part of the vocabulary. All ranks then call this with the
     same prompts, with whole hidden states and the tokens of the whole vocabulary, and workspaces of
-    one size, and get the same deltas; ``shard`` says what they exchange. What fails on one rank is
+    one size, and get the same deltas, and of a bias their own part; ``shard`` says what they
+    exchange. What fails on one rank is
     an error on all (OtherRankFailed on those that are well).
     All tensors of size V or n x V come from ``workspace``, but the biases among the results.
     Raises MemoryError if it is smaller than ``smallest_workspace`` (``smallest_workspace_for_all``
     for settings that are not the defaults); ValueError for a prompt whose ``counts`` are missing,
-    or for a bias on the logits, or L-BFGS, with a form that takes no biases; SlotError for what
-    cannot be done with shards (``params.check_sharded``).
+    or for a bias on the logits, or L-BFGS, with a form that takes no biases.
     """
-    if shard is not None:
-        for prompt in prompts:
-            check_sharded(prompt.params)
     results: list[Learned | None] = [None] * len(prompts)
     parts = _split(prompts, shard)
     # Requests with many steps first: those still running are then always a prefix.
@@ -157,21 +154,20 @@ def optimize(
         (i for i, p in enumerate(parts) if p.fit.rows and p.fit.params.steps),
         key=lambda i: -prompts[i].params.steps,
     )
-    widest = head if shard is None else shard.widest_head(head)
+    largest = head if shard is None else shard.widest_head(head)
     for kind in (_by_deltas, _biased, _by_lbfgs):
         wanted = [i for i in order if kind(prompts[i].params)]
         if not wanted:
             continue
-        chosen = form or (
-            form_for(head, shard is not None) if kind is _by_deltas else _form_with_biases(head)
-        )
+        suitable = form_for if kind is _by_deltas else _form_with_biases
+        chosen = form or suitable(head, shard is not None)
         if kind is not _by_deltas and not chosen.takes_biases:
             params = prompts[wanted[0]].params
             raise ValueError(
                 f"target={params.target!r}, optimizer={params.optimizer!r}: {chosen.__name__} "
                 "adds no bias to the logits; allowed: PlainForm, TwoPassForm"
             )
-        for group in _groups(wanted, chosen, widest, parts, workspace):
+        for group in _groups(wanted, chosen, largest, parts, workspace):
             learned = _optimize_group(
                 chosen, head, [parts[i] for i in group], workspace, final_loss, shard
             )
@@ -181,7 +177,7 @@ def optimize(
 
 
 def _split(prompts: Sequence[Prompt], shard: Shard | None) -> list[Parts]:
-    if shard is None or all(prompt.params.loss_tokens == "all" for prompt in prompts):
+    if shard is None or all(is_whole(prompt.params) for prompt in prompts):
         return [split(prompt) for prompt in prompts]
     # It copies hidden states: one rank may lack the memory.
     with Exchange(shard, prompts[0].hidden.device).agreeing():
@@ -283,70 +279,114 @@ def _optimize_group(
     shard: Shard | None,
 ) -> list[Learned]:
     workspace.reset()
-    if shard is None:
-        return _learn(
-            lambda prompts: form(head, prompts, workspace), head, group, workspace, final_loss
-        )
     exchange = Exchange(shard, head.weight.device)
     with exchange.agreeing():
-        logits = TwoPassForm(head, [parts.fit for parts in group], workspace, exchange.shard)
-        steps = [parts.fit.params.steps for parts in group]
-        shapes = gathered_shapes(steps, final_loss, logits.chunks, head.hidden_size)
-    exchange.expect(shapes)
+        learning = _Learning(form, head, group, workspace, final_loss, exchange.shard)
+    exchange.expect(learning.gathered())
     with exchange.agreeing():
-        return _learn(lambda _: logits, head, group, workspace, final_loss, exchange.shard)
+        return learning.learn()
 
 
-def _learn(
-    form: Callable[[Sequence[Prompt]], Form],
-    head: Head,
-    group: Sequence[Parts],
-    workspace: Workspace,
-    final_loss: bool,
-    shard: Shard | None = None,
-) -> list[Learned]:
-    """form: makes one of what the workspace has left."""
-    device, count = head.weight.device, len(group)
-    fits = [parts.fit for parts in group]
-    params = [fit.params for fit in fits]
-    steps = [p.steps for p in params]
-    biases = bias_moments = None
-    if _biased(params[0]):
-        shape = (3, count, head.vocabulary)
-        biases, *moments_of_biases = workspace.take(shape, torch.float32).zero_()
-        bias_moments = (moments_of_biases[0], moments_of_biases[1])
-    lbfgs = Lbfgs(head, fits, workspace) if _by_lbfgs(params[0]) else None
-    safeguards = Safeguards(head, group, workspace)
-    logits = form([*fits, *safeguards.prompts])
-    stepping = Stepping(fits, device)
-    inverse_rows = to_device([[1.0 / fit.rows] for fit in fits], torch.float32, device)
-    reductions = to_device([[_reduction(fit)] for fit in fits], torch.float32, device)
-    # Where delta is not learned its gradient is zero, and so it stays.
-    learns_delta = [p.target != "bias" for p in params]
-    delta_reductions = reductions * to_device(learns_delta, torch.float32, device).unsqueeze(1)
-    deltas = torch.zeros(count, head.hidden_size, dtype=torch.float32, device=device)
-    first, second = torch.zeros_like(deltas), torch.zeros_like(deltas)
-    passes = steps[0] + int(final_loss)
-    losses = torch.zeros(count, passes, dtype=torch.float64, device=device)
-    # What is applied is known only after the last step.
-    final_apart = final_loss and bool(safeguards)
+class _Learning:
+    """Of one group of prompts. Takes what it needs of the workspace, the form all that is left."""
 
-    for t in range(1, passes + int(not final_apart)):
-        # In a request's pass after its last step only the loss is wanted.
-        active = sum(s + int(final_loss and not final_apart) >= t for s in steps)
-        # L-BFGS has W delta already.
-        added = biases if lbfgs is None else lbfgs.shifts
-        sums, losses[:active, t - 1] = logits.sums(
-            active,
-            deltas[:active] if t > 1 and lbfgs is None and any(learns_delta) else None,
-            None if added is None or t == 1 else added[:active],
-        )
-        learning = sum(s >= t for s in steps)
-        if not stepping.begin(t, losses):
-            losses[:, t:] = losses[:, t - 1 : t]
-            break
-        if learning:
-            if any(learns_delta):
+    def __init__(
+        self,
+        form: type[Form],
+        head: Head,
+        group: Sequence[Parts],
+        workspace: Workspace,
+        final_loss: bool,
+        shard: Shard | None,
+    ) -> None:
+        self._head, self._group, self._shard = head, group, shard
+        self._fits = [parts.fit for parts in group]
+        self._params = [fit.params for fit in self._fits]
+        self._steps = [p.steps for p in self._params]
+        self._learns_delta = [p.target != "bias" for p in self._params]
+        self._vectors: Tensor | None = None
+        if _biased(self._params[0]):
+            # The biases and their two moments.
+            shape = (3, len(group))
+            vectors = workspace.take(
+                (*shape, head.vocabulary), torch.float32, (*shape, widest(head, shard))
+            )
+            self._vectors = vectors.zero_()
+        self._lbfgs = None
+        if _by_lbfgs(self._params[0]):
+            self._lbfgs = Lbfgs(head, self._fits, workspace, shard)
+        self._safeguards = Safeguards(head, group, workspace, shard)
+        prompts = [*self._fits, *self._safeguards.prompts]
+        self._logits: Form
+        if shard is None:
+            self._logits = form(head, prompts, workspace)
+        else:
+            self._logits = TwoPassForm(head, prompts, workspace, shard)
+        self._final_loss = final_loss
+        # What is applied is known only after the last step.
+        self._final_apart = final_loss and bool(self._safeguards)
+        self._passes = self._steps[0] + int(final_loss and not self._final_apart)
+
+    def _active(self, t: int) -> int:
+        """Requests in pass t, 1 at first; in one's pass after its last step only the loss is
+        wanted."""
+        return sum(s + self._passes - self._steps[0] >= t for s in self._steps)
+
+    def _taking(self, t: int) -> int:
+        """Requests that take step t."""
+        return sum(s >= t for s in self._steps)
+
+    def gathered(self) -> list[tuple[int, ...]]:
+        """The shapes of what a rank gives to the others in ``learn``, in their order."""
+        if self._shard is None:
+            return []
+        assert isinstance(self._logits, TwoPassForm)
+        shapes: list[tuple[int, ...]] = []
+        for t in range(1, self._passes + 1):
+            shapes += [(2, rows) for rows in self._logits.chunks(self._active(t), t == 1)]
+            learning = self._taking(t)
+            if learning and any(self._learns_delta):
+                shapes.append((learning, self._head.hidden_size))
+            if learning and self._lbfgs is not None:
+                shapes += self._lbfgs.gathered(learning)
+        shapes += [] if self._vectors is None else [(len(self._group),)]
+        shapes += self._safeguards.gathered()
+        if self._final_apart:
+            shapes += [(2, rows) for rows in self._logits.chunks(len(self._group), False)]
+        return shapes
+
+    def learn(self) -> list[Learned]:
+        head, logits, lbfgs, shard = self._head, self._logits, self._lbfgs, self._shard
+        device, count, steps = head.weight.device, len(self._group), self._steps
+        biases = first_of_biases = second_of_biases = None
+        if self._vectors is not None:
+            biases, first_of_biases, second_of_biases = self._vectors
+        stepping = Stepping(self._fits, device)
+        inverse_rows = to_device([[1.0 / fit.rows] for fit in self._fits], torch.float32, device)
+        reductions = to_device([[_reduction(fit)] for fit in self._fits], torch.float32, device)
+        # Where delta is not learned its gradient is zero, and so it stays.
+        learns_delta = to_device(self._learns_delta, torch.float32, device).unsqueeze(1)
+        delta_reductions = reductions * learns_delta
+        deltas = torch.zeros(count, head.hidden_size, dtype=torch.float32, device=device)
+        first, second = torch.zeros_like(deltas), torch.zeros_like(deltas)
+        size = (count, steps[0] + int(self._final_loss))
+        losses = torch.zeros(size, dtype=torch.float64, device=device)
+
+        for t in range(1, self._passes + 1):
+            active = self._active(t)
+            # L-BFGS has W delta already.
+            added = biases if lbfgs is None else lbfgs.shifts
+            sums, losses[:active, t - 1] = logits.sums(
+                active,
+                deltas[:active] if t > 1 and lbfgs is None and any(self._learns_delta) else None,
+                None if added is None or t == 1 else added[:active],
+            )
+            learning = self._taking(t)
+            # Ranks gather equally often, whatever their losses.
+            if not stepping.begin(t, losses) and shard is None:
+                losses[:, t:] = losses[:, t - 1 : t]
+                break
+            if learning and any(self._learns_delta):
                 gradient = pull_back(head.weight, sums[:learning])
                 if shard is not None:
                     gradient = shard.add(gradient)
@@ -363,44 +403,47 @@ def _learn(
                         stepping.rates[:learning],
                         reductions[:learning],
                     )
-            if biases is not None and bias_moments is not None:
+            if learning and biases is not None:
+                assert first_of_biases is not None and second_of_biases is not None
                 gradient = sums[:learning].mul_(reductions[:learning])
-                moments = (bias_moments[0][:learning], bias_moments[1][:learning])
+                moments = (first_of_biases[:learning], second_of_biases[:learning])
                 stepping.step(biases[:learning], gradient, moments, t)
 
-    # A gradient that is not finite leaves a delta that is not; of hidden states that are not, the
-    # kernels' exponentials need not tell.
-    finite = torch.isfinite(deltas).all(dim=1) & torch.isfinite(losses).all(dim=1)
-    finite &= torch.stack([_is_finite(parts.prompt.hidden) for parts in group])
-    if biases is not None:
-        finite &= torch.stack([torch.isfinite(bias.sum()) for bias in biases])
-    deltas = _zero_unless(finite, deltas, biases)
-    scales = torch.ones(count, dtype=torch.float32, device=device)
-    if safeguards:
-        scales = safeguards.scales(logits, deltas, biases)
-        deltas *= scales.unsqueeze(1)
+        # A gradient that is not finite leaves a delta that is not; of hidden states that are not,
+        # the kernels' exponentials need not tell.
+        finite = torch.isfinite(deltas).all(dim=1) & torch.isfinite(losses).all(dim=1)
+        finite &= torch.stack([_is_finite(parts.prompt.hidden) for parts in self._group])
         if biases is not None:
-            biases *= scales.unsqueeze(1)
-    if final_apart:
-        _, final = logits.sums(count, deltas if any(learns_delta) else None, biases)
-        for i, s in enumerate(steps):
-            losses[i, s] = final[i]
-        finite &= torch.isfinite(final)
+            finite &= torch.stack([torch.isfinite(bias.sum()) for bias in biases])
+            if shard is not None:
+                finite = shard.agree(finite)
         deltas = _zero_unless(finite, deltas, biases)
-    mean = (losses * inverse_rows.double()).float()
-    arriving = _to_host(finite) if device.type == "cuda" else [None] * count
-    # Copies, so that one result that is kept does not keep the whole group's memory.
-    return [
-        Learned(
-            deltas[i].clone(),
-            mean[i, : steps[i] + int(final_loss)].clone(),
-            finite[i].clone(),
-            scales[i].clone(),
-            None if biases is None else biases[i].clone(),
-            arriving[i],
-        )
-        for i in range(count)
-    ]
+        scales = torch.ones(count, dtype=torch.float32, device=device)
+        if self._safeguards:
+            scales = self._safeguards.scales(logits, deltas, biases)
+            deltas *= scales.unsqueeze(1)
+            if biases is not None:
+                biases *= scales.unsqueeze(1)
+        if self._final_apart:
+            _, final = logits.sums(count, deltas if any(self._learns_delta) else None, biases)
+            for i, s in enumerate(steps):
+                losses[i, s] = final[i]
+            finite &= torch.isfinite(final)
+            deltas = _zero_unless(finite, deltas, biases)
+        mean = (losses * inverse_rows.double()).float()
+        arriving = _to_host(finite) if device.type == "cuda" else [None] * count
+        # Copies, so that one result that is kept does not keep the whole group's memory.
+        return [
+            Learned(
+                deltas[i].clone(),
+                mean[i, : steps[i] + int(self._final_loss)].clone(),
+                finite[i].clone(),
+                scales[i].clone(),
+                None if biases is None else biases[i].clone(),
+                arriving[i],
+            )
+            for i in range(count)
+        ]
 
 
 def _zero_unless(finite: Tensor, deltas: Tensor, biases: Tensor | None) -> Tensor:

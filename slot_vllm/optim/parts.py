@@ -8,6 +8,7 @@ from torch import Tensor
 
 from slot_vllm.optim.holdout import held_out
 from slot_vllm.optim.prompt import Prompt
+from slot_vllm.params import SlotParams
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class Parts:
     def guarded(self) -> bool:
         """Whether delta may be scaled once it is learned."""
         return self.held is not None or self.rest is not None
+
+
+def is_whole(params: SlotParams) -> bool:
+    """Whether all rows of a prompt are learned from, and nothing else is asked of them."""
+    return params.loss_tokens == "all" and params.guard == "none" and params.max_kl is None
 
 
 def split(prompt: Prompt) -> Parts:

@@ -10,8 +10,9 @@ from slot_vllm.optim.head import Head
 from slot_vllm.optim.holdout import SCALES, choose
 from slot_vllm.optim.parts import Parts
 from slot_vllm.optim.prompt import Prompt
-from slot_vllm.optim.scaled_rows import Logits, ScaledRows
-from slot_vllm.optim.trust_region import largest_scales
+from slot_vllm.optim.scaled_rows import Logits, ScaledRows, row_divergences, summed_losses
+from slot_vllm.optim.shard import Shard, widest
+from slot_vllm.optim.trust_region import EVALUATIONS, largest_scales
 from slot_vllm.optim.workspace import Workspace, aligned
 
 
@@ -20,11 +21,19 @@ class Safeguards:
     that asks a float32 vector over the vocabulary, W delta, and the tiles of ``ScaledRows``.
 
     prompts: the rows that a form must have besides those that are learned from, in the order in
-    which it must have them, after the group's.
+    which it must have them, after the group's. shard: as of ``TwoPassForm``.
     """
 
-    def __init__(self, head: Head, group: Sequence[Parts], workspace: Workspace) -> None:
+    def __init__(
+        self,
+        head: Head,
+        group: Sequence[Parts],
+        workspace: Workspace,
+        shard: Shard | None = None,
+    ) -> None:
         self._head, self._group = head, group
+        # A CPU is where the host sees results at once; but ranks must gather equally often.
+        self._ends_early = shard is None and head.weight.device.type == "cpu"
         self._guarded = [i for i, parts in enumerate(group) if parts.guarded]
         self.prompts: list[Prompt] = []
         self._held: dict[int, int] = {}
@@ -35,9 +44,11 @@ class Safeguards:
                     places[i] = len(group) + len(self.prompts)
                     self.prompts.append(part)
         if self._guarded:
-            shape = (len(self._guarded), head.vocabulary)
-            self._shifts = workspace.take(shape, torch.float32)
-            self._rows = ScaledRows(head, workspace)
+            count = len(self._guarded)
+            self._shifts = workspace.take(
+                (count, head.vocabulary), torch.float32, (count, widest(head, shard))
+            )
+            self._rows = ScaledRows(head, workspace, shard)
 
     def __bool__(self) -> bool:
         return bool(self._guarded)
@@ -52,6 +63,14 @@ class Safeguards:
         """What a group needs besides ``vector_bytes``, with tiles of one row."""
         return ScaledRows.smallest_bytes(head)
 
+    def gathered(self) -> list[tuple[int, ...]]:
+        """The shapes of what a rank gives in ``scales``, in their order."""
+        held = sum(self._held_of(i).rows for i in self._held)
+        bounded = sum(part.rows for i in self._rest for part in self._group[i].all)
+        return [(2, len(SCALES), held)] * bool(held) + [(3, bounded)] * (
+            EVALUATIONS if bounded else 0
+        )
+
     def scales(self, form: Logits, deltas: Tensor, biases: Tensor | None) -> Tensor:
         """(B,) float32, from 0 to 1: what deltas (B, d) and biases (B, V), None for zero, are to be
         multiplied by. form: has learned them."""
@@ -65,27 +84,32 @@ class Safeguards:
                 shift += biases[i]
         shifts = dict(zip(self._guarded, self._shifts, strict=True))
         if self._held:
-            losses = [
+            terms = [
                 self._rows.losses(form, place, self._held_of(i), shifts[i], SCALES)
                 for i, place in self._held.items()
             ]
-            scales.index_copy_(0, self._places(self._held, deltas), choose(torch.stack(losses)))
+            losses = torch.stack([summed_losses(one) for one in self._rows.over_ranks(terms)])
+            scales.index_copy_(0, self._places(self._held, deltas), choose(losses))
         if self._rest:
             bounded = list(self._rest)
             bounds = [self._group[i].prompt.params.max_kl for i in bounded]
             places = self._places(bounded, deltas)
 
             def divergence(at: Tensor, needed: Sequence[bool]) -> Tensor:
-                zero = torch.zeros((), device=at.device)
-                return torch.stack(
-                    [
-                        self._divergence(form, i, shifts[i], scale) if need else zero
-                        for i, scale, need in zip(bounded, at, needed, strict=True)
-                    ]
-                )
+                chosen = [k for k, need in enumerate(needed) if need]
+                terms = [self._terms(form, bounded[k], shifts[bounded[k]], at[k]) for k in chosen]
+                found = list(torch.zeros_like(at))
+                for k, one in zip(chosen, self._rows.over_ranks(terms), strict=True):
+                    rows = row_divergences(one)
+                    # The last row of the last part is the prompt's.
+                    found[k] = torch.maximum(rows.mean(), rows[-1])
+                return torch.stack(found)
 
             within = largest_scales(
-                divergence, scales[places], to_device(bounds, torch.float32, scales.device)
+                divergence,
+                scales[places],
+                to_device(bounds, torch.float32, scales.device),
+                self._ends_early,
             )
             scales.index_copy_(0, places, within)
         return scales
@@ -99,9 +123,13 @@ class Safeguards:
         assert held is not None
         return held
 
-    def _divergence(self, form: Logits, i: int, shift: Tensor, scale: Tensor) -> Tensor:
-        """The larger one: of the prompt's last position, or the mean over all of them."""
+    def _terms(self, form: Logits, i: int, shift: Tensor, scale: Tensor) -> Tensor:
+        """(3, n), of ``ScaledRows.divergences`` for all rows of the prompt."""
         places = [i, self._rest[i]] if i not in self._held else [i, self._held[i], self._rest[i]]
-        rows = torch.cat([self._rows.divergences(form, place, shift, scale) for place in places])
-        # The last row of the last part is the prompt's.
-        return torch.maximum(rows.mean(), rows[-1])
+        return torch.cat(
+            [
+                self._rows.divergences(form, place, part, shift, scale)
+                for place, part in zip(places, self._group[i].all, strict=True)
+            ],
+            dim=1,
+        )

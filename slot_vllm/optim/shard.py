@@ -3,12 +3,25 @@
 A group of B prompts with n rows in all takes two all-gathers of float32 per step:
 
     rows       2 n floats, each row's log-sum-exp and target logit over this rank's columns
-    gradients  B d floats, this rank's part of W^T (p - c)
+    gradients  B d floats, this rank's part of W^T (p - c); none where only biases are learned
 
 and a last one of 2 n for the loss after the last step, if that is wanted. Rows that are made in
 several chunks, because they are too many or do not stay in the workspace, are gathered chunk by
 chunk. The parts of the gradient are added up by each rank, in the order of the ranks: so all take
 the same step, to the bit, however the group would have reduced them.
+
+Options take more, each gather for all prompts of the group that have the option:
+
+    L-BFGS        per step 2 B floats, the extremes of W direction; 3 n, each row's log-sum-exp and
+                  mean and variance along the direction; 6 n, the rows' losses at three lengths
+    bias          once B floats: whether this rank's part of each is finite
+    holdout       once 10 n floats, the losses of the n held-out rows at five scales
+    trust region  16 times 3 n floats, for all rows of the prompts, the last ones included: the
+                  log-sum-exp, its change and the divergence within this rank's columns
+
+What a rank gives of a row suffices for the row's statistic over the whole vocabulary
+(``scaled_rows``), so each is one pass over the rank's logits. The number of gathers never depends
+on what is gathered: no search and no tolerance ends early.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -57,6 +70,10 @@ class Shard:
         # A target is in one shard; the others have -inf.
         return gathered[:, 0].logsumexp(dim=0), gathered[:, 1].amax(dim=0)
 
+    def agree(self, flags: Tensor) -> Tensor:
+        """(k,) bool: which of ``flags`` (k,) bool are set on all ranks."""
+        return self.gather(flags.float()).amin(dim=0) > 0
+
     def add(self, part: Tensor) -> Tensor:
         """The sum of ``part`` over the ranks, the same bits on each."""
         first, *others = self.gather(part)
@@ -66,21 +83,9 @@ class Shard:
         return total
 
 
-def gathered_shapes(
-    steps: Sequence[int], final_loss: bool, chunks: Callable[[int, bool], list[int]], size: int
-) -> list[tuple[int, int]]:
-    """The shapes of what each rank gives while a group learns, in their order.
-
-    steps: of each prompt, the most first. chunks: the rows that each gather of a pass is for, given
-    how many prompts are in it and whether it is the first. size: d.
-    """
-    shapes = []
-    for t in range(1, steps[0] + int(final_loss) + 1):
-        active = sum(s + int(final_loss) >= t for s in steps)
-        shapes += [(2, rows) for rows in chunks(active, t == 1)]
-        learning = sum(s >= t for s in steps)
-        shapes += [(learning, size)] if learning else []
-    return shapes
+def widest(head: Head, shard: Shard | None) -> int:
+    """Columns of the largest shard; V where there is one process."""
+    return head.vocabulary if shard is None else shard.widest
 
 
 def bytes_given(shapes: Sequence[tuple[int, ...]]) -> int:
@@ -90,19 +95,20 @@ def bytes_given(shapes: Sequence[tuple[int, ...]]) -> int:
 
 class Exchange:
     """The collectives of one group of prompts. A rank that fails alone goes on taking part in them,
-    with zeros, so that no other waits for it; then all raise."""
+    with zeros, so that no other waits for it; then all raise. Without a shard there are none."""
 
-    def __init__(self, shard: Shard, device: torch.device) -> None:
-        self.shard = replace(shard, gather=self._gather)
+    def __init__(self, shard: Shard | None, device: torch.device) -> None:
+        self.shard = None if shard is None else replace(shard, gather=self._gather)
         self._original = shard
         self._device = device
-        self._left: list[tuple[int, int]] = []
+        self._left: list[tuple[int, ...]] = []
         self._broken = False
 
-    def expect(self, shapes: Sequence[tuple[int, int]]) -> None:
+    def expect(self, shapes: Sequence[tuple[int, ...]]) -> None:
         self._left = list(reversed(shapes))
 
     def _gather(self, own: Tensor) -> Tensor:
+        assert self._original is not None
         expected = self._left.pop()
         assert own.shape == expected, (own.shape, expected)
         # If the collective itself fails there is nothing left to take part in.
@@ -115,6 +121,9 @@ class Exchange:
     def agreeing(self) -> Iterator[None]:
         """What is raised within on any rank is raised on all. Raises OtherRankFailed on those that
         are well themselves."""
+        if self._original is None:
+            yield
+            return
         error = None
         try:
             yield

@@ -12,11 +12,14 @@ LEAST_BOUND = 1e-9
 # is not touched.
 _TOLERANCE = 5e-3
 # Each is a pass over the prompt's logits. Three to nine were needed on the demo model.
-_EVALUATIONS = 16
+EVALUATIONS = 16
 
 
 def largest_scales(
-    divergence: Callable[[Tensor, list[bool]], Tensor], largest: Tensor, bounds: Tensor
+    divergence: Callable[[Tensor, list[bool]], Tensor],
+    largest: Tensor,
+    bounds: Tensor,
+    ends_early: bool,
 ) -> Tensor:
     """(B,) float32: for each request a scale from 0 to ``largest`` (B,) whose divergence is at most
     its bound (B,), and, unless ``largest`` itself keeps it or 16 evaluations do not find it, at
@@ -24,12 +27,12 @@ def largest_scales(
 
     divergence: gives (B,) at scales (B,), 0 at 0; the list says for which requests it is needed,
     and what it gives for others does not count. What is not finite exceeds every bound.
+    ends_early: as soon as all are found, which waits for the device; else it takes 16 evaluations
+    for all requests.
 
     False position on the root of the divergence, which is nearly linear, by the Illinois rule. The
-    scale returned is one whose divergence was seen to be within the bound. Where the device is a
-    CPU it ends as soon as all are found; elsewhere nothing waits for the device.
+    scale returned is one whose divergence was seen to be within the bound.
     """
-    on_cpu = largest.device.type == "cpu"
     bounds = torch.where(bounds < LEAST_BOUND, 0.0, bounds)
     # A little inside, so that what is found from below is found soon.
     goals = ((1.0 - _TOLERANCE / 2) * bounds).sqrt()
@@ -39,10 +42,10 @@ def largest_scales(
     # Without a delta, or room for one, there is nothing to find.
     found = (largest == 0) | (bounds == 0)
     scales = largest
-    for i in range(_EVALUATIONS):
-        if on_cpu and found.all():
+    for i in range(EVALUATIONS):
+        if ends_early and found.all():
             break
-        needed = (~found).tolist() if on_cpu else [True] * len(largest)
+        needed = (~found).tolist() if ends_early else [True] * len(largest)
         kl = divergence(scales, needed).nan_to_num(nan=torch.inf).clamp(min=0.0, max=1e6)
         within, gap = kl <= bounds, kl.sqrt() - goals
         good = within & ((kl >= (1.0 - _TOLERANCE) * bounds) | (scales == largest))

@@ -125,23 +125,6 @@ def test_named_is_an_error_and_a_default_is_bypassed(change: dict[str, Any], rea
     admission.admit(request({"slot_steps": 0}), "x")
 
 
-@pytest.mark.parametrize("key", ["guard", "preset", "max_kl", "target", "optimizer", "tolerance"])
-def test_what_tensor_parallel_ranks_do_not_do_is_an_error(key: str) -> None:
-    settings: dict[str, Any] = {
-        "guard": "holdout",
-        "preset": "safe",
-        "max_kl": 0.1,
-        "target": "bias",
-        "optimizer": "lbfgs",
-        "tolerance": 0.1,
-    }
-    extra_args = {f"slot_{key}": settings[key]}
-    with pytest.raises(VLLMValidationError, match=r"^slot_\w+=.*: not with tensor parallelism"):
-        Admission(SlotConfig(), sharded=True).check(extra_args, None)
-    Admission(SlotConfig(), sharded=True).check({"slot_preset": "paper-vllm"}, None)
-    Admission(SlotConfig()).check(extra_args, None)
-
-
 def test_a_later_prompt_of_a_begun_response_is_bypassed(
     tiny_model: str, engine: Callable[..., Any]
 ) -> None:

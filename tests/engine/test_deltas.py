@@ -10,10 +10,13 @@ import torch
 from slot_vllm.engine.admission import RESOLVED
 from slot_vllm.engine.batch import BatchView
 from slot_vllm.engine.deltas import Deltas
+from slot_vllm.engine.linear_head import LinearHead
 from slot_vllm.optim.head import Head
 from slot_vllm.optim.optimize import Prompt
 from slot_vllm.optim.oracle import oracle
 from slot_vllm.params import SlotConfig, SlotParams
+from tests.engine.test_linear_head import Model, ThreadRanks, sharded
+from tests.optim.test_shard import Group
 
 SIZE, VOCABULARY = 16, 50
 
@@ -396,3 +399,29 @@ def test_a_row_that_was_not_filled_is_nobodys(monkeypatch: pytest.MonkeyPatch) -
     additions = step(deltas, ("c-1", TOKENS, 0))
     expected = FixedHead().weight @ expected_delta(TOKENS)
     torch.testing.assert_close(additions.biases[additions.rows[0]], expected, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("vanishes", [False, True])
+def test_a_bias_has_an_effect_on_all_ranks_or_on_none(vanishes: bool) -> None:
+    """The last of eight ranks has no columns, and so no part of it."""
+    group, whole = Group(8), Model()
+    settings: dict[str, Any] = {"target": "bias", "max_kl": 0.0 if vanishes else None}
+
+    def work(rank: int) -> tuple[Any, Any]:
+        ranks = ThreadRanks(group, rank)
+        with torch.inference_mode():
+            head = LinearHead(sharded(whole, ranks, False), SIZE, torch.float32, ranks)
+            config = SlotConfig(workspace_mb=1, keep_deltas=1, check_ranks=True)
+            deltas = Deltas(config, head, 4, torch.device("cpu"), ranks)
+            begin(deltas, [arrival("a-1", TOKENS, **settings)])
+            additions = step(deltas, ("a-1", TOKENS, 0))
+            return additions.rows.tolist(), deltas.token_shifts("a")
+
+    results = group.run(work)
+    assert not isinstance(results[0], Exception), results[0]
+    prompt = Prompt(hidden_of(TOKENS), torch.tensor(TOKENS), SlotParams(steps=2, target="bias"))
+    expected = oracle(Head(whole.embedding.weight.detach()[:VOCABULARY]), prompt).bias
+    assert expected is not None
+    for rows, shifts in results:
+        assert (rows == [0]) == vanishes
+        torch.testing.assert_close(shifts, expected.float() * (not vanishes), rtol=1e-4, atol=2e-5)

@@ -1,6 +1,6 @@
 """Which heads are accepted, on small modules with vLLM's own logits processor."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -144,6 +144,9 @@ class ThreadRanks(Ranks):
 
     def gather(self, own: Tensor) -> Tensor:
         return self._threads.gather(self.rank, own)
+
+    def largest(self, values: Sequence[int]) -> list[int]:
+        return [max(each) for each in zip(*self._threads.exchange(self.rank, values), strict=True)]
 
 
 class Wrapper(nn.Module):

@@ -54,10 +54,6 @@ def test_the_bare_name_is_expanded_and_the_settings_are_resolved(
         ({"additional_config": {"slot": {"step": 1}}}, "slot.step: unknown key"),
         ({"additional_config": {"slot": {"lr": "x"}}}, "slot.lr='x'"),
         (
-            {"tensor_parallel_size": 2, "additional_config": {"slot": {"preset": "safe"}}},
-            "slot.guard='holdout': not with tensor parallelism",
-        ),
-        (
             {"worker_extension_cls": "", "additional_config": {"slot": {}}},
             "add --worker-extension slot_vllm",
         ),

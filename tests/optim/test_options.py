@@ -113,7 +113,7 @@ OPTIONS: list[dict[str, Any]] = [
 def served() -> list[Any]:
     """Each option with each form that serves it, with a soft cap and without."""
     return [
-        pytest.param(options, form, cap, id=f"{form.__name__}-{cap}-{_name(options)}")
+        pytest.param(options, form, cap, id=f"{form.__name__}-{cap}-{name_of(options)}")
         for options in OPTIONS
         for form in FORMS
         for cap in (None, 5.0)
@@ -122,13 +122,13 @@ def served() -> list[Any]:
     ]
 
 
-def _name(options: dict[str, Any]) -> str:
+def name_of(options: dict[str, Any]) -> str:
     return ",".join(f"{key}={value}" for key, value in options.items())
 
 
 @pytest.mark.parametrize(("options", "form", "cap"), served())
 def test_each_option(options: dict[str, Any], form: type[Form], cap: float | None) -> None:
-    head, prompts, expected = problem(_name(options), cap)
+    head, prompts, expected = problem(name_of(options), cap)
     learned = optimize(head, prompts, Workspace(MIB), final_loss=True, form=form)
     for each in zip(prompts, learned, expected, strict=True):
         assert_equal(head, *each)
@@ -137,7 +137,7 @@ def test_each_option(options: dict[str, Any], form: type[Form], cap: float | Non
 @cache
 def problem(name: str, cap: float | None) -> tuple[Head, list[Prompt], list[Learned]]:
     """What all forms are given, and the oracle's answers."""
-    options = next(o for o in OPTIONS if _name(o) == name)
+    options = next(o for o in OPTIONS if name_of(o) == name)
     head = make_head(hidden=32, soft_cap=cap, scale=0.5, bias=True)
     prompts = [prompt_of(head, n, seed=n, **{"steps": 5, **options}) for n in (1, 2, 7, 9, 30, 90)]
     return head, prompts, [oracle(head, prompt) for prompt in prompts]

@@ -25,10 +25,12 @@ from tests.engine.cases import (
     Case,
     assert_delta_equal,
     assert_tokens_equal,
+    delta_tolerance,
     mixed_cases,
     random_tokens,
     reference,
 )
+from tests.engine.conformance.test_safeguards import mixed
 from tests.engine.conftest import SLOT, SMALL, V2
 from tests.engine.generate import run, sampling_params, tokens_of
 from tests.engine.server import MODEL, serving
@@ -120,6 +122,119 @@ def test_tensor_parallel_with_other_settings(
     assert_equal_to_one_process(llm, tiny_model, cases_of(VOCABULARY), [True, True])
 
 
+LINE_SEARCHES: tuple[dict[str, Any], ...] = (
+    {"optimizer": "lbfgs"},
+    {"optimizer": "lbfgs", "preset": "safe"},
+    {"optimizer": "lbfgs", "tolerance": 0.05, "loss_tokens": 30},
+)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "tied", "vocabulary"),
+    [
+        pytest.param("qwen2", True, None, id="uneven"),
+        pytest.param("llama", False, 30, id="padding-only"),
+        pytest.param("gemma2", True, None, id="soft-cap", marks=pytest.mark.full),
+    ],
+)
+def test_every_option_in_one_batch(
+    architecture: str,
+    tied: bool,
+    vocabulary: int | None,
+    tiny_models: Callable[..., str],
+    parallel: Callable[..., Any],
+) -> None:
+    model = tiny_models(architecture, tied, vocabulary)
+    options = {"num_gpu_blocks_override": 22} if architecture == "gemma2" else {}
+    llm = parallel(model, **TP2, **options)
+    # Prompts longer than a step's tokens among them.
+    searches = [
+        Case(random_tokens(length, 90 + length), 3, 0.5, 16, settings=tuple(settings.items()))
+        for length, settings in zip((17, 64, 130), LINE_SEARCHES, strict=True)
+    ]
+    cases = [
+        replace(
+            case,
+            tokens=tuple(token % (vocabulary or VOCABULARY) for token in case.tokens),
+            new_tokens=6,
+        )
+        for case in [*mixed(9), *searches]
+    ]
+    expected = reference(model, cases)
+    before = llm.collective_rpc("slot_stats")
+    outputs = run(llm, cases)
+    for case, output, answer in zip(cases, outputs, expected, strict=True):
+        asked = [
+            llm.collective_rpc(method, args=(output.request_id,))
+            for method in ("slot_delta", "slot_scale", "slot_losses", "slot_token_shifts")
+        ]
+        assert all(one == other for one, other in asked)
+        (delta, _), (scale, _), (losses, _), (shifts, _) = asked
+        if not answer.losses:  # nothing to learn from
+            assert not any(delta)
+            continue
+        assert 0.995 * answer.scale <= scale <= answer.scale * 1.0001
+        ratio = scale / answer.scale if answer.scale else 1.0
+        error = (torch.tensor(delta) - ratio * torch.tensor(answer.delta)).abs().max()
+        assert error <= delta_tolerance(case.lr), case.settings
+        assert losses[:-1] == pytest.approx(answer.losses[:-1], rel=2e-4, abs=2e-4)
+        assert losses[-1] == pytest.approx(answer.losses[-1], rel=3e-3, abs=2e-4)
+        assert torch.frombuffer(bytearray(shifts), dtype=torch.float32).any() == bool(scale)
+    exact = [i for i, answer in enumerate(expected) if answer.scale in (0.0, 0.125, 0.25, 0.5, 1.0)]
+    assert len(exact) < len(cases)
+    assert_tokens_equal([tokens_of(outputs)[i] for i in exact], [expected[i] for i in exact])
+    for was, now in zip(before, llm.collective_rpc("slot_stats"), strict=True):
+        assert now["failed"] == was["failed"] and now["ranks_differ"] == was["ranks_differ"]
+        assert now["scaled"] > was["scaled"]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "dtype"),
+    [
+        ("qwen2", "float32"),
+        # With a delta f is taken in float32, which changes bits.
+        pytest.param("gemma2", "bfloat16", marks=pytest.mark.full),
+    ],
+)
+@pytest.mark.parametrize(
+    "settings",
+    [{"max_kl": 0.0}, {"max_kl": 1e-12, "target": "both"}, {"guard": "holdout", "target": "bias"}],
+)
+def test_without_a_delta_every_bit_is_the_baseline_s(
+    settings: dict[str, Any],
+    architecture: str,
+    dtype: str,
+    tiny_models: Callable[..., str],
+    parallel: Callable[..., Any],
+) -> None:
+    options = {"num_gpu_blocks_override": 22, "dtype": dtype} if architecture == "gemma2" else {}
+    llm = parallel(tiny_models(architecture, True, None), **TP2, **options)
+    # Of one token over and over, but where rows are held out: what is learned is wrong there.
+    tokens = [7] * 61
+    tokens[1:] = [200 if i // 7 % 4 == 2 else 7 for i in range(60)]
+    if "guard" not in settings:
+        tokens = list(random_tokens(61, seed=3))
+    plain = Case(tuple(tokens), 0, 0.1, 8)
+    guarded = Case(tuple(tokens), 5, 0.5, 8, settings=tuple(settings.items()))
+    # Beside a request whose delta is applied.
+    other = Case(random_tokens(50, seed=4), 5, 0.5, 8)
+
+    def logprobs_of(case: Case) -> tuple[Any, list[dict[int, float]]]:
+        output = run(llm, [case, other], logprobs=20)[0]
+        return output, [
+            {token: value.logprob for token, value in step.items()}
+            for step in output.outputs[0].logprobs
+        ]
+
+    run(llm, [plain, other])  # and now both are in the prefix cache
+    _, baseline = logprobs_of(plain)
+    output, without = logprobs_of(guarded)
+    assert llm.collective_rpc("slot_scale", args=(output.request_id,)) == [0.0, 0.0]
+    assert without == baseline
+    _, adapted = logprobs_of(replace(guarded, settings=()))
+    assert adapted[0] != baseline[0]
+
+
 @pytest.mark.skipif(V2, reason="its compiled model does not start under the interpreter")
 def test_pipeline_parallel(tiny_model: str, parallel: Callable[..., Any]) -> None:
     llm = parallel(tiny_model, **PP2)
@@ -162,21 +277,29 @@ def _failing(at_call: int) -> Wrap:
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "at_call"),
+    ("owner", "name", "at_call", "settings"),
     [
-        ("slot_vllm.optim.two_pass_form.TwoPassForm", "sums", 3),
-        ("slot_vllm.optim.two_pass_form.TwoPassForm", "__init__", 1),
-        ("slot_vllm.engine.hidden_cache.HiddenCache", "read", 1),
-        ("slot_vllm.engine.deltas.Deltas", "_key", 1),
+        ("slot_vllm.optim.two_pass_form.TwoPassForm", "sums", 3, ()),
+        ("slot_vllm.optim.two_pass_form.TwoPassForm", "__init__", 1, ()),
+        # In the midst of a trust region's search.
+        ("slot_vllm.optim.scaled_rows.ScaledRows", "divergences", 20, (("preset", "safe"),)),
+        ("slot_vllm.engine.hidden_cache.HiddenCache", "read", 1, ()),
+        ("slot_vllm.engine.deltas.Deltas", "_key", 1, ()),
     ],
 )
 def test_what_fails_on_one_rank_costs_one_delta_on_both(
-    owner: str, name: str, at_call: int, tiny_model: str, parallel: Callable[..., Any]
+    owner: str,
+    name: str,
+    at_call: int,
+    settings: tuple[tuple[str, Any], ...],
+    tiny_model: str,
+    parallel: Callable[..., Any],
 ) -> None:
     llm = parallel(tiny_model, **TP2)
     # Longer than a step, so that it is read out of the KV cache.
     seed = 700 + len(owner) + len(name) + at_call
     first, second = (Case(random_tokens(70, seed + i * 1000), 5, 0.1, 8) for i in range(2))
+    first = replace(first, settings=settings)
     before = llm.collective_rpc("slot_stats")
     llm.collective_rpc(on_rank(1, _failing(at_call), owner, name))
     (output,) = run(llm, [first])
@@ -243,10 +366,11 @@ def test_what_passes_through_the_group(tiny_model: str, parallel: Callable[..., 
     model = Model(64, 262, 2, 0, itemsize=4)
     rows, steps = 40, case.steps
     own = learning(model, 2, rows, steps)
-    # Then the loss after the last step is wanted, whether W delta is finite, and the row of logits:
-    # 160 columns a rank. There is one other rank, so that as much is received as is given.
+    # Then the loss after the last step is wanted, whether W delta is finite and whether it is
+    # anything, and the row of logits: 160 columns a rank. There is one other rank, so that as much
+    # is received as is given.
     assert len(counted["all_gather"]) == own.collectives + 3
-    assert sum(counted["all_gather"]) == own.received + 4 * 2 * rows + 4 + 4 * 160
+    assert sum(counted["all_gather"]) == own.received + 4 * 2 * rows + 8 + 4 * 160
     forward = prefill(model, 2, len(case.tokens))
     assert len(counted["all_reduce"]) == forward.collectives
     # A ring of two receives as much as each has.

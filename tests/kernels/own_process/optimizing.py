@@ -3,7 +3,8 @@
 # First of all: Triton decides on import whether it interprets.
 import tests.kernels.own_process.interpreter  # isort: skip  # noqa: F401
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -25,6 +26,8 @@ from slot_vllm.params import SlotParams
 from tests.kernels.on_device import check_adamw, check_apply_delta, check_passes
 from tests.optim.test_optimize import MIB, assert_equal_to_oracle, make_head, make_prompt
 from tests.optim.test_options import assert_equal, prompt_of
+from tests.optim.test_shard import Group
+from tests.optim.test_sharded_options import together
 from tests.optim.test_two_pass_form import assert_shards_equal_the_whole
 
 
@@ -133,19 +136,21 @@ def test_bf16_is_no_farther_from_the_oracle_than_the_published_loop() -> None:
     assert ours <= theirs
 
 
+OPTIONS: list[dict[str, Any]] = [
+    {"preset": "safe", "lr": 0.5},
+    {"lr_schedule": "cosine", "tolerance": 0.01},
+    {"optimizer": "sgd", "max_kl": 0.01, "loss_tokens": 9},
+    {"optimizer": "lbfgs", "guard": "holdout"},
+    {"target": "both", "max_kl": 0.05},
+    {"target": "bias", "optimizer": "sgd", "lr": 2.0},
+    {},
+]
+
+
 @pytest.mark.parametrize("soft_cap", [None, 5.0])
 def test_every_option_in_one_batch(soft_cap: float | None) -> None:
     head = make_head(129, 16, soft_cap, 0.5, bias=True)
-    options: list[dict[str, Any]] = [
-        {"preset": "safe", "lr": 0.5},
-        {"lr_schedule": "cosine", "tolerance": 0.01},
-        {"optimizer": "sgd", "max_kl": 0.01, "loss_tokens": 9},
-        {"optimizer": "lbfgs", "guard": "holdout"},
-        {"target": "both", "max_kl": 0.05},
-        {"target": "bias", "optimizer": "sgd", "lr": 2.0},
-        {},
-    ]
-    prompts = [prompt_of(head, 20 + 7 * i, i, steps=3, **o) for i, o in enumerate(options)]
+    prompts = [prompt_of(head, 20 + 7 * i, i, steps=3, **o) for i, o in enumerate(OPTIONS)]
     for extra_bytes in (0, MIB):
         workspace = Workspace(smallest_workspace_for_all(head) + extra_bytes)
         learned = optimize(head, prompts, workspace, final_loss=True)
@@ -157,6 +162,36 @@ def test_every_option_in_one_batch(soft_cap: float | None) -> None:
 def test_vocabulary_shards_one_of_them_empty(soft_cap: float | None) -> None:
     # Rows of 89 columns are 512 bytes: two or so are cached, the others made again, one at a time.
     assert_shards_equal_the_whole(soft_cap, [0, 40, 40, 129], [2, 9], 1_500)
+
+
+class InTurn(Group):
+    """Between exchanges one thread at a time, as the interpreter's state is the process's."""
+
+    def __init__(self, ranks: int) -> None:
+        super().__init__(ranks)
+        self._turn = threading.Lock()
+
+    def exchange(self, rank: int, own: Any) -> list[Any]:
+        self._turn.release()
+        try:
+            return super().exchange(rank, own)
+        finally:
+            self._turn.acquire()
+
+    def run(self, work: Callable[[int], Any]) -> list[Any]:
+        def in_turn(rank: int) -> Any:
+            with self._turn:
+                return work(rank)
+
+        return super().run(in_turn)
+
+
+def test_every_option_on_shards_one_of_them_empty() -> None:
+    head = make_head(129, 16, 5.0, 0.5, bias=True)
+    prompts = [prompt_of(head, 12 + 3 * i, i, steps=2, **o) for i, o in enumerate(OPTIONS)]
+    learned = together(head, prompts, [0, 40, 40, 129], group=InTurn(3))
+    for prompt, result in zip(prompts, learned, strict=True):
+        assert_equal(head, prompt, result, oracle(head, prompt))
 
 
 def test_what_is_compiled_when_an_engine_starts(monkeypatch: pytest.MonkeyPatch) -> None:
