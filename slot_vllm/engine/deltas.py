@@ -34,7 +34,7 @@ from slot_vllm.optim.optimize import (
     smallest_workspace_for_all,
     warm_up,
 )
-from slot_vllm.optim.shard import OtherRankFailed
+from slot_vllm.optim.shard import CollectiveFailed, OtherRankFailed
 from slot_vllm.optim.workspace import Workspace, choose_size
 from slot_vllm.params import SlotConfig, SlotError, named
 
@@ -616,6 +616,8 @@ class Deltas:
                 self._check_ranks(learned)
         except OtherRankFailed:
             pass
+        except CollectiveFailed:
+            raise
         except Exception as error:
             failure = Failure.of(error, "optimizer")
         (failure,) = self.failures.agreed([failure])

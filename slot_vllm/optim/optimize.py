@@ -282,7 +282,7 @@ def _optimize_group(
     exchange = Exchange(shard, head.weight.device)
     with exchange.agreeing():
         learning = _Learning(form, head, group, workspace, final_loss, exchange.shard)
-    exchange.expect(learning.gathered())
+        exchange.expect(learning.gathered())
     with exchange.agreeing():
         return learning.learn()
 

@@ -42,6 +42,10 @@ class OtherRankFailed(RuntimeError):
         super().__init__("another tensor-parallel rank failed; its slot_errors say why")
 
 
+class CollectiveFailed(RuntimeError):
+    """There is nothing left that the ranks could do together."""
+
+
 @dataclass(frozen=True)
 class Shard:
     """Columns ``first_token`` and on of the logits; the rank may have none.
@@ -102,37 +106,41 @@ class Exchange:
         self._original = shard
         self._device = device
         self._left: list[tuple[int, ...]] = []
-        self._broken = False
+        self._zeros = torch.empty(0)
 
     def expect(self, shapes: Sequence[tuple[int, ...]]) -> None:
+        if self._original is None:
+            return
+        # Now: a rank that fails may have no memory for them.
+        self._zeros = torch.zeros(max(map(prod, shapes), default=0), device=self._device)
         self._left = list(reversed(shapes))
 
     def _gather(self, own: Tensor) -> Tensor:
         assert self._original is not None
         expected = self._left.pop()
         assert own.shape == expected, (own.shape, expected)
-        # If the collective itself fails there is nothing left to take part in.
-        self._broken = True
-        gathered = self._original.gather(own)
-        self._broken = False
-        return gathered
+        try:
+            return self._original.gather(own)
+        except Exception as error:
+            raise CollectiveFailed(f"an all-gather failed: {error}") from error
 
     @contextmanager
     def agreeing(self) -> Iterator[None]:
         """What is raised within on any rank is raised on all. Raises OtherRankFailed on those that
-        are well themselves."""
+        are well themselves, CollectiveFailed where there is no agreeing."""
         if self._original is None:
             yield
             return
         error = None
         try:
             yield
+        except CollectiveFailed:
+            raise
         except Exception as raised:
-            if self._broken:
-                raise
             error = raised
             while self._left:
-                self._gather(torch.zeros(self._left[-1], device=self._device))
+                shape = self._left[-1]
+                self._gather(self._zeros[: prod(shape)].view(shape))
         if not self._original.any_rank(error is not None):
             return
         if error is not None:

@@ -318,6 +318,36 @@ def test_what_fails_on_one_rank_costs_one_delta_on_both(
         assert counts == [1, 1, 0]
 
 
+def test_what_is_not_added_on_one_rank_is_added_on_none(
+    tiny_model: str, parallel: Callable[..., Any]
+) -> None:
+    """In 16 bits, where logits without SLOT travel in another dtype."""
+    llm = parallel(tiny_model, **{**TP2, "dtype": "bfloat16"})
+    case, other = (Case(random_tokens(30 + i, 840 + i), 5, 0.1, 8) for i in range(2))
+    (plain,) = run(llm, [replace(case, steps=0)])
+    llm.collective_rpc(on_rank(1, _failing(1), "slot_vllm.engine.linear_head", "add_bias_rows"))
+    (output,) = run(llm, [case])
+    assert tokens_of([output]) == tokens_of([plain])
+    assert [s["failed.logits"] for s in llm.collective_rpc("slot_stats")] == [1, 1]
+    (output,) = run(llm, [other])
+    one, two = llm.collective_rpc("slot_delta", args=(output.request_id,))
+    assert one == two and one is not None
+
+
+def test_what_people_read_of_a_step_may_be_missing_on_one_rank(
+    tiny_model: str, parallel: Callable[..., Any]
+) -> None:
+    llm = parallel(tiny_model, **TP2)
+    case = Case(random_tokens(30, 850), 5, 0.1, 8)
+    before = [stats["failed"] for stats in llm.collective_rpc("slot_stats")]
+    llm.collective_rpc(on_rank(1, _failing(1), "slot_vllm.engine.loss_drops.LossDrops", "observe"))
+    llm.collective_rpc(on_rank(1, _failing(1), "slot_vllm.engine.deltas.Deltas", "_log_not_finite"))
+    (output,) = run(llm, [case])
+    assert_tokens_equal(tokens_of([output]), reference(tiny_model, [case]))
+    assert [stats["failed"] for stats in llm.collective_rpc("slot_stats")] == before
+    assert "injected" in llm.collective_rpc("slot_errors")[1][-1]
+
+
 def test_ranks_that_differ_are_found(tiny_model: str, parallel: Callable[..., Any]) -> None:
     llm = parallel(tiny_model, **TP2)
     case = Case(random_tokens(30, 800), 5, 0.1, 2)
@@ -375,6 +405,27 @@ def test_what_passes_through_the_group(tiny_model: str, parallel: Callable[..., 
     assert len(counted["all_reduce"]) == forward.collectives
     # A ring of two receives as much as each has.
     assert sum(counted["all_reduce"]) == forward.received
+
+
+@pytest.mark.skipif(V2, reason="its model runner makes the same calls")
+def test_how_often_the_hosts_agree(tiny_model: str, parallel: Callable[..., Any]) -> None:
+    """As docs/scaling.md says: a prompt in one step, then two steps that only decode."""
+    llm = parallel(tiny_model, **TP2)
+
+    def counting(worker: Any, original: Callable[..., Any]) -> Any:
+        counted = worker.agreements = getattr(worker, "agreements", [])
+
+        def largest(ranks: Any, values: Any) -> Any:
+            counted.extend([len(values)] if values else [])
+            return original(ranks, values)
+
+        return largest
+
+    llm.collective_rpc(on_rank(0, counting, "slot_vllm.engine.ranks.Ranks", "largest"))
+    run(llm, [Case(random_tokens(41, 830), 5, 0.1, 3)])
+    (agreements, _) = llm.collective_rpc(lambda worker: getattr(worker, "agreements", None))
+    # check_ranks, which is for debugging, has another three.
+    assert agreements == [1] * (11 + 3 + 2 * 2)
 
 
 def test_prefix_hits_and_token_shifts(tiny_model: str, parallel: Callable[..., Any]) -> None:
