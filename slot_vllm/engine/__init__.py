@@ -18,9 +18,9 @@ At start-up, in the class:
   both wrapped once an engine asks for SLOT): to reach the instances of that engine. Can go when
   vLLM has an admission hook that may refuse a request and rewrite its parameters.
 - ``attach_router`` of ``vllm.entrypoints.serve.instrumentator.metrics`` (``metrics``; wrapped once
-  a server's engine asks for SLOT): to put a route before ``/metrics`` that appends to what vLLM's own
-  answers. A collector in its registry would not do: with several server processes vLLM merges files
-  only. Can go when vLLM serves metrics of a plugin's workers.
+  a server's engine asks for SLOT): to put a route before ``/metrics`` that appends to what vLLM's
+  own answers. A collector in its registry would not do: with several server processes vLLM merges
+  files only. Can go when vLLM serves metrics of a plugin's workers.
 - ``RequestState.from_new_request``, ``OutputProcessor.do_tracing`` and ``output_processor``'s
   ``instrument_manual`` (``tracing``; wrapped once an engine asks for SLOT and for traces): to add
   attributes to the request spans. Can go when spans can be extended.

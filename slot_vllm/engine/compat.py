@@ -21,8 +21,9 @@ from slot_vllm.params import SlotError
 
 logger = logging.getLogger("vllm.slot_vllm")
 
-# Releases that the whole suite runs on.
+# Releases that the whole suite runs on, and the types of devices, as vLLM names them.
 TESTED = ("0.32",)
+DEVICES = ("cpu",)
 # Releases whose source was checked: see docs/releases.md, which scripts/check_vllm.py writes.
 CHECKED = ("0.26", "0.27", "0.28", "0.29", "0.30", "0.31", "0.33")
 
@@ -69,6 +70,12 @@ def check_front_end(serves: bool) -> None:
     parts: tuple[Part, ...] = ("front end", "server") if serves else ("front end",)
     # Not imported in a front end; but the worker extension cannot even be imported without.
     _refuse(missing(*parts) + missing_in(installed(), "worker"))
+    _warn_if_not_tested()
+
+
+def _warn_if_not_tested() -> None:
+    from vllm.platforms import current_platform
+
     version = _version()
     release = release_of(version)
     if release not in TESTED:
@@ -79,6 +86,13 @@ def check_front_end(serves: bool) -> None:
             version,
             known,
             ", ".join(TESTED),
+        )
+    elif current_platform.device_type not in DEVICES:
+        logger.warning(
+            "SLOT is not tested on this device, %s. Tested: vLLM %s on %s",
+            current_platform.device_name,
+            ", ".join(TESTED),
+            ", ".join(DEVICES),
         )
 
 

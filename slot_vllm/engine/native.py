@@ -49,7 +49,8 @@ def available() -> bool:
 
 def configures(create_engine_config: Callable[..., Any]) -> bool:
     """Whether a start-up function has the hook that calls ``configured``."""
-    return "configured" in inspect.unwrap(create_engine_config).__code__.co_names
+    code = getattr(inspect.unwrap(create_engine_config), "__code__", None)
+    return code is not None and "configured" in code.co_names
 
 
 @dataclass(frozen=True)
