@@ -4,7 +4,8 @@
     python scripts/check_vllm.py --all --write docs/releases.md
 
 A release's wheel is downloaded without its dependencies, its Python files are kept in the cache,
-the rest is thrown away. Nothing of it is imported. The exit code is 1 if SLOT cannot work with one.
+the rest is thrown away. Nothing of it is imported. The exit code is 1 if SLOT cannot work with one
+or one has no wheel.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from slot_vllm.engine.compat import TESTED, missing_in, release_of
+from slot_vllm.engine.compat import DEVICES, TESTED, missing_in, release_of
 from slot_vllm.engine.contacts import PARTS, Contact
 from slot_vllm.engine.source import Source
 
@@ -31,7 +32,8 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slot
 INTRODUCTION = """\
 # Releases of vLLM
 
-Which releases of vLLM this version of SLOT works with. *Tested*: the whole suite runs on it.
+Which releases of vLLM this version of SLOT works with. *Tested on CPUs*: the whole suite runs on
+it, on CPUs. Nothing was run on a GPU, neither it nor 0.26, and an engine on one gets a warning.
 *Source checked*: everything that SLOT touches or relies on
 ([contacts.py](../slot_vllm/engine/contacts.py)) was looked for in that release's source, names,
 signatures and calls, and found; it was not run. At start-up the same things are looked for in the
@@ -94,7 +96,7 @@ def published() -> list[str]:
 
 
 def source_of(version: str, cache: Path) -> tuple[str, Path]:
-    """The distribution and the folder that has ``vllm/`` of this release."""
+    """The distribution and the folder that has ``vllm/`` of this release. Raises LookupError."""
     for distribution in DISTRIBUTIONS:
         folder = cache / f"{distribution}-{version}"
         if (folder / "vllm").is_dir():
@@ -108,7 +110,7 @@ def source_of(version: str, cache: Path) -> tuple[str, Path]:
                 "--dest", temporary, f"{distribution}=={version}",
             )  # fmt: skip
             if done.returncode:
-                errors.append(done.stderr.strip().splitlines()[-1])
+                errors.append(done.stderr.strip().rpartition("\n")[2])
                 continue
             (wheel,) = Path(temporary).glob("*.whl")
             whole = Path(temporary) / "source"
@@ -118,7 +120,7 @@ def source_of(version: str, cache: Path) -> tuple[str, Path]:
             folder = cache / f"{distribution}-{version}"
             whole.rename(folder)
             return distribution, folder
-    sys.exit(f"check_vllm: error: no wheel of vLLM {version}: {'; '.join(errors)}")
+    raise LookupError(f"no wheel of vLLM {version}: {'; '.join(errors)}")
 
 
 def check(version: str, cache: Path) -> Report:
@@ -131,7 +133,9 @@ def document(reports: Sequence[Report]) -> str:
     lines = INTRODUCTION.splitlines()
     for r in reports:
         tested = release_of(r.version) in TESTED
-        state = "tested" if tested else "source checked" if r.works else "not supported"
+        state = "source checked" if r.works else "not supported"
+        if tested:
+            state = f"tested on {' and '.join(f'{device.upper()}s' for device in DEVICES)}"
         shared = r.lacks("front end", "server", "worker")
         cells = [
             r.version,
@@ -172,14 +176,23 @@ def main() -> None:
     arguments = parser.parse_args()
     if bool(arguments.versions) == arguments.all:
         parser.error("name releases, such as 0.32.0, or say --all")
-    reports = []
+    reports, errors = [], []
     for version in arguments.versions or published():
-        report = check(version, arguments.cache)
+        try:
+            report = check(version, arguments.cache)
+        except LookupError as error:
+            errors.append(str(error))
+            print(f"vLLM {version}: not checked")
+            continue
         reports.append(report)
         state = "has everything" if not report.problems else "works" if report.works else "FAILS"
         print(f"vLLM {version} ({report.distribution}): {state}")
         for contact, problem in report.problems:
             print(f"  {contact.part}: {contact} {problem} (needed: {contact.why})")
+    if errors:
+        if arguments.write:
+            errors.append(f"{arguments.write} is not written: it would lack a release")
+        sys.exit("\n".join(f"check_vllm: error: {error}" for error in errors))
     if arguments.write:
         arguments.write.write_text(document(reports), encoding="utf-8")
     sys.exit(not all(report.works for report in reports))

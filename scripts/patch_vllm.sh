@@ -52,11 +52,32 @@ while read -r path before after; do
     elif [ "$found" = "$after" ]; then patched+=("$path")
     else dirty+=("$path"); fi
 done <<<"$files"
-if [ ${#dirty[@]} -gt 0 ]; then
-    fail "neither as vLLM $version has them nor as the patch leaves them: ${dirty[*]} (in $target); nothing was changed"
-elif [ ${#clean[@]} -gt 0 ] && [ ${#patched[@]} -gt 0 ]; then
-    fail "applied in part: ${patched[*]} (in $target); nothing was changed"
+kept=
+[ ! -d "$backup" ] || kept="; originals are in $backup"
+[ ${#dirty[@]} -eq 0 ] ||
+    fail "neither as vLLM $version has them nor as the patch leaves them: ${dirty[*]} (in $target); nothing was changed$kept"
+in_part=
+if [ ${#clean[@]} -gt 0 ] && [ ${#patched[@]} -gt 0 ]; then
+    in_part=yes
+    [ "$command" = revert ] ||
+        fail "applied in part: ${patched[*]} (in $target), as after an interruption or a reinstall of vLLM; nothing was changed; revert takes it out$kept"
 fi
+needs_patch() { command -v patch >/dev/null || fail "the command patch is not installed; nothing was changed"; }
+
+# Puts back what was changed, from the backup; nothing if one of the originals is not there.
+restore() {
+    local path before after
+    while read -r path before after; do
+        [ "$(hash_of "$target/$path")" = "$after" ] || continue
+        [[ $before =~ ^0+$ ]] || [ "$(hash_of "$backup/$path")" = "$before" ] ||
+            fail "$path is patched, and its original is not in $backup; nothing was changed; reinstall vLLM $version"
+    done <<<"$files"
+    while read -r path before after; do
+        [ "$(hash_of "$target/$path")" = "$after" ] || continue
+        if [[ $before =~ ^0+$ ]]; then rm "$target/$path"
+        else cp -p "$backup/$path" "$target/$path"; fi
+    done <<<"$files"
+}
 
 case $command in
     check)
@@ -65,6 +86,7 @@ case $command in
         ;;
     apply)
         if [ ${#patched[@]} -gt 0 ]; then say "vLLM $version in $target: applied already"; exit 0; fi
+        needs_patch
         patch --directory="$target" --strip=1 --fuzz=0 --force --dry-run --quiet <"$patch" >/dev/null ||
             fail "the patch does not apply to $target; nothing was changed"
         rm -rf "$backup"
@@ -78,7 +100,12 @@ case $command in
         ;;
     revert)
         if [ ${#patched[@]} -eq 0 ]; then say "vLLM $version in $target: not applied"; exit 0; fi
-        patch --directory="$target" --strip=1 --fuzz=0 --force --quiet --reverse --no-backup-if-mismatch <"$patch"
+        if [ -n "$in_part" ]; then
+            restore
+        else
+            needs_patch
+            patch --directory="$target" --strip=1 --fuzz=0 --force --quiet --reverse --no-backup-if-mismatch <"$patch"
+        fi
         rm -rf "$backup"
         say "vLLM $version in $target: reverted"
         ;;

@@ -3,8 +3,8 @@
 What is touched, why, and when it can go. Names are those of vLLM 0.32; only that release is tested.
 ``contacts`` has every name relied on as data, for the check of a release (``compat``): at start-up
 of the vLLM that runs, by ``scripts/check_vllm.py`` of any other's source. A vLLM that was patched
-with one of ``patches/`` calls ``native`` instead, and nothing below is wrapped but what ``metrics``
-and ``tracing`` wrap, in the front end.
+with one of ``patches/`` calls ``native`` instead, and nothing below is wrapped; ``hooks`` has what
+is looked for there.
 
 At start-up, in the class:
 
@@ -18,9 +18,9 @@ At start-up, in the class:
   both wrapped once an engine asks for SLOT): to reach the instances of that engine. Can go when
   vLLM has an admission hook that may refuse a request and rewrite its parameters.
 - ``attach_router`` of ``vllm.entrypoints.serve.instrumentator.metrics`` (``metrics``; wrapped once
-  an engine asks for SLOT): to put a route before ``/metrics`` that appends to what vLLM's own
-  answers. A collector in its registry would not do: with several server processes vLLM merges files
-  only. Can go when vLLM serves metrics of a plugin's workers.
+  a server's engine asks for SLOT): to put a route before ``/metrics`` that appends to what vLLM's
+  own answers. A collector in its registry would not do: with several server processes vLLM merges
+  files only. Can go when vLLM serves metrics of a plugin's workers.
 - ``RequestState.from_new_request``, ``OutputProcessor.do_tracing`` and ``output_processor``'s
   ``instrument_manual`` (``tracing``; wrapped once an engine asks for SLOT and for traces): to add
   attributes to the request spans. Can go when spans can be extended.
@@ -83,5 +83,5 @@ Read but not changed: ``LogitsProcessor`` (``_get_logits``, ``org_vocab_size``, 
 ``EngineCoreRequest.cache_salt``, ``InputProcessor.tokenizer``, ``SchedulerOutput`` (``batch`` names
 the fields), V1's ``input_batch``, ``requests`` and ``query_start_loc``, V2's ``InputBatch`` and
 ``block_tables``, ``get_adapter_absolute_path``, ``VLLMValidationError``,
-``ParallelConfig.tensor_parallel_size``.
+``ParallelConfig.tensor_parallel_size``, ``current_platform``.
 """

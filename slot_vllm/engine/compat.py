@@ -9,7 +9,7 @@ import importlib
 import inspect
 import logging
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from slot_vllm.params import SlotError
 
 logger = logging.getLogger("vllm.slot_vllm")
 
-# Releases that the whole suite runs on.
+# Releases that the whole suite runs on, and the types of devices, as vLLM names them.
 TESTED = ("0.32",)
+DEVICES = ("cpu",)
 # Releases whose source was checked: see docs/releases.md, which scripts/check_vllm.py writes.
 CHECKED = ("0.26", "0.27", "0.28", "0.29", "0.30", "0.31", "0.33")
 
@@ -32,10 +33,15 @@ def release_of(version: str) -> str:
     return ".".join(version.split(".")[:2])
 
 
-def missing_in(tree: Source, *parts: Part) -> list[tuple[Contact, str]]:
-    """What a source tree lacks: the contact, and what is wrong with it."""
-    problems = ((c, _look_in_source(tree, c)) for c in CONTACTS if c.part in parts)
+def lacking_in(tree: Source, contacts: Iterable[Contact]) -> list[tuple[Contact, str]]:
+    """Those that a source tree lacks, and what is wrong with each."""
+    problems = ((c, _look_in_source(tree, c)) for c in contacts)
     return [(contact, problem) for contact, problem in problems if problem is not None]
+
+
+def missing_in(tree: Source, *parts: Part) -> list[tuple[Contact, str]]:
+    """The same of these parts."""
+    return lacking_in(tree, (c for c in CONTACTS if c.part in parts))
 
 
 def missing(*parts: Part) -> list[tuple[Contact, str]]:
@@ -64,6 +70,12 @@ def check_front_end(serves: bool) -> None:
     parts: tuple[Part, ...] = ("front end", "server") if serves else ("front end",)
     # Not imported in a front end; but the worker extension cannot even be imported without.
     _refuse(missing(*parts) + missing_in(installed(), "worker"))
+    _warn_if_not_tested()
+
+
+def _warn_if_not_tested() -> None:
+    from vllm.platforms import current_platform
+
     version = _version()
     release = release_of(version)
     if release not in TESTED:
@@ -74,6 +86,13 @@ def check_front_end(serves: bool) -> None:
             version,
             known,
             ", ".join(TESTED),
+        )
+    elif current_platform.device_type not in DEVICES:
+        logger.warning(
+            "SLOT is not tested on this device, %s. Tested: vLLM %s on %s",
+            current_platform.device_name,
+            ", ".join(TESTED),
+            ", ".join(DEVICES),
         )
 
 

@@ -116,6 +116,13 @@ CONTACTS: tuple[Contact, ...] = (
         "front end", "vllm.utils.import_utils", "resolve_obj_by_qualname",
         "whether another extension is a subclass of ours", parameters=("qualname",),
     ),
+    Contact(
+        "front end", "vllm.platforms", "current_platform", "whether this device is a tested one",
+    ),
+    Contact(
+        "front end", "vllm.platforms.interface", "Platform", "whether this device is a tested one",
+        attributes=("device_type", "device_name"),
+    ),
     # Admission.
     Contact(
         "front end", "vllm.v1.engine.input_processor", "InputProcessor.__init__",
@@ -129,6 +136,10 @@ CONTACTS: tuple[Contact, ...] = (
     Contact(
         "front end", "vllm.v1.engine.input_processor", "InputProcessor.assign_request_id",
         "admission of ready-made requests", parameters=("request",),
+    ),
+    Contact(
+        "front end", "vllm.v1.engine.input_processor", "InputProcessor",
+        "finds the turns of a prompt (loss_tokens)", attributes=("tokenizer",),
     ),
     Contact(
         "front end", "vllm.v1.engine.llm_engine", "LLMEngine.add_request",
@@ -191,6 +202,11 @@ CONTACTS: tuple[Contact, ...] = (
         "every chat request passes the check", calls=("_log_inputs",),
     ),
     Contact(
+        "server", "vllm.entrypoints.openai.chat_completion.batch_serving",
+        "OpenAIServingChatBatch.create_batch_chat_completion",
+        "checks the settings of a batch of chats", parameters=("request", "raw_request"), only=True,
+    ),
+    Contact(
         "server", "vllm.entrypoints.openai.completion.serving",
         "OpenAIServingCompletion.create_completion", "checks a completion request's settings",
         parameters=("request", "raw_request"), only=True,
@@ -206,7 +222,14 @@ CONTACTS: tuple[Contact, ...] = (
     ),
     Contact(
         "server", "vllm.entrypoints.openai.responses.serving", "OpenAIServingResponses",
-        "every response request passes the check", calls=("_log_inputs",),
+        "every response request passes the check",
+        calls=("_log_inputs", "_generate_with_builtin_tools"),
+    ),
+    Contact(
+        "server", "vllm.entrypoints.openai.responses.serving",
+        "OpenAIServingResponses._generate_with_builtin_tools",
+        "checks a response's prompt before its generator starts",
+        keywords=("engine_input", "sampling_params", "lora_request"),
     ),
     Contact(
         "server", "vllm.v1.engine.async_llm", "AsyncLLM", "reaches the engine's admission",

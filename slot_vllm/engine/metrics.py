@@ -164,12 +164,12 @@ def install() -> None:
     @functools.wraps(original)
     def attach_router(app: FastAPI) -> None:
         original(app)
-        _extend(app)
+        extend(app)
 
     instrumentator.attach_router = mark(attach_router)
 
 
-def _extend(app: FastAPI) -> None:
+def extend(app: FastAPI) -> None:
     """Put a route before vLLM's own that appends to what it answers."""
     own = next(r for r in app.router.routes if isinstance(r, APIRoute) and r.path == _PATH)
 

@@ -2,15 +2,14 @@
 
 It wraps ``EngineArgs.create_engine_config``, a start-up function, and nothing else. What else a
 SLOT engine needs is put in place when an engine asks for it, on objects that belong to that engine.
-A patched vLLM (``native``) calls ``expand`` and ``configure`` itself: then nothing is wrapped but
-what shows metrics and traces.
+A patched vLLM (``native``) calls ``expand`` and ``configure`` itself: then nothing is wrapped.
 """
 
 import functools
 import logging
 from typing import Any
 
-from slot_vllm.engine import native, startup
+from slot_vllm.engine import compat, native, startup
 from slot_vllm.params import SlotError
 
 logger = logging.getLogger("vllm.slot_vllm")
@@ -18,12 +17,10 @@ logger = logging.getLogger("vllm.slot_vllm")
 
 def register() -> None:
     """Idempotent: vLLM may load plugins more than once in a process."""
-    if native.available():
-        return
     from vllm.engine.arg_utils import EngineArgs
 
     original = EngineArgs.create_engine_config
-    if startup.is_wrapped(original):
+    if startup.is_wrapped(original) or native.configures(original):
         return
 
     @functools.wraps(original)
@@ -60,10 +57,10 @@ def _usage_context(usage_context: Any = None, *_args: Any, **_kwargs: Any) -> An
 
 
 def _prepare(vllm_config: Any, usage_context: Any) -> None:
-    from slot_vllm.engine import compat
-
+    patched = native.available()
     # Before anything is imported that another release may lack.
-    compat.check_front_end(startup.serves(usage_context))
+    serves = startup.serves(usage_context)
+    compat.check_front_end(serves)
     startup.refuse_what_cannot_work(vllm_config, usage_context)
     config = startup.resolve_config(vllm_config)
     if config.max_concurrent is not None:
@@ -71,23 +68,20 @@ def _prepare(vllm_config: Any, usage_context: Any) -> None:
         from slot_vllm.engine.scheduler import limit_completions
 
         limit_completions(vllm_config)
-    # In a patched vLLM too, which has no hooks for what only shows how SLOT does.
-    lacking = compat.missing("metrics")
-    if not lacking:
-        from slot_vllm.engine import metrics
-
-        metrics.install()
-    elif startup.serves(usage_context):
+    lacking = compat.missing("metrics") if serves else []
+    if lacking:
         logger.warning("SLOT shows nothing on /metrics: %s", compat.describe(lacking))
-    if vllm_config.observability_config.otlp_traces_endpoint is not None:
+    traces = vllm_config.observability_config.otlp_traces_endpoint is not None
+    if traces:
         compat.require("tracing")
-        from slot_vllm.engine import tracing
-
-        tracing.install()
-    if native.available():
+    if patched:
         return
-    from slot_vllm.engine import admission, beam_search, server
+    from slot_vllm.engine import admission, beam_search, metrics, server, tracing
 
     admission.install()
     beam_search.install()
     server.install()
+    if serves and not lacking:
+        metrics.install()
+    if traces:
+        tracing.install()

@@ -61,8 +61,7 @@ def _hook(serving: Any, admission: Admission) -> None:
     def checked_generate(
         *args: Any, engine_input: Any, sampling_params: Any, lora_request: Any, **kwargs: Any
     ) -> Any:
-        check_inputs(admission, engine_input, sampling_params, lora_request)
-        sampling_params.extra_args = AcceptedDict(sampling_params.extra_args or {})
+        check_generation(admission, engine_input, sampling_params, lora_request)
         return generate(
             *args,
             engine_input=engine_input,
@@ -108,3 +107,10 @@ def check_inputs(admission: Admission, inputs: Any, params: Any, lora_request: A
         settings, bypassed = admission.check(params.extra_args, reason)
         if bypassed is None:
             admission.spans(params.extra_args, settings, inputs.get("prompt_token_ids", ()))
+
+
+def check_generation(admission: Admission, inputs: Any, params: Any, lora_request: Any) -> None:
+    """As ``check_inputs``, for the first prompt of a request whose later ones tool calls make: what
+    stands in the way of those is no error any more. Raises VLLMValidationError."""
+    check_inputs(admission, inputs, params, lora_request)
+    params.extra_args = AcceptedDict(params.extra_args or {})

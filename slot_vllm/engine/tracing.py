@@ -17,12 +17,11 @@ Attributes = dict[str, str | int | float]
 _attributes: ContextVar[Attributes | None] = ContextVar("slot_vllm_span", default=None)
 
 
-def span_attributes(sampling_params: Any) -> Attributes | None:
-    """None for requests that passed no admission, as those of engines without SLOT."""
-    extra_args = getattr(sampling_params, "extra_args", None) or {}
-    value = extra_args.get(RESOLVED)
+def span_attributes(value: Any) -> Attributes:
+    """value: a request's ``RESOLVED``. Nothing for requests that passed no admission, as those of
+    engines without SLOT."""
     if not isinstance(value, ResolvedDict):
-        return None
+        return {}
     resolved = read_resolved(value)
     if resolved.bypassed is not None:
         return {"slot.outcome": "bypassed", "slot.bypassed_reason": resolved.bypassed}
@@ -49,7 +48,8 @@ def install() -> None:
     def remembering(_: type, *args: Any, request: Any, **kwargs: Any) -> Any:
         state = from_new_request(*args, request=request, **kwargs)
         # All that stays of a request on this side of the engine.
-        state.slot_span_attributes = span_attributes(request.sampling_params)
+        extra_args = getattr(request.sampling_params, "extra_args", None) or {}
+        state.slot_span_attributes = span_attributes(extra_args.get(RESOLVED))
         return state
 
     @functools.wraps(do_tracing)

@@ -117,6 +117,21 @@ def test_a_release_that_is_not_tested_warns(
         assert version in warnings[0] and said in warnings[0]
 
 
+def test_a_tested_release_on_another_device_warns(
+    monkeypatch: pytest.MonkeyPatch, slot_log: pytest.LogCaptureFixture
+) -> None:
+    from vllm.platforms import current_platform
+
+    compat.check_front_end(serves=False)
+    assert not slot_log.records
+    monkeypatch.setattr(current_platform, "device_type", "cuda")
+    monkeypatch.setattr(current_platform, "device_name", "a GPU")
+    compat.check_front_end(serves=False)
+    (record,) = slot_log.records
+    said = "SLOT is not tested on this device, a GPU. Tested: vLLM 0.32 on cpu"
+    assert record.getMessage() == said
+
+
 def test_what_only_some_engines_use_is_looked_for_there(
     tiny_model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,6 +263,23 @@ def test_every_import_of_vllm_in_the_engine_is_a_contact() -> None:
                         f"{file.name} imports {alias.name} of {node.module}, which is no contact: "
                         "add it to slot_vllm/engine/contacts.py"
                     )
+
+
+def test_every_method_of_the_server_s_that_is_replaced_is_a_contact() -> None:
+    from slot_vllm.engine import server
+
+    names = {c.name.rpartition(".")[2] for c in CONTACTS if c.part in ("front end", "server")}
+    assert set(server._ENTRIES) <= names
+    assert {"_log_inputs", "_generate_with_builtin_tools"} <= names
+
+
+def test_a_renamed_method_of_the_server_s_stops_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
+
+    monkeypatch.delattr(OpenAIServingResponses, "_generate_with_builtin_tools")
+    compat.check_front_end(serves=False)
+    with pytest.raises(SlotError, match="_generate_with_builtin_tools is not there"):
+        compat.check_front_end(serves=True)
 
 
 def test_contacts_are_stated_once() -> None:

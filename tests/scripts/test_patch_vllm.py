@@ -1,5 +1,6 @@
 """What check, apply and revert say and do to a folder with vLLM's files."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from tests.conftest import ROOT
 
 PATCH = ROOT / "patches/vllm-0.32.0.patch"
 RUNNER = "vllm/v1/worker/gpu_model_runner.py"
+WORKER = "vllm/v1/worker/gpu_worker.py"
 
 
 @pytest.fixture
@@ -25,9 +27,10 @@ def target(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(command: str, target: Path) -> tuple[int, str]:
+def run(command: str, target: Path, **environment: str) -> tuple[int, str]:
     done = subprocess.run(
         ["bash", str(ROOT / "scripts/patch_vllm.sh"), command, "--target", str(target)],
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -73,18 +76,59 @@ def test_a_modified_file_is_refused(command: str, first: str | None, target: Pat
     before = contents(target)
     code, said = run(command, target)
     assert code == 1 and "error: neither as vLLM 0.32.0 has them" in said
-    assert RUNNER in said and "vllm/v1/worker/gpu_worker.py" not in said
+    assert RUNNER in said and WORKER not in said
     assert contents(target) == before
 
 
-@pytest.mark.parametrize("command", ["check", "apply", "revert"])
-def test_one_that_is_applied_in_part_is_refused(command: str, target: Path) -> None:
-    original = (target / RUNNER).read_bytes()
+@pytest.mark.parametrize("backup", ["whole", "changed", "gone"])
+def test_one_that_is_applied_in_part_is_refused_and_can_be_reverted(
+    backup: str, target: Path
+) -> None:
+    """As after an interruption. What was changed is put back from the backup, or nothing is."""
+    clean = contents(target)
     run("apply", target)
-    (target / RUNNER).write_bytes(original)
+    (target / RUNNER).write_bytes(clean[RUNNER])
+    kept = target / "vllm/.slot_vllm_backup"
+    if backup == "changed":
+        (kept / WORKER).write_text("x = 1\n")
+    elif backup == "gone":
+        shutil.rmtree(kept)
     before = contents(target)
-    code, said = run(command, target)
-    assert code == 1 and "applied in part" in said
+    for command in ("check", "apply"):
+        code, said = run(command, target)
+        assert code == 1 and "applied in part" in said and "revert takes it out" in said
+        assert (f"originals are in {kept}" in said) == (backup != "gone")
+        assert contents(target) == before
+    code, said = run("revert", target)
+    if backup == "whole":
+        assert code == 0 and said.endswith(": reverted\n")
+        assert contents(target) == clean
+    else:
+        assert code == 1 and "is patched, and its original is not in" in said
+        assert contents(target) == before
+
+
+def test_a_file_that_a_reinstall_left_behind_can_be_reverted(target: Path) -> None:
+    clean = contents(target)
+    run("apply", target)
+    for path, text in clean.items():
+        (target / path).write_bytes(text)
+    assert run("check", target)[0] == 1
+    assert run("revert", target)[0] == 0
+    assert contents(target) == clean
+
+
+@pytest.mark.parametrize("first", ["apply", "revert"])
+def test_without_the_command_patch(first: str, target: Path, tmp_path: Path) -> None:
+    if first == "revert":
+        assert run("apply", target)[0] == 0
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("bash", "dirname", "sed", "awk", "stat", "cat", "sha1sum", "cut"):
+        (tools / name).symlink_to(shutil.which(name) or name)
+    before = contents(target)
+    code, said = run(first, target, PATH=str(tools))
+    assert code == 1 and "the command patch is not installed" in said
     assert contents(target) == before
 
 

@@ -1,14 +1,28 @@
 """For a patched vLLM and ``VLLM_PLUGINS=""``: SLOT works, and nothing of vLLM is wrapped."""
 
+import inspect
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from vllm.engine import arg_utils
+from vllm.entrypoints.generate.base.serving import GenerateBaseServing
+from vllm.entrypoints.generate.beam_search.offline import BeamSearchOfflineMixin
+from vllm.entrypoints.generate.beam_search.online import BeamSearchOnlineMixin
+from vllm.entrypoints.serve.instrumentator import metrics as instrumentator
+from vllm.sampling_params import BeamSearchParams
+from vllm.usage.usage_lib import UsageContext
+from vllm.v1.engine import input_processor, output_processor
 from vllm.v1.worker import gpu_worker
 
+from slot_vllm.engine.contacts import CONTACTS
+from slot_vllm.engine.startup import EXTENSION
 from tests.engine.cases import (
     Case,
     assert_delta_equal,
@@ -31,46 +45,118 @@ def test_this_is_a_patched_vllm_without_the_plugin() -> None:
     assert compat.missing(*PARTS) == compat.missing_in(compat.installed(), *PARTS) == []
 
 
-def ours(owner: Any) -> list[str]:
-    """The attributes that replace a method of vLLM's: functions of this package."""
-    return [
-        name
-        for name, value in vars(owner).items()
-        if callable(value)
-        and getattr(value, "__module__", "").startswith("slot_vllm.")
+def is_ours(value: Any) -> bool:
+    """Whether calling it calls a function of this package: by its globals, because functools.wraps
+    copies the name of the module."""
+    while value is not None:
+        function = getattr(value, "__func__", value)
+        if getattr(function, "__globals__", {}).get("__name__", "").startswith("slot_vllm."):
+            return True
+        value = getattr(function, "__wrapped__", None)
+    return False
+
+
+def replaced(*instances: Any) -> list[str]:
+    """What of vLLM is a function of this package: among all contacts, in their classes, and on
+    ``instances`` of vLLM's and in their classes."""
+    owners: list[Any] = []
+    found = []
+    for contact in CONTACTS:
+        static = value = import_module(contact.path)
+        for part in contact.name.split("."):
+            static = inspect.getattr_static(value, part, None)
+            value = getattr(value, part)
+            owners += [value] if inspect.isclass(value) else []
+        found += [str(contact)] if is_ours(static) else []
+    for instance in instances:
+        owners += [instance, *type(instance).__mro__]
+    for owner in owners:
+        if getattr(owner, "__module__", "").startswith("slot_vllm."):
+            continue  # the extension, among the worker's bases
         # What the patch's own calls look for.
-        and name not in ("slot_hook", "slot_admission", "slot_deltas", "slot_hidden_cache")
-    ]
+        found += [
+            f"{owner}.{name}"
+            for name, value in vars(owner).items()
+            if is_ours(value) and not name.startswith("slot_")
+        ]
+    return found
+
+
+# What the plugin wraps of classes and modules.
+WRAPPED = (
+    (arg_utils.EngineArgs, "create_engine_config"),
+    (input_processor.InputProcessor, "__init__"),
+    (BeamSearchOfflineMixin, "beam_search"),
+    (BeamSearchOnlineMixin, "beam_search"),
+    (GenerateBaseServing, "__init__"),
+    (instrumentator, "attach_router"),
+    (output_processor, "instrument_manual"),
+    (output_processor.OutputProcessor, "do_tracing"),
+    (output_processor.RequestState, "from_new_request"),
+    (gpu_worker.Worker, "load_model"),
+)
+
+
+def test_what_is_replaced_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    from slot_vllm.engine import admission, beam_search, metrics, plugin, server, tracing, worker
+
+    for owner, name in WRAPPED:
+        monkeypatch.setattr(owner, name, inspect.getattr_static(owner, name))
+    monkeypatch.setattr(plugin.native, "configures", lambda _: False)
+    assert replaced() == []
+    plugin.register()
+    for module in (admission, beam_search, metrics, server, tracing):
+        module.install()
+    worker._wrap_load_model()
+    found = replaced()
+    for _, name in WRAPPED:
+        assert any(text.endswith(f".{name}") for text in found), name
+    instance = SimpleNamespace(execute_model=admission.admission_of)
+    assert any(text.endswith(".execute_model") for text in replaced(instance))
 
 
 def test_nothing_is_wrapped(tiny_model: str, engine: Callable[..., Any]) -> None:
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.entrypoints.generate.base.serving import GenerateBaseServing
-    from vllm.entrypoints.generate.beam_search.offline import BeamSearchOfflineMixin
-    from vllm.entrypoints.generate.beam_search.online import BeamSearchOnlineMixin
-    from vllm.v1.engine.input_processor import InputProcessor
-    from vllm.v1.worker.gpu_worker import Worker
-
     from slot_vllm.engine import plugin
 
     # Where the plugin is loaded, it finds the hooks.
     plugin.register()
+    # A server's front end with traces has the most.
+    arg_utils.EngineArgs(
+        tiny_model,
+        enforce_eager=True,
+        worker_extension_cls="slot_vllm",
+        otlp_traces_endpoint="http://nowhere:4317",
+        disable_log_stats=False,
+    ).create_engine_config(UsageContext.OPENAI_API_SERVER)
     llm = engine(tiny_model, slot={})
-    classes = (
-        EngineArgs,
-        InputProcessor,
-        GenerateBaseServing,
-        BeamSearchOfflineMixin,
-        BeamSearchOnlineMixin,
-        Worker,
-    )
     runner = runner_of(llm)
     worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
-    instances = (runner, worker, llm.llm_engine.input_processor, runner.model.logits_processor)
-    assert [(owner, ours(owner)) for owner in (*classes, *instances) if ours(owner)] == []
-    for function in (EngineArgs.create_engine_config, InputProcessor.__init__, Worker.load_model):
-        assert not hasattr(function, "slot_vllm_wrapper")
-    assert "forward" not in vars(runner.model.logits_processor)
+    processor = llm.llm_engine.input_processor
+    assert replaced(runner, worker, processor, runner.model, runner.model.logits_processor) == []
+
+
+def test_a_server_shows_slot_on_metrics() -> None:
+    asked = []
+
+    class EngineClient:
+        vllm_config = SimpleNamespace(
+            parallel_config=SimpleNamespace(worker_extension_cls=EXTENSION),
+            model_config=SimpleNamespace(served_model_name="m"),
+        )
+
+        @property
+        def engine_core(self) -> Any:
+            asked.append(1)
+            raise RuntimeError("no engine")
+
+    for extension, shown in ((None, False), ("slot_vllm", True)):
+        app = FastAPI()
+        app.state.args = SimpleNamespace(worker_extension_cls=extension)
+        instrumentator.attach_router(app)
+        app.state.engine_client = EngineClient()
+        text = TestClient(app).get("/metrics").text
+        assert "python_info" in text
+        assert ('vllm:slot_up{model_name="m"} 0.0' in text) == shown == bool(asked)
 
 
 def test_tokens_and_deltas(tiny_model: str, engine: Callable[..., Any]) -> None:
@@ -104,7 +190,6 @@ def test_the_published_rounding(tiny_model: str, engine: Callable[..., Any]) -> 
 
 def test_bad_settings_and_beam_search(tiny_model: str, engine: Callable[..., Any]) -> None:
     from vllm.exceptions import VLLMValidationError
-    from vllm.sampling_params import BeamSearchParams
 
     llm = engine(tiny_model, slot={}, skip_tokenizer_init=False)
     bad = sampling_params(Case(random_tokens(5, seed=1), 5, 0.1, 2))
@@ -123,7 +208,6 @@ def test_bad_settings_and_beam_search(tiny_model: str, engine: Callable[..., Any
 def test_start_up(tiny_model: str) -> None:
     from vllm.engine.arg_utils import EngineArgs
 
-    from slot_vllm.engine.startup import EXTENSION
     from slot_vllm.params import SlotError
 
     bare = EngineArgs(tiny_model, enforce_eager=True, worker_extension_cls="slot_vllm")
@@ -205,12 +289,26 @@ def test_failures_are_contained_and_limits_hold(
 
 
 @pytest.mark.skipif(V2, reason="one runner is enough")
-def test_a_plain_engine_beside_it(tiny_model: str, engine: Callable[..., Any]) -> None:
+def test_a_plain_engine_beside_it(
+    tiny_model: str, engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine(tiny_model, slot={})
-    plain = engine(tiny_model)
+    plain = engine(tiny_model, skip_tokenizer_init=False)
     runner = runner_of(plain)
     assert runner.slot_hook is None and not hasattr(runner, "slot_deltas")
     assert plain.llm_engine.input_processor.slot_admission is None
     case = Case(random_tokens(30, seed=78), 0, 0.1, NEW)
     outputs = run(plain, [case], extra_args=None)
     assert_tokens_equal(tokens_of(outputs), reference(tiny_model, [case]))
+    # Nor are its beam searches marked.
+    processor = plain.llm_engine.input_processor
+    process_inputs, seen = processor.process_inputs, []
+
+    def processed(request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(params.extra_args)
+        return process_inputs(request_id, prompt, params, *args, **kwargs)
+
+    monkeypatch.setattr(processor, "process_inputs", processed)
+    prompt = {"prompt_token_ids": list(case.tokens)}
+    plain.beam_search([prompt], BeamSearchParams(beam_width=2, max_tokens=2))
+    assert seen and not any(seen)
