@@ -162,7 +162,7 @@ def test_a_later_prompt_without_a_user_s_turn_is_bypassed() -> None:
     admission = Admission(SlotConfig())
     extra: dict[str, Any] = {"slot_loss_tokens": "user"}
     params, _ = admission.check(extra, None)
-    with pytest.raises(VLLMValidationError, match="slot_loss_tokens='user': .* no tokenizer"):
+    with pytest.raises(VLLMValidationError, match=r"slot_loss_tokens='user': .* no tokenizer"):
         admission.spans(extra, params, [1, 2])
     assert admission.spans(AcceptedDict(extra), params, [1, 2]) == (None, "loss_tokens")
 

@@ -10,6 +10,8 @@ import httpx
 import openai
 import pytest
 
+from slot_vllm.params import REQUEST_KEYS
+from tests.bad_settings import BAD_SETTINGS, MAX_STEPS
 from tests.conftest import ROOT
 from tests.engine.server import MODEL, Server, serving
 
@@ -22,7 +24,7 @@ PROBLEM = (
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("server") / "log"
-    slot = {"steps": 3, "max_steps": 20, "max_prompt_tokens": 200, "max_concurrent": 1}
+    slot = {"steps": 3, "max_steps": MAX_STEPS, "max_prompt_tokens": 200, "max_concurrent": 1}
     options = ("--dtype", "float32", "--max-model-len", "512")
     tools = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
     with serving(str(ROOT / "models/demo"), slot, log, *options, *tools) as server:
@@ -109,6 +111,18 @@ def test_bad_settings_are_400(
     assert error.value.status_code == 400
     for part in parts:
         assert part in error.value.message
+
+
+@pytest.mark.parametrize("ask", [_chat, _complete])
+@pytest.mark.parametrize("stream", [False, True])
+def test_every_key_s_400_names_its_range(client: openai.OpenAI, ask: Any, stream: bool) -> None:
+    assert set(BAD_SETTINGS) == set(REQUEST_KEYS)
+    for key, (value, allowed) in BAD_SETTINGS.items():
+        with pytest.raises(openai.BadRequestError) as error:
+            ask(client, {key: value}, stream=stream)
+        assert error.value.status_code == 400
+        message = error.value.body["message"]  # type: ignore[index]
+        assert message.startswith(f"{key}={value!r}: ") and f"; allowed: {allowed}" in message
 
 
 def test_presets_and_the_user_s_turn(client: openai.OpenAI) -> None:
