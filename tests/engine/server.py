@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.conftest import ROOT
 from tests.engine.cases import Case
 
-START_SECONDS = 240
+START_SECONDS = 600
 STOP_SECONDS = 30
 MODEL = "tiny"
 
