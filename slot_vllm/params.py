@@ -22,6 +22,8 @@ from slot_vllm.presets import PRESETS
 from slot_vllm.validation_errors import Allowed, allowed_values, describe, one_of, shown
 
 REQUEST_PREFIX = "slot_"
+# More than any prompt has. What vLLM's processes send each other carries no integer above 64 bits.
+_MOST_TOKENS = 2**31 - 1
 
 # The published scripts' names are read after our own.
 ENVIRONMENT = {
@@ -71,7 +73,7 @@ def _preset(value: Any) -> Any:
 def _loss_tokens(value: Any) -> Any:
     if value in ("all", "user", "text"):
         return value
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST_TOKENS:
         raise ValueError("unknown choice of tokens")
     return value
 
@@ -94,7 +96,7 @@ Reduction = Literal["mean", "mean_over_rows"]
 LossTokens = Annotated[
     int | str,
     PlainValidator(_loss_tokens),
-    Allowed("'all', 'user', 'text' or an integer from 1"),
+    Allowed(f"'all', 'user', 'text' or an integer from 1 to {_MOST_TOKENS}"),
 ]
 Guard = Literal["none", "holdout"]
 Divergence = Annotated[float, Field(ge=0, le=10)]

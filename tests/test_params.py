@@ -88,6 +88,7 @@ def test_what_is_named_none_turns_a_default_off() -> None:
         ({"slot_max_kl": 11}, ["slot_max_kl=11", "less than or equal to 10"]),
         ({"slot_max_kl": "1"}, ["slot_max_kl='1'", "a number is required"]),
         ({"slot_loss_tokens": 0}, ["slot_loss_tokens=0", "an integer from 1"]),
+        ({"slot_loss_tokens": 2**31}, ["slot_loss_tokens=2147483648", "1 to 2147483647"]),
         ({"slot_loss_tokens": True}, ["slot_loss_tokens=True", "an integer from 1"]),
         ({"slot_loss_tokens": "system"}, ["slot_loss_tokens='system'", "'all', 'user', 'text'"]),
         ({"slot_optimizer": "adam"}, ["slot_optimizer='adam'", "'adamw', 'sgd' or 'lbfgs'"]),
