@@ -5,7 +5,7 @@ environment > defaults (the paper's). A preset says every setting, so nothing sh
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -19,9 +19,11 @@ from pydantic import (
 )
 
 from slot_vllm.presets import PRESETS
+from slot_vllm.validation_errors import Allowed, allowed_values, describe, one_of, shown
 
 REQUEST_PREFIX = "slot_"
-_SHOWN_CHARACTERS = 100
+# More than any prompt has. What vLLM's processes send each other carries no integer above 64 bits.
+_MOST_TOKENS = 2**31 - 1
 
 # The published scripts' names are read after our own.
 ENVIRONMENT = {
@@ -34,31 +36,6 @@ ENVIRONMENT = {
 
 class SlotError(ValueError):
     """A SLOT setting that is unknown, of the wrong type or out of range."""
-
-
-def describe(error: ValidationError, prefix: str = "", value_of: Any = None) -> str:
-    """One line for the first problem of a pydantic error: key, value, what is allowed."""
-    problem = error.errors(include_url=False)[0]
-    key = prefix + ".".join(_shown(str(part)) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return f"{key}: unknown key; allowed: {value_of}" if value_of else f"{key}: unknown key"
-    if problem["type"] == "missing":
-        return f"{key}: missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{key}={_shown(problem['input'], repr)}: {message[:1].lower()}{message[1:]}"
-
-
-def _shown(value: Any, text_of: Callable[[Any], str] = str) -> str:
-    """Of what others sent, as much as fits a message of one line."""
-    try:
-        text = text_of(value)
-    except ValueError:
-        # Python writes out no integer of thousands of digits.
-        text = f"<{type(value).__name__} too large to show>"
-    if len(text) > _SHOWN_CHARACTERS:
-        text = text[:_SHOWN_CHARACTERS] + "..."
-    # Lone surrogates, which no answer can carry, and line ends.
-    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
 
 def _number(value: Any) -> Any:
@@ -78,7 +55,7 @@ def _integer(value: Any) -> Any:
 
 def _pair(value: Any) -> Any:
     if not isinstance(value, list | tuple) or len(value) != 2:
-        raise ValueError("a list of two numbers in [0, 1) is required")
+        raise ValueError("a list of two numbers is required")
     return tuple(value)
 
 
@@ -89,15 +66,15 @@ def _bound(value: Any) -> Any:
 
 def _preset(value: Any) -> Any:
     if value is not None and value not in list(PRESETS):
-        raise ValueError(f"one of {', '.join(map(repr, PRESETS))} is required")
+        raise ValueError("unknown preset")
     return value
 
 
 def _loss_tokens(value: Any) -> Any:
     if value in ("all", "user", "text"):
         return value
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError("'all', 'user', 'text' or an integer from 1 is required")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST_TOKENS:
+        raise ValueError("unknown choice of tokens")
     return value
 
 
@@ -111,15 +88,21 @@ Betas = Annotated[tuple[Beta, Beta], BeforeValidator(_pair)]
 Epsilon = Annotated[Number, Field(ge=1e-30, le=1)]
 WeightDecay = Annotated[Number, Field(ge=0, le=1)]
 Rounding = Literal["exact", "model"]
-Preset = Annotated[str | None, PlainValidator(_preset)]
+Preset = Annotated[str | None, PlainValidator(_preset), Allowed(one_of(map(repr, PRESETS)))]
 Optimizer = Literal["adamw", "sgd", "lbfgs"]
 Schedule = Literal["constant", "cosine", "linear"]
 Tolerance = Annotated[Number, Field(ge=0, le=100)]
 Reduction = Literal["mean", "mean_over_rows"]
-LossTokens = Annotated[int | str, PlainValidator(_loss_tokens)]
+LossTokens = Annotated[
+    int | str,
+    PlainValidator(_loss_tokens),
+    Allowed(f"'all', 'user', 'text' or an integer from 1 to {_MOST_TOKENS}"),
+]
 Guard = Literal["none", "holdout"]
 Divergence = Annotated[float, Field(ge=0, le=10)]
-MaxKL = Annotated[Divergence | None, BeforeValidator(_bound)]
+MaxKL = Annotated[
+    Divergence | None, BeforeValidator(_bound), Allowed("'none' or a number from 0 to 10")
+]
 Target = Literal["hidden", "bias", "both"]
 
 
@@ -230,11 +213,11 @@ class SlotConfig(SlotParams):
         try:
             config = cls.model_validate(values)
         except ValidationError as error:
-            raise SlotError(describe(error, "slot.", ", ".join(cls.model_fields))) from None
+            raise SlotError(describe(error, cls, "slot.")) from None
         if config.steps > config.max_steps:
             raise SlotError(
                 f"slot.steps={config.steps}: more than slot.max_steps; "
-                f"allowed: an integer from 0 to {config.max_steps}"
+                f"allowed: {config._allowed_steps}"
             )
         if config.long_prompts == "last" and config.max_prompt_tokens is None:
             raise SlotError(
@@ -254,7 +237,7 @@ class SlotConfig(SlotParams):
             # Before pydantic, which knows no key that is not valid Unicode.
             if key not in REQUEST_KEYS:
                 allowed = ", ".join(REQUEST_KEYS)
-                raise SlotError(f"{_shown(key)}: unknown key; allowed: {allowed}")
+                raise SlotError(f"{shown(key)}: unknown key; allowed: {allowed}")
             own[key.removeprefix(REQUEST_PREFIX)] = value
         values = {}
         if own.get("preset") is None:
@@ -263,14 +246,19 @@ class SlotConfig(SlotParams):
         try:
             params = SlotParams(**values)
         except ValidationError as error:
-            raise SlotError(describe(error, REQUEST_PREFIX)) from None
+            limits = {"steps": self._allowed_steps}
+            raise SlotError(describe(error, SlotParams, REQUEST_PREFIX, limits)) from None
         if params.steps > self.max_steps:
             raise SlotError(
-                f"slot_steps={_shown(params.steps)}: more than this engine's max_steps; "
-                f"allowed: an integer from 0 to {self.max_steps}"
+                f"slot_steps={shown(params.steps)}: more than this engine's max_steps; "
+                f"allowed: {self._allowed_steps}"
             )
         _check_together(params, REQUEST_PREFIX)
         return params
+
+    @property
+    def _allowed_steps(self) -> str:
+        return f"an integer from 0 to {self.max_steps}"
 
     def refuses(self, length: int) -> bool:
         """Whether a prompt of ``length`` tokens is too long for SLOT."""
@@ -317,9 +305,9 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, int | float]:
             values[name] = int(text) if name == "steps" else float(text)
             SlotParams.model_validate({name: values[name]})
         except ValidationError as error:
-            message = describe(error).partition(": ")[2]
+            message = describe(error, SlotParams).partition(": ")[2]
             raise SlotError(f"{variable}={text}: {message}") from None
         except ValueError:
-            kind = "an integer" if name == "steps" else "a number"
-            raise SlotError(f"{variable}={text!r}: {kind} is required") from None
+            allowed = allowed_values(SlotParams.model_fields[name])
+            raise SlotError(f"{variable}={text!r}: not a number; allowed: {allowed}") from None
     return values

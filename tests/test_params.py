@@ -3,8 +3,9 @@ from typing import Any
 
 import pytest
 
-from slot_vllm.params import SlotConfig, SlotError, SlotParams
+from slot_vllm.params import REQUEST_KEYS, SlotConfig, SlotError, SlotParams
 from slot_vllm.presets import PRESETS
+from tests.bad_settings import BAD_SETTINGS, MAX_STEPS
 
 
 def test_defaults_are_the_papers() -> None:
@@ -80,13 +81,14 @@ def test_what_is_named_none_turns_a_default_off() -> None:
             ["slot_weight_decay=1.0", "slot_lr=100.0", "at most 1"],
         ),
         ({"slot_rounding": "up"}, ["slot_rounding='up'", "'exact' or 'model'"]),
-        ({"slot_preset": "save"}, ["slot_preset='save'", "'paper', 'paper-vllm', 'safe'"]),
-        ({"slot_preset": ["safe"]}, ["slot_preset=['safe']", "'paper', 'paper-vllm', 'safe'"]),
+        ({"slot_preset": "save"}, ["slot_preset='save'", "'paper', 'paper-vllm' or 'safe'"]),
+        ({"slot_preset": ["safe"]}, ["slot_preset=['safe']", "'paper', 'paper-vllm' or 'safe'"]),
         ({"slot_guard": True}, ["slot_guard=True", "'none' or 'holdout'"]),
         ({"slot_max_kl": -1}, ["slot_max_kl=-1", "greater than or equal to 0"]),
         ({"slot_max_kl": 11}, ["slot_max_kl=11", "less than or equal to 10"]),
         ({"slot_max_kl": "1"}, ["slot_max_kl='1'", "a number is required"]),
         ({"slot_loss_tokens": 0}, ["slot_loss_tokens=0", "an integer from 1"]),
+        ({"slot_loss_tokens": 2**31}, ["slot_loss_tokens=2147483648", "1 to 2147483647"]),
         ({"slot_loss_tokens": True}, ["slot_loss_tokens=True", "an integer from 1"]),
         ({"slot_loss_tokens": "system"}, ["slot_loss_tokens='system'", "'all', 'user', 'text'"]),
         ({"slot_optimizer": "adam"}, ["slot_optimizer='adam'", "'adamw', 'sgd' or 'lbfgs'"]),
@@ -117,6 +119,24 @@ def test_bad_requests_name_key_value_and_what_is_allowed(
         assert part in message
 
 
+@pytest.mark.parametrize("key", REQUEST_KEYS)
+def test_every_key_s_error_names_its_range(key: str) -> None:
+    value, allowed = BAD_SETTINGS[key]
+    for bad in (value, {}):
+        with pytest.raises(SlotError) as error:
+            SlotConfig(max_steps=MAX_STEPS).resolve({key: bad})
+        message = str(error.value)
+        assert message.startswith(f"{key}={bad!r}: ")
+        assert message.endswith(f"; allowed: {allowed}")
+        assert message.count("allowed") == 1
+
+
+@pytest.mark.parametrize("key", SlotConfig.model_fields)
+def test_every_engine_setting_s_error_names_its_range(key: str) -> None:
+    with pytest.raises(SlotError, match=rf"^slot\.{key}={{}}: .+; allowed: \S"):
+        SlotConfig.load({key: {}}, {})
+
+
 @pytest.mark.parametrize(
     ("settings", "environment", "part"),
     [
@@ -127,18 +147,27 @@ def test_bad_requests_name_key_value_and_what_is_allowed(
             {},
             "slot.steps=5: more than slot.max_steps; allowed: an integer from 0 to 4",
         ),
-        ({"report_loss": 1}, {}, "slot.report_loss=1"),
+        ({"report_loss": 1}, {}, "slot.report_loss=1: input should be a valid boolean; allowed: "),
         ({"workspace_mb": 0}, {}, "slot.workspace_mb=0"),
         ({"max_prompt_tokens": 1}, {}, "slot.max_prompt_tokens=1"),
         ({"max_prompt_tokens": True}, {}, "slot.max_prompt_tokens=True"),
         ({"long_prompts": "first"}, {}, "slot.long_prompts='first'"),
-        ({"max_concurrent": 0}, {}, "slot.max_concurrent=0"),
+        (
+            {"max_concurrent": 0},
+            {},
+            "slot.max_concurrent=0: input should be greater than or equal to 1; "
+            "allowed: an integer from 1 or null",
+        ),
         ({"long_prompts": "last"}, {}, "slot.long_prompts='last': slot.max_prompt_tokens"),
         ([], {}, "a mapping is required"),
         ({}, {"SLOT_STEPS": "many"}, "SLOT_STEPS='many'"),
-        ({}, {"CHOT_LR": "fast"}, "CHOT_LR='fast'"),
+        ({}, {"CHOT_LR": "fast"}, "CHOT_LR='fast': not a number; allowed: a number from 0 to 100"),
         ({}, {"SLOT_LR": "nan"}, "SLOT_LR=nan: a finite"),
-        ({}, {"SLOT_LR": "-1"}, "SLOT_LR=-1: input should be greater"),
+        (
+            {},
+            {"SLOT_LR": "-1"},
+            "SLOT_LR=-1: input should be greater than or equal to 0; allow",
+        ),
         ({}, {"SLOT_STEPS": "200"}, "slot.steps=200: more than"),
     ],
 )

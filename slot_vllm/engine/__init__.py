@@ -74,9 +74,9 @@ Among workers (``ranks``, ``worker``):
 - the head's ``tp_size`` and ``num_added_embeddings``: read, to know which columns a rank has.
 
 Called, for scrapes but at most once a second (``coalesced``):
-``AsyncMPClient.call_utility_all_async`` and ``engine_ranks_managed`` (``metrics``), because
-``EngineClient.collective_rpc`` gives the first engine's answer only; and ``collective_rpc`` itself
-(``stats_endpoint``, a plugin of the group ``vllm.endpoint_plugins``).
+``AsyncMPClient.call_utility_all_async`` and ``engine_ranks_managed`` (``metrics``, and
+``stats_endpoint``, a plugin of the group ``vllm.endpoint_plugins``), because
+``EngineClient.collective_rpc`` gives the first engine's answer only.
 
 Read but not changed: ``LogitsProcessor`` (``_get_logits``, ``org_vocab_size``, ``soft_cap``,
 ``scale``), ``SamplingParams.extra_args`` and ``skip_reading_prefix_cache``,

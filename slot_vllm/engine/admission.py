@@ -138,7 +138,7 @@ class Admission:
         try:
             return self._loss_tokens.spans(tokens, wanted), None
         except UndeterminedError as error:
-            if named(extra_args):
+            if named(extra_args) and not isinstance(extra_args, AcceptedDict):
                 message = f"slot_loss_tokens={wanted!r}: {error}; allowed: 'all' or an integer"
                 raise VLLMValidationError(message) from None
         self._warn("loss_tokens")

@@ -133,12 +133,16 @@ def exposition(model_name: str, engines: Mapping[int, WorkerMetrics] | None) -> 
 async def ask(engine_client: Any) -> dict[int, WorkerMetrics]:
     """The metrics of every engine, by index. All ranks of an engine's last pipeline stage count
     the same requests, so the last worker speaks for them."""
+    answers = await ask_engines(engine_client, "slot_metrics")
+    return {index: workers[-1] for index, workers in answers.items()}
+
+
+async def ask_engines(engine_client: Any, method: str) -> dict[int, list[Any]]:
+    """What ``method`` of each worker answers, by the index of its data-parallel engine. The
+    client's own ``collective_rpc`` gives the first engine's answers alone."""
     core = engine_client.engine_core
-    answers = await core.call_utility_all_async("collective_rpc", "slot_metrics", None, (), None)
-    return {
-        index: workers[-1]
-        for index, workers in zip(core.engine_ranks_managed, answers, strict=True)
-    }
+    answers = await core.call_utility_all_async("collective_rpc", method, None, (), None)
+    return dict(zip(core.engine_ranks_managed, answers, strict=True))
 
 
 async def scrape(model_name: str, asked: Coalesced[dict[int, WorkerMetrics]]) -> bytes:

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI, HTTPException, Request
 
 from slot_vllm.engine.coalesced import ANSWER_SECONDS, Coalesced
+from slot_vllm.engine.metrics import ask_engines
 from slot_vllm.engine.startup import asks_for_slot
 
 PATH = "/slot/stats"
@@ -23,12 +24,22 @@ class StatsEndpoint:
         app.add_api_route(PATH, slot_stats, methods=["GET"])
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
-        state.slot_stats = Coalesced(lambda: engine_client.collective_rpc("slot_stats"))
+        state.slot_stats = Coalesced(lambda: _every_worker(engine_client))
+
+
+async def _every_worker(engine_client: Any) -> list[dict[str, int | float]]:
+    answers = await ask_engines(engine_client, "slot_stats")
+    return [
+        {"engine": index, **stats}
+        for index, workers in sorted(answers.items())
+        for stats in workers
+    ]
 
 
 async def slot_stats(request: Request) -> dict[str, list[dict[str, int | float]]]:
-    """``slot_stats`` of each worker, in the order of their ranks; from within the last second. 501
-    where the engine runs without SLOT, 503 where it does not answer."""
+    """``slot_stats`` of each worker of each data-parallel engine, in the order of engines and
+    ranks; from within the last second. 501 where the engine runs without SLOT, 503 where it does
+    not answer."""
     engine_client = request.app.state.engine_client
     if not asks_for_slot(engine_client.vllm_config):
         raise HTTPException(

@@ -7,12 +7,13 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from slot_vllm.params import Integer, Number, SlotConfig, SlotError, SlotParams, describe
+from slot_vllm.params import Integer, Number, SlotConfig, SlotError, SlotParams
+from slot_vllm.validation_errors import describe
 
 BASELINE = "baseline"
 KEPT_LOSSES = 1024
@@ -217,7 +218,7 @@ def load(path: Path, settings: Sequence[str] = ()) -> RunConfig:
         config = RunConfig(**values)
         _check(config)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_explain(error)}") from None
+        raise ConfigError(f"{path}: {describe(error, RunConfig)}") from None
     except (ConfigError, SlotError) as error:
         raise ConfigError(f"{path}: {error}") from None
     return config
@@ -308,36 +309,11 @@ def _index(items: list[Any], key: str, setting: str) -> int:
     raise ConfigError(f"--set {setting}: no item {key}; allowed: {known}")
 
 
-def _explain(error: ValidationError) -> str:
-    """One line. A key that is not known comes first: a misspelled one makes another missing."""
-    for problem in error.errors(include_url=False):
-        if problem["type"] == "extra_forbidden":
-            key = ".".join(map(str, problem["loc"]))
-            return f"{key}: unknown key; allowed: {_allowed(problem['loc'])}"
-    return describe(error)
-
-
-def _allowed(location: tuple[int | str, ...]) -> str:
-    """The keys that are allowed beside an unknown one."""
-    model: type[BaseModel] = RunConfig
-    for key in location[:-1]:
-        if isinstance(key, str):
-            model = _model_in(model.model_fields[key].annotation) or model
-    return ", ".join(model.model_fields)
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    found = (_model_in(argument) for argument in get_args(annotation))
-    return next((model for model in found if model is not None), None)
-
-
 def _check(config: RunConfig) -> None:
     try:
         arms = config.all_arms
     except ValidationError as error:
-        raise ConfigError(f"sweep: {describe(error)}") from None
+        raise ConfigError(f"sweep: {describe(error, Arm)}") from None
     if not arms:
         raise ConfigError("arms: no arm; required: at least one, here or in `sweep`")
     for key, names in {

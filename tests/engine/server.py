@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.conftest import ROOT
 from tests.engine.cases import Case
 
-START_SECONDS = 240
+START_SECONDS = 600
 STOP_SECONDS = 30
 MODEL = "tiny"
 
@@ -86,21 +86,28 @@ def serving(
     extension: str = "slot_vllm",
     **environment: str,
 ) -> Iterator[Server]:
-    """A healthy server on a free port; with ``slot`` None, without SLOT. It is stopped with
-    SIGTERM, unless it ended before."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """A healthy server; with ``slot`` None, without SLOT."""
     vllm = shutil.which("vllm", path=str(Path(sys.executable).parent))
     assert vllm, "the vllm command is missing beside this Python"
     command = [
         vllm, "serve", model, "--served-model-name", MODEL, "--host", "127.0.0.1",
-        "--port", str(port), "--enforce-eager", "--kv-cache-memory-bytes", str(1 << 26), *options,
+        "--enforce-eager", "--kv-cache-memory-bytes", str(1 << 26), *options,
     ]  # fmt: skip
     if slot is not None:
         settings = json.dumps({"slot": {"workspace_mb": 16, **slot}})
         flag = "--worker-extension-cls" if "." in extension else "--worker-extension"
         command += [flag, extension, "--additional-config", settings]
+    with running(command, log, **environment) as server:
+        yield server
+
+
+@contextmanager
+def running(command: Sequence[str], log: Path, **environment: str) -> Iterator[Server]:
+    """The healthy server that ``command`` starts on a free port, as its last option ``--port``. It
+    is stopped with SIGTERM, unless it ended before."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     paths = (str(ROOT), os.environ.get("PYTHONPATH", ""))
     environment = {
         **os.environ,
@@ -112,10 +119,9 @@ def serving(
     }
     with log.open("w") as output:
         process = subprocess.Popen(
-            command,
+            [*command, "--port", str(port)],
             stdout=output,
             stderr=subprocess.STDOUT,
-            # The default of a server is an engine process of its own.
             env=environment,
         )
     url = f"http://127.0.0.1:{port}"

@@ -141,6 +141,15 @@ def test_a_later_prompt_of_a_begun_response_is_bypassed(
         llm.generate([PROMPT], params, use_tqdm=False)
 
 
+def test_a_later_prompt_without_a_user_s_turn_is_bypassed() -> None:
+    admission = Admission(SlotConfig())
+    extra: dict[str, Any] = {"slot_loss_tokens": "user"}
+    params, _ = admission.check(extra, None)
+    with pytest.raises(VLLMValidationError, match=r"slot_loss_tokens='user': .* no tokenizer"):
+        admission.spans(extra, params, [1, 2])
+    assert admission.spans(AcceptedDict(extra), params, [1, 2]) == (None, "loss_tokens")
+
+
 def test_beam_search_is_served_without(tiny_model: str, engine: Callable[..., Any]) -> None:
     slot = engine(tiny_model, slot={}, skip_tokenizer_init=False)
     plain = engine(tiny_model, skip_tokenizer_init=False)

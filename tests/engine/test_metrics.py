@@ -210,9 +210,12 @@ class EngineClient:
         self.engine_ranks_managed = range(len(engines))
         self.engines = engines
 
-    async def call_utility_all_async(self, *call: Any) -> list[list[WorkerMetrics]]:
-        assert call == ("collective_rpc", "slot_metrics", None, (), None)
-        return self.engines
+    async def call_utility_all_async(self, *call: Any) -> list[list[Any]]:
+        assert call[0] == "collective_rpc" and call[2:] == (None, (), None)
+        if call[1] == "slot_stats":
+            return [[worker["stats"] for worker in engine] for engine in self.engines]
+        assert call[1] == "slot_metrics"
+        return list(self.engines)
 
 
 @pytest.fixture

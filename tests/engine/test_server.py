@@ -1,17 +1,23 @@
 """A real ``vllm serve --worker-extension slot_vllm``, driven by the real openai client."""
 
 import json
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
 
+from slot_vllm.engine.coalesced import FRESH_SECONDS
+from slot_vllm.params import REQUEST_KEYS
+from tests.bad_settings import BAD_SETTINGS, MAX_STEPS
 from tests.conftest import ROOT
-from tests.engine.server import MODEL, Server, serving
+from tests.engine.server import MODEL, Server, running, serving
 
 PROBLEM = (
     "Elif has 73 shells. Elif gives 47 away. Then 85 shells are added. What is the number of "
@@ -22,7 +28,7 @@ PROBLEM = (
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("server") / "log"
-    slot = {"steps": 3, "max_steps": 20, "max_prompt_tokens": 200, "max_concurrent": 1}
+    slot = {"steps": 3, "max_steps": MAX_STEPS, "max_prompt_tokens": 200, "max_concurrent": 1}
     options = ("--dtype", "float32", "--max-model-len", "512")
     tools = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
     with serving(str(ROOT / "models/demo"), slot, log, *options, *tools) as server:
@@ -111,6 +117,18 @@ def test_bad_settings_are_400(
         assert part in error.value.message
 
 
+@pytest.mark.parametrize("ask", [_chat, _complete])
+@pytest.mark.parametrize("stream", [False, True])
+def test_every_key_s_400_names_its_range(client: openai.OpenAI, ask: Any, stream: bool) -> None:
+    assert set(BAD_SETTINGS) == set(REQUEST_KEYS)
+    for key, (value, allowed) in BAD_SETTINGS.items():
+        with pytest.raises(openai.BadRequestError) as error:
+            ask(client, {key: value}, stream=stream)
+        assert error.value.status_code == 400
+        message = error.value.body["message"]  # type: ignore[index]
+        assert message.startswith(f"{key}={value!r}: ") and f"; allowed: {allowed}" in message
+
+
 def test_presets_and_the_user_s_turn(client: openai.OpenAI) -> None:
     own = _chat(client, {"slot_steps": 0}).choices[0].message.content
     strong: dict[str, Any] = {"slot_preset": "paper", "slot_lr": 1.0}
@@ -168,6 +186,131 @@ def test_a_long_prompt_that_names_settings_is_400(server: Server, path: str, str
     assert said({}) == said({"slot_steps": 0})
 
 
+COLOUR = {"type": "string", "enum": ["red", "green"]}
+OBJECT = {"type": "object", "properties": {"colour": COLOUR}, "required": ["colour"]}
+TOOL = {"type": "function", "function": {"name": "paint", "parameters": OBJECT}}
+NAMED_TOOL = {"type": "function", "function": {"name": "paint"}}
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "colour", "schema": OBJECT}}
+PAINT = [{"role": "user", "content": "Paint it red."}]
+# Endpoint and body; whether a strong delta shows in the answer.
+ANSWERS: dict[str, tuple[str, dict[str, Any], bool]] = {
+    "chat samples": ("chat", {"messages": PAINT, "n": 3, "seed": 5, "temperature": 1.0}, True),
+    "samples": ("text", {"prompt": "Seven", "n": 3, "seed": 5, "temperature": 1.0}, True),
+    "chat logprobs": ("chat", {"messages": PAINT, "logprobs": True, "top_logprobs": 1}, True),
+    "named tool": ("chat", {"messages": PAINT, "tools": [TOOL], "tool_choice": NAMED_TOOL}, False),
+    "tools": ("chat", {"messages": PAINT, "tools": [TOOL], "tool_choice": "auto"}, True),
+    "json_schema": ("chat", {"messages": PAINT, "response_format": SCHEMA}, False),
+    "choice": (
+        "chat",
+        {"messages": PAINT, "extra_body": {"structured_outputs": {"choice": ["red", "blue"]}}},
+        False,
+    ),
+    "echo and logprobs": ("text", {"prompt": PROBLEM, "echo": True, "logprobs": 1}, True),
+    "several prompts": ("text", {"prompt": [PROBLEM, "Seven and five"]}, True),
+    "salt": ("text", {"prompt": PROBLEM, "extra_body": {"cache_salt": "mine"}}, True),
+}
+
+
+def _said(parts: Iterable[Any]) -> dict[int, dict[str, Any]]:
+    """By the choices' indices, what a stream's chunks, or the one whole answer, say."""
+    said: dict[int, dict[str, Any]] = {}
+    for part in parts:
+        for choice in part.choices:
+            one = said.setdefault(
+                choice.index, {"text": "", "tool": "", "arguments": "", "logprobs": []}
+            )
+            message = getattr(choice, "delta", None) or getattr(choice, "message", None)
+            one["text"] += (message.content if message else choice.text) or ""
+            for call in (message and message.tool_calls) or []:
+                one["tool"] += call.function.name or ""
+                one["arguments"] += call.function.arguments or ""
+            if choice.logprobs and message:
+                one["logprobs"] += [token.logprob for token in choice.logprobs.content]
+            elif choice.logprobs:
+                # The first token of a prompt has none.
+                one["logprobs"] += [p or 0.0 for p in choice.logprobs.token_logprobs]
+    return said
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_a_stream_says_what_the_whole_answer_does(client: openai.OpenAI, name: str) -> None:
+    endpoint, options, shows = ANSWERS[name]
+    completions: Any = client.chat.completions if endpoint == "chat" else client.completions
+
+    def ask(xargs: dict[str, Any], stream: bool) -> dict[int, dict[str, Any]]:
+        body = {"model": MODEL, "temperature": 0, "max_tokens": 24, **options}
+        extra = {**options.get("extra_body", {}), "vllm_xargs": xargs}
+        answer = completions.create(**{**body, "extra_body": extra}, stream=stream)
+        return _said(answer if stream else [answer])
+
+    strong = {"slot_steps": 5, "slot_lr": 1.0}
+    whole, stream = ask(strong, False), ask(strong, True)
+    choices = options.get("n", len(options["prompt"]) if name == "several prompts" else 1)
+    assert sorted(whole) == sorted(stream) == list(range(choices))
+    for index, one in whole.items():
+        other = stream[index]
+        assert one.pop("logprobs") == pytest.approx(other.pop("logprobs"), abs=1e-4)
+        assert one == other
+    texts = [one["text"] for one in whole.values()]
+    if "n" in options:
+        assert len(set(texts)) > 1
+    if name == "named tool":
+        assert whole[0]["tool"] == "paint" and not whole[0]["text"]
+        # The grammar of vLLM's parser lets a model leave the arguments out.
+        allowed = (None, {"colour": "red"}, {"colour": "green"})
+        assert json.loads(whole[0]["arguments"]) in allowed
+    elif name == "json_schema":
+        assert json.loads(texts[0])["colour"] in COLOUR["enum"]
+    elif name == "choice":
+        assert texts[0] in ("red", "blue")
+    if shows:
+        own = ask({"slot_steps": 0}, False)
+        assert all(own[i]["text"] != text for i, text in enumerate(texts)), texts
+
+
+def test_deltas_are_shared_within_a_cache_salt_only(server: Server) -> None:
+    def count(outcome: str) -> float:
+        time.sleep(FRESH_SECONDS)
+        return server.metric("vllm:slot_requests_total", outcome=outcome)
+
+    before = [count(outcome) for outcome in ("optimized", "shared")]
+    for salt in ("one", "one", "two"):
+        server.client.completions.create(
+            model=MODEL,
+            prompt="Nine and four",
+            max_tokens=2,
+            extra_body={"vllm_xargs": {"slot_steps": 2}, "cache_salt": salt},
+        )
+    after = [count(outcome) for outcome in ("optimized", "shared")]
+    assert [now - was for now, was in zip(after, before, strict=True)] == [2, 1]
+
+
+def test_a_batch_of_chats(server: Server, client: openai.OpenAI) -> None:
+    def batch(xargs: dict[str, Any]) -> httpx.Response:
+        body = {
+            "model": MODEL,
+            "messages": [[{"role": "user", "content": PROBLEM}], PAINT],
+            "temperature": 0,
+            "max_tokens": 16,
+            "ignore_eos": True,
+            "vllm_xargs": xargs,
+        }
+        url = f"{server.url}/v1/chat/completions/batch"
+        return httpx.post(url, json=body, timeout=120, trust_env=False)
+
+    for bad, part in ((True, "slot_steps=True: an integer is required"), (21, "from 0 to 20")):
+        answer = batch({"slot_steps": bad})
+        assert answer.status_code == 400, answer.text
+        assert part in answer.json()["error"]["message"]
+    strong = {"slot_steps": 5, "slot_lr": 1.0}
+    for xargs in (strong, {"slot_steps": 0}):
+        answer = batch(xargs)
+        assert answer.status_code == 200, answer.text
+        first, second = answer.json()["choices"]
+        assert first["message"]["content"] == _chat(client, xargs).choices[0].message.content
+        assert second["message"]["content"]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_beam_search_with_slot_is_400(client: openai.OpenAI, stream: bool) -> None:
     with pytest.raises(openai.BadRequestError, match="beam_search"):
@@ -194,20 +337,6 @@ def test_a_beam_search_that_names_nothing_is_served_without(client: openai.OpenA
     assert beams({}) == beams({"slot_steps": 0})
 
 
-def test_structured_output_holds_under_a_strong_delta(client: openai.OpenAI) -> None:
-    answer = client.chat.completions.create(
-        model=MODEL,
-        messages=[{"role": "user", "content": "Which colour?"}],
-        temperature=0,
-        max_tokens=16,
-        extra_body={
-            "vllm_xargs": {"slot_steps": 5, "slot_lr": 1.0},
-            "structured_outputs": {"choice": ["red", "green", "blue"]},
-        },
-    )
-    assert answer.choices[0].message.content in ("red", "green", "blue")
-
-
 def test_several_samples_with_seeds(client: openai.OpenAI) -> None:
     def sample() -> list[str]:
         answer = client.completions.create(
@@ -224,25 +353,6 @@ def test_several_samples_with_seeds(client: openai.OpenAI) -> None:
     first = sample()
     assert len(set(first)) > 1
     assert sample() == first
-
-
-def test_tool_calls(client: openai.OpenAI) -> None:
-    colour = {"type": "string", "enum": ["red", "green"]}
-    parameters = {"type": "object", "properties": {"colour": colour}, "required": ["colour"]}
-    paint: Any = {"name": "paint", "description": "Paints.", "parameters": parameters}
-    answer = client.chat.completions.create(
-        model=MODEL,
-        messages=[{"role": "user", "content": "Paint it red."}],
-        tools=[{"type": "function", "function": paint}],
-        tool_choice={"type": "function", "function": {"name": "paint"}},
-        temperature=0,
-        max_tokens=64,
-        extra_body={"vllm_xargs": {"slot_steps": 5, "slot_lr": 0.1}},
-    )
-    (call,) = answer.choices[0].message.tool_calls or []
-    assert call.type == "function" and call.function.name == "paint"
-    # The grammar of vLLM's parser lets a model leave the arguments out.
-    assert json.loads(call.function.arguments) in (None, {"colour": "red"}, {"colour": "green"})
 
 
 def test_echo_and_logprobs(client: openai.OpenAI) -> None:
@@ -273,11 +383,20 @@ def test_streams_beside_each_other(client: openai.OpenAI) -> None:
     assert texts == alone
 
 
-def test_the_example(server: Server) -> None:
-    command = [sys.executable, str(ROOT / "examples/openai_client.py"), server.url]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    own, slot, stream, refused = done.stdout.strip().splitlines()
-    assert own.startswith("{'slot_steps': 0}: Start: ")
-    assert slot.partition("}: ")[2] == stream.removeprefix("stream: ")
-    assert refused.startswith("refused: slot_steps=-1: ")
+def test_the_example_and_the_demo_server(tmp_path: Path) -> None:
+    # Its setup is another test's matter: this one has the environment that runs here.
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    (tmp_path / "scripts/setup.sh").write_text(f'echo "{sys.executable}"\n')
+    script = shutil.copy(ROOT / "scripts/serve_demo.sh", tmp_path / "scripts")
+    with running(["bash", script], tmp_path / "log") as server:
+        command = [sys.executable, str(ROOT / "examples/openai_client.py"), server.url]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        own, slot, stream, refused = done.stdout.strip().splitlines()
+        assert own.startswith("{'slot_steps': 0}: Start: ")
+        assert slot.partition("}: ")[2] == stream.removeprefix("stream: ")
+        assert refused.startswith("refused: slot_steps=-1: ")
+        # SLOT is opt-in there.
+        assert server.metric("vllm:slot_requests_total", outcome="optimized") == 1
+        assert server.metric("vllm:slot_requests_total", outcome="shared") == 1

@@ -19,7 +19,11 @@ PLUGINS = {"VLLM_PLUGINS": "slot_vllm,slot_stats"}
 @pytest.fixture(scope="module")
 def server(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("server") / "log"
-    with serving(tiny_model, {"steps": 3, "report_loss": True}, log, *OPTIONS, **PLUGINS) as server:
+    slot = {"steps": 3, "report_loss": True}
+    # The long name of --worker-extension slot_vllm.
+    with serving(
+        tiny_model, slot, log, *OPTIONS, extension="slot_vllm.SlotWorkerExtension", **PLUGINS
+    ) as server:
         yield server
         assert server.alive(), server.said()[-3000:]
 

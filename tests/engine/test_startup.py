@@ -1,5 +1,6 @@
 """What start-up refuses, resolves and leaves alone. No engine is started here."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -288,3 +289,83 @@ def test_installed_but_not_asked_for_it_wraps_one_start_up_function(tiny_model: 
     )
     assert result.returncode == 0, result.stderr[-3000:]
     assert "slot_vllm.engine.plugin" in result.stdout
+
+
+PLAIN_SERVER = """
+import asyncio, os, sys
+import httpx
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
+from vllm.entrypoints.launchers.app import build_app
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+def ours(value):
+    origins = (getattr(value, "__module__", None), type(value).__module__)
+    return any(str(origin).startswith("slot_vllm") for origin in origins)
+
+def found(owner):
+    return [(type(owner).__name__, name) for name, value in vars(owner).items() if ours(value)]
+
+async def main():
+    args = make_arg_parser(FlexibleArgumentParser()).parse_args([
+        "--model", sys.argv[1], "--served-model-name", "tiny", "--enforce-eager",
+        "--max-model-len", "64", "--kv-cache-memory-bytes", str(1 << 24)])
+    async with build_async_engine_client(args) as client:
+        tasks = await client.get_supported_tasks()
+        app = build_app(args, tasks, client.model_config)
+        await init_app_state(client, app.state, args, tasks)
+        state = app.state._state
+        servings = [v for v in state.values() if type(v).__module__.startswith("vllm.entrypoints")]
+        names = {type(serving).__name__ for serving in servings}
+        assert {"OpenAIServingChat", "OpenAIServingCompletion"} <= names, names
+        owners = [client, client.input_processor, client.output_processor, client.engine_core,
+                  client.renderer, app, app.router, *servings]
+        mine = [pair for owner in owners for pair in found(owner)]
+        assert not mine, mine
+        plugins = [type(plugin).__name__ for plugin in app.state.endpoint_plugins]
+        routes = [route.path for route in app.routes if ours(getattr(route, "endpoint", None))]
+        print("ours", plugins, routes, [name for name, value in state.items() if ours(value)])
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as http:
+            # Nobody looks at it.
+            body = {"model": "tiny", "prompt": "7", "max_tokens": 2}
+            body["vllm_xargs"] = {"slot_steps": -1}
+            for stream in (False, True):
+                answer = await http.post("/v1/completions", json=body | {"stream": stream})
+                assert answer.status_code == 200 and "error" not in answer.text, answer.text
+            metrics = await http.get("/metrics")
+            assert metrics.status_code == 200 and "vllm:num_requests_running" in metrics.text
+            assert "slot" not in metrics.text
+            stats = await http.get("/slot/stats")
+            print("stats", stats.status_code, stats.text)
+
+if __name__ == "__main__":
+    asyncio.run(main())
+    loaded = sorted(m for m in sys.modules if m.startswith("slot_vllm"))
+    assert "slot_vllm.engine.server" not in loaded and "slot_vllm.engine.admission" not in loaded
+"""
+
+
+@pytest.mark.parametrize(
+    ("plugins", "ours", "status"),
+    [
+        ("slot_vllm", "ours [] [] []", 404),
+        ("slot_vllm,slot_stats", "ours ['StatsEndpoint'] ['/slot/stats'] ['slot_stats']", 501),
+    ],
+)
+def test_a_server_that_does_not_ask_for_it_is_untouched(
+    plugins: str, ours: str, status: int, tiny_model: str
+) -> None:
+    environment = {**os.environ, "VLLM_PLUGINS": plugins}
+    result = subprocess.run(
+        [sys.executable, "-c", PLAIN_SERVER, tiny_model],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert ours in result.stdout
+    assert f"stats {status} " in result.stdout
+    assert ("started without SLOT" in result.stdout) == (status == 501)

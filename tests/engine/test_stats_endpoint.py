@@ -1,5 +1,7 @@
 """The endpoint plugin: off unless named, and what it says of an engine without SLOT."""
 
+import asyncio
+from argparse import Namespace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +13,8 @@ from vllm.plugins import load_endpoint_plugins
 from vllm.plugins.endpoint_plugins.interface import EndpointPlugin
 
 from slot_vllm.engine.stats_endpoint import PATH, StatsEndpoint
-from tests.engine.test_metrics import EngineClient
+from tests.engine.test_deltas import TOKENS, arrival, begin, make_deltas, step
+from tests.engine.test_metrics import EngineClient, worker
 
 
 @pytest.mark.parametrize(
@@ -44,3 +47,16 @@ def test_an_engine_without_slot_says_so() -> None:
     response = TestClient(app).get(PATH)
     assert response.status_code == 501
     assert "started without SLOT (--worker-extension slot_vllm)" in response.text
+
+
+def test_every_worker_of_every_engine() -> None:
+    first, second = make_deltas(), make_deltas()
+    begin(second, [arrival("a-1", TOKENS)])
+    step(second, ("a-1", TOKENS, 0))
+    plugin, app = StatsEndpoint(), FastAPI()
+    plugin.attach_router(app)
+    client = EngineClient([[worker(first)], [worker(second)] * 2])
+    app.state.engine_client = client
+    asyncio.run(plugin.init_state(client, app.state, Namespace()))
+    workers = TestClient(app).get(PATH).json()["workers"]
+    assert [(w["engine"], w["optimized"]) for w in workers] == [(0, 0), (1, 1), (1, 1)]

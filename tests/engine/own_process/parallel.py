@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 import torch
@@ -510,7 +511,8 @@ def test_data_parallel(tiny_model: str) -> None:
 def test_a_data_parallel_server(tiny_model: str, tmp_path: Path) -> None:
     cases = [case for case in cases_of(VOCABULARY) if len(case.tokens) > 1]
     options = ("--dtype", "float32", "--max-model-len", "320", "--data-parallel-size", "2")
-    with serving(tiny_model, {}, tmp_path / "log", *options) as server:
+    plugins = {"VLLM_PLUGINS": "slot_vllm,slot_stats"}
+    with serving(tiny_model, {}, tmp_path / "log", *options, **plugins) as server:
 
         def complete(case: Case, **xargs: Any) -> list[int]:
             completion: Any = server.client.completions.create(
@@ -534,3 +536,6 @@ def test_a_data_parallel_server(tiny_model: str, tmp_path: Path) -> None:
             with pytest.raises(openai.BadRequestError, match="slot_step"):
                 complete(cases[0], slot_step=3)
         assert server.said().count("SLOT 0.1.0 on the") == 2
+        answer = httpx.get(f"{server.url}/slot/stats", timeout=60, trust_env=False).json()
+        learned = {worker["engine"]: worker["optimized"] for worker in answer["workers"]}
+        assert len(learned) == 2 and all(learned.values())

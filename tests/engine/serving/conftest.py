@@ -8,6 +8,7 @@ import pytest
 from tests.engine.server import Server, serving
 
 LONGEST = 280
+LIMITS = {"max_steps": 20, "max_prompt_tokens": LONGEST, "max_concurrent": 2}
 OPTIONS = (
     *("--dtype", "float32", "--max-model-len", "320", "--max-num-seqs", "16"),
     *("--block-size", "32", "--num-gpu-blocks-override", "40", "--max-num-batched-tokens", "96"),
@@ -18,7 +19,7 @@ OPTIONS = (
 def server(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serving(
         tiny_model,
-        {"max_steps": 20, "max_prompt_tokens": LONGEST, "max_concurrent": 2},
+        LIMITS,
         tmp_path_factory.mktemp("server") / "log",
         *OPTIONS,
         extension="tests.engine.serving.faulty.FaultyExtension",

@@ -1,0 +1,23 @@
+"""One bad value of each setting of a request, and the range that its error must name."""
+
+from typing import Any
+
+# For an engine that allows 20 steps.
+MAX_STEPS = 20
+BAD_SETTINGS: dict[str, tuple[Any, str]] = {
+    "slot_preset": ("save", "'paper', 'paper-vllm' or 'safe'"),
+    "slot_steps": (-1, "an integer from 0 to 20"),
+    "slot_lr": (101, "a number from 0 to 100"),
+    "slot_betas": ([0.9], "a list of 2, each a number from 0 to 0.9999999"),
+    "slot_eps": (0, "a number from 1e-30 to 1"),
+    "slot_weight_decay": (1.5, "a number from 0 to 1"),
+    "slot_rounding": ("down", "'exact' or 'model'"),
+    "slot_optimizer": ("adam", "'adamw', 'sgd' or 'lbfgs'"),
+    "slot_lr_schedule": ("step", "'constant', 'cosine' or 'linear'"),
+    "slot_tolerance": ("x", "a number from 0 to 100"),
+    "slot_reduction": ("sum", "'mean' or 'mean_over_rows'"),
+    "slot_loss_tokens": (0, "'all', 'user', 'text' or an integer from 1 to 2147483647"),
+    "slot_guard": (1, "'none' or 'holdout'"),
+    "slot_max_kl": (11, "'none' or a number from 0 to 10"),
+    "slot_target": ("logits", "'hidden', 'bias' or 'both'"),
+}
