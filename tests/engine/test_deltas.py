@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from slot_vllm import __version__
 from slot_vllm.engine.admission import RESOLVED
 from slot_vllm.engine.batch import BatchView
 from slot_vllm.engine.deltas import Deltas
@@ -44,6 +45,7 @@ def arrival(
     cache_salt: str | None = None,
     lora_request: Any = None,
     mm_features: Any = (),
+    version: str = __version__,
     **params: Any,
 ) -> Any:
     resolved = {
@@ -51,6 +53,7 @@ def arrival(
         "params": SlotParams(steps=steps, **params).model_dump(mode="json"),
         "bypassed": bypassed,
         "cache_salt": cache_salt,
+        "version": version,
     }
     sampling_params = SimpleNamespace(extra_args={RESOLVED: resolved})
     return SimpleNamespace(
@@ -396,3 +399,15 @@ def test_a_row_that_was_not_filled_is_nobodys(monkeypatch: pytest.MonkeyPatch) -
     additions = step(deltas, ("c-1", TOKENS, 0))
     expected = FixedHead().weight @ expected_delta(TOKENS)
     torch.testing.assert_close(additions.biases[additions.rows[0]], expected, rtol=0, atol=2e-3)
+
+
+def test_a_request_that_another_version_admitted() -> None:
+    """As on another node of a data-parallel engine."""
+    deltas = make_deltas()
+    begin(deltas, [arrival("a-1", TOKENS, version="9.9"), arrival("b-1", TOKENS)])
+    step(deltas, ("a-1", TOKENS, 0), ("b-1", TOKENS, 0))
+    assert deltas.find("a") is None and deltas.find("b") is not None
+    assert deltas.stats()["failed.arrival"] == 1
+    (error,) = deltas.errors
+    assert "slot_vllm 9.9 admitted the request, but on " in error
+    assert f"slot_vllm {__version__} is installed; every node needs the same version" in error
