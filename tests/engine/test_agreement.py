@@ -116,7 +116,7 @@ def test_a_worker_without_slot(two_workers: Any) -> None:
 
 
 # Many times what it takes: nodes that wait for one another would wait for ever.
-START_SECONDS = 600
+START_SECONDS = 1800
 
 
 @contextmanager
