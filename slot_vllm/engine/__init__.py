@@ -66,10 +66,11 @@ In the KV cache (``hidden_cache``; from 0.29 on, before that it is laid out othe
   builder allows no CUDA graphs. Can go when vLLM keeps last hidden states for whoever asks.
 - ``kv_cache_config.kv_cache_groups``, the runners' block tables and slot mappings: read.
 
-Among workers (``ranks``, ``worker``):
+Among workers (``ranks``, ``worker``, ``agreement``):
 
 - ``get_tp_group()``: ``all_gather`` while deltas are learned, its ``cpu_group`` for flags that say
-  what failed; ``get_pp_group().is_last_rank``: only there is a head.
+  what failed; ``get_pp_group().is_last_rank``: only there is a head; both groups' ``cpu_group``,
+  at start-up, for what all workers must have alike.
 - ``LogitsProcessor._gather_logits``: called by us, after W delta was added to a rank's own columns.
 - the head's ``tp_size`` and ``num_added_embeddings``: read, to know which columns a rank has.
 

@@ -6,6 +6,7 @@ SLOT only from the engine's defaults is served without it; the worker counts it 
 
 import functools
 import logging
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.input_processor import InputProcessor
 
+from slot_vllm import __version__
 from slot_vllm.engine import beam_search
 from slot_vllm.engine.lora import HeadAdapters
 from slot_vllm.engine.startup import asks_for_slot, is_wrapped, mark, read_config
@@ -45,13 +47,14 @@ class AcceptedDict(dict[str, Any]):
 class Resolved:
     """request_id: as the caller knows it. bypassed: why SLOT is left out, or None. cache_salt: the
     request's, which vLLM keeps from the workers. spans: where the tokens stand that are learned
-    from, if only the tokenizer can tell."""
+    from, if only the tokenizer can tell. version: of the package that admitted it."""
 
     request_id: str
     params: SlotParams
     bypassed: str | None
     cache_salt: str | None
     spans: Sequence[Sequence[int]] | None = None
+    version: str = __version__
 
 
 def read_resolved(value: Mapping[str, Any]) -> Resolved:
@@ -59,6 +62,17 @@ def read_resolved(value: Mapping[str, Any]) -> Resolved:
     return Resolved(
         value["request_id"], params, value["bypassed"], value["cache_salt"], value.get("spans")
     )
+
+
+def read_admitted(value: Mapping[str, Any]) -> Resolved:
+    """``read_resolved`` in a worker, which with data parallelism may be on another node than the
+    front end. Raises SlotError if it has another version of the package."""
+    if value.get("version") != __version__:
+        raise SlotError(
+            f"slot_vllm {value.get('version')} admitted the request, but on {platform.node()} "
+            f"slot_vllm {__version__} is installed; every node needs the same version"
+        )
+    return read_resolved(value)
 
 
 class Admission:

@@ -264,8 +264,8 @@ CONTACTS: tuple[Contact, ...] = (
     ),
     Contact(
         "worker", "vllm.distributed.parallel_state", "GroupCoordinator",
-        "which stage and which part this worker has",
-        attributes=("is_last_rank", "world_size", "rank_in_group"),
+        "which stage and which part this worker has, and what all workers must have alike",
+        attributes=("is_last_rank", "world_size", "rank_in_group", "cpu_group"),
     ),
     Contact(
         "worker", "vllm.v1.worker.gpu_worker", "Worker.add_lora",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slot_vllm.engine.admission import RESOLVED, read_resolved
+from slot_vllm.engine.admission import RESOLVED, read_admitted
 from slot_vllm.engine.batch import BatchView, SchedulerOutput
 from slot_vllm.engine.delta_cache import DeltaCache, prompt_key
 from slot_vllm.engine.delta_table import DeltaTable
@@ -394,7 +394,7 @@ class Deltas:
             else:
                 self._leave_plain(new.req_id)
             return
-        resolved = read_resolved(extra_args[RESOLVED])
+        resolved = read_admitted(extra_args[RESOLVED])
         if resolved.bypassed is not None:
             self._bypass(new.req_id, resolved.bypassed)
         elif resolved.params.steps:

@@ -13,11 +13,12 @@ from vllm.v1.worker.gpu_worker import Worker
 
 from slot_vllm import __version__
 from slot_vllm.engine import compat, native
+from slot_vllm.engine.agreement import common_config
 from slot_vllm.engine.deltas import Deltas
 from slot_vllm.engine.linear_head import LinearHead
 from slot_vllm.engine.ranks import Ranks
 from slot_vllm.engine.runners import hook_v1, hook_v2, watch
-from slot_vllm.engine.startup import asks_for_slot, read_config
+from slot_vllm.engine.startup import asks_for_slot
 from slot_vllm.engine.worker_metrics import WorkerMetrics
 from slot_vllm.optim.optimize import Learned
 from slot_vllm.params import SlotConfig, SlotError
@@ -111,15 +112,18 @@ def _find(worker: Any, request_id: str) -> Learned | None:
 def install(worker: Any) -> None:
     """Put SLOT onto the model runner of ``worker``, whose model is loaded. Raises SlotError."""
     runner = worker.model_runner
-    config = read_config(worker.vllm_config)
     v2 = worker.use_v2_model_runner
-    compat.check_worker(v2, config.hidden_cache == "on")
+
+    def check(config: SlotConfig) -> None:
+        compat.check_worker(v2, config.hidden_cache == "on")
+        if get_tp_group().world_size > 1:
+            compat.require("tensor parallel")
+
+    config = common_config(worker.vllm_config, check)
     if not get_pp_group().is_last_rank:
         runner.slot_deltas = runner.slot_hidden_cache = None
         return
     ranks = Ranks(get_tp_group())
-    if ranks.size > 1:
-        compat.require("tensor parallel")
     model = runner.get_model()
     hidden_size = worker.vllm_config.model_config.get_hidden_size()
     linear_head = LinearHead(model, hidden_size, runner.dtype, ranks)

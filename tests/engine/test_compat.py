@@ -14,7 +14,7 @@ import vllm
 from slot_vllm.engine import compat, contacts, plugin
 from slot_vllm.engine.contacts import CONTACTS, PARTS, Contact
 from slot_vllm.engine.source import Source
-from slot_vllm.params import SlotError
+from slot_vllm.params import SlotConfig, SlotError
 from tests.conftest import ROOT
 
 RUNNER = "vllm.v1.worker.gpu.model_runner.GPUModelRunner"
@@ -177,13 +177,15 @@ def test_an_engine_that_asks_for_slot_is_checked(
 
 
 def test_a_worker_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    from slot_vllm.engine import worker
+    from slot_vllm.engine import agreement, worker
 
     def refuse(v2: bool, hidden_cache: bool) -> None:
         raise SlotError(f"{v2} {hidden_cache}")
 
     monkeypatch.setattr(compat, "check_worker", refuse)
-    monkeypatch.setattr(worker, "read_config", lambda _: SimpleNamespace(hidden_cache="on"))
+    monkeypatch.setattr(agreement, "read_config", lambda _: SlotConfig(hidden_cache="on"))
+    for group in ("get_tp_group", "get_pp_group"):
+        monkeypatch.setattr(agreement, group, lambda: SimpleNamespace(world_size=1))
     with pytest.raises(SlotError, match="True True"):
         worker.install(
             SimpleNamespace(model_runner=None, vllm_config=None, use_v2_model_runner=True)

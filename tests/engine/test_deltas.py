@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from slot_vllm import __version__
 from slot_vllm.engine.admission import RESOLVED
 from slot_vllm.engine.batch import BatchView
 from slot_vllm.engine.deltas import Deltas
@@ -47,6 +48,7 @@ def arrival(
     cache_salt: str | None = None,
     lora_request: Any = None,
     mm_features: Any = (),
+    version: str = __version__,
     **params: Any,
 ) -> Any:
     resolved = {
@@ -54,6 +56,7 @@ def arrival(
         "params": SlotParams(steps=steps, **params).model_dump(mode="json"),
         "bypassed": bypassed,
         "cache_salt": cache_salt,
+        "version": version,
     }
     sampling_params = SimpleNamespace(extra_args={RESOLVED: resolved})
     return SimpleNamespace(
@@ -425,3 +428,15 @@ def test_a_bias_has_an_effect_on_all_ranks_or_on_none(vanishes: bool) -> None:
     for rows, shifts in results:
         assert (rows == [0]) == vanishes
         torch.testing.assert_close(shifts, expected.float() * (not vanishes), rtol=1e-4, atol=2e-5)
+
+
+def test_a_request_that_another_version_admitted() -> None:
+    """As on another node of a data-parallel engine."""
+    deltas = make_deltas()
+    begin(deltas, [arrival("a-1", TOKENS, version="9.9"), arrival("b-1", TOKENS)])
+    step(deltas, ("a-1", TOKENS, 0), ("b-1", TOKENS, 0))
+    assert deltas.find("a") is None and deltas.find("b") is not None
+    assert deltas.stats()["failed.arrival"] == 1
+    (error,) = deltas.errors
+    assert "slot_vllm 9.9 admitted the request, but on " in error
+    assert f"slot_vllm {__version__} is installed; every node needs the same version" in error

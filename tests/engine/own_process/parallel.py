@@ -10,6 +10,7 @@ os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "0|1"
 import asyncio
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from tests.engine.cases import (
     reference,
 )
 from tests.engine.conformance.test_safeguards import mixed
-from tests.engine.conftest import SLOT, SMALL, V2
+from tests.engine.conftest import SLOT, SMALL, V2, scheduler_of
 from tests.engine.generate import run, sampling_params, tokens_of
 from tests.engine.server import MODEL, serving
 
@@ -64,12 +65,32 @@ def parallel(engine: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
     yield get
 
 
+@contextmanager
+def preemptions(llm: Any) -> Iterator[list[str]]:
+    """The requests that are preempted within."""
+    scheduler, names = scheduler_of(llm), []
+    original = scheduler._preempt_request
+
+    def preempt(request: Any, *args: Any, **kwargs: Any) -> None:
+        names.append(request.request_id)
+        original(request, *args, **kwargs)
+
+    scheduler._preempt_request = preempt
+    try:
+        yield names
+    finally:
+        scheduler._preempt_request = original
+
+
 def assert_equal_to_one_process(
-    llm: Any, model: str, cases: list[Case], workers: list[bool]
+    llm: Any, model: str, cases: list[Case], workers: list[bool], preempted: bool = True
 ) -> None:
-    """Tokens and deltas of ``cases``. workers: of each, whether it is one that knows deltas."""
+    """Tokens and deltas of ``cases``. workers: of each, whether it is one that knows deltas.
+    preempted: whether some of the cases have to be."""
     expected = reference(model, cases)
-    outputs = run(llm, cases)
+    with preemptions(llm) as names:
+        outputs = run(llm, cases)
+    assert names or not preempted
     assert_tokens_equal(tokens_of(outputs), expected)
     chunk = llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
     assert max(len(case.tokens) for case in cases) > chunk
@@ -111,7 +132,8 @@ def test_tensor_parallel(
     options = {"num_gpu_blocks_override": 22} if architecture == "gemma2" else {}
     llm = parallel(model, **TP2, **options)
     cases = cases_of(vocabulary or VOCABULARY)
-    assert_equal_to_one_process(llm, model, cases, [True, True])
+    preempted = architecture != "gemma2" and not V2
+    assert_equal_to_one_process(llm, model, cases, [True, True], preempted)
 
 
 @pytest.mark.full
@@ -539,3 +561,31 @@ def test_a_data_parallel_server(tiny_model: str, tmp_path: Path) -> None:
         answer = httpx.get(f"{server.url}/slot/stats", timeout=60, trust_env=False).json()
         learned = {worker["engine"]: worker["optimized"] for worker in answer["workers"]}
         assert len(learned) == 2 and all(learned.values())
+
+
+@pytest.mark.full
+def test_expert_parallel(tiny_models: Callable[..., str], parallel: Callable[..., Any]) -> None:
+    """Each worker has half of the experts, whole."""
+    model = tiny_models("qwen3_moe", False)
+    llm = parallel(model, **TP2, enable_expert_parallel=True)
+
+    def experts(worker: Any) -> list[int]:
+        modules = worker.model_runner.get_model().modules()
+        return [len(m.w2_weight) for m in modules if hasattr(m, "w2_weight")]
+
+    assert llm.collective_rpc(experts) == [[2, 2], [2, 2]]
+    assert_equal_to_one_process(llm, model, cases_of(VOCABULARY), [True, True], not V2)
+
+
+@pytest.mark.full
+@pytest.mark.skipif(V2, reason="its compiled model does not start under the interpreter")
+def test_tensor_and_pipeline_parallel(tiny_model: str, parallel: Callable[..., Any]) -> None:
+    """Two stages of two ranks: four workers."""
+    from vllm import envs
+
+    # One core would have to be named for each worker.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        envs.disable_envs_cache()
+        llm = parallel(tiny_model, **TP2, **PP2)
+    assert_equal_to_one_process(llm, tiny_model, cases_of(VOCABULARY), [False, False, True, True])
