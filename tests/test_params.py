@@ -122,6 +122,7 @@ def test_bad_requests_name_key_value_and_what_is_allowed(
 @pytest.mark.parametrize("key", REQUEST_KEYS)
 def test_every_key_s_error_names_its_range(key: str) -> None:
     value, allowed = BAD_SETTINGS[key]
+    bad: Any
     for bad in (value, {}):
         with pytest.raises(SlotError) as error:
             SlotConfig(max_steps=MAX_STEPS).resolve({key: bad})

@@ -156,16 +156,15 @@ class Deltas:
         self._staged = None
         self.failures.report(failure, "the step goes on without SLOT")
         self._finish_all(getattr(scheduler_output, "finished_req_ids", ()))
-        self._fail_all(list(self.requests.values()), failure)
         for new in getattr(scheduler_output, "scheduled_new_reqs", ()):
             if self._knows(new.req_id):
                 continue
-            extra_args = getattr(new.sampling_params, "extra_args", None) or {}
-            if RESOLVED in extra_args and read_resolved(extra_args[RESOLVED]).params.steps:
+            try:
+                self._arrive(new)
+            except Exception:
                 self.bypassed.add(new.req_id)
                 self.failures.count(failure, new.req_id)
-            else:
-                self._leave_plain(new.req_id)
+        self._fail_all(list(self.requests.values()), failure)
 
     def attempt(self, work: Callable[[], Tensor]) -> Tensor | None:
         """What ``work``, which exchanges nothing, gives to the step's logits. If it raises on any

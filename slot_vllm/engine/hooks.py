@@ -2,10 +2,14 @@
 that is missing would turn SLOT off where it is, without a word, so that ``native`` looks for all.
 """
 
-from slot_vllm.engine.contacts import Contact
+from slot_vllm.engine.contacts import Contact, Part
 
 _SERVING = "vllm.entrypoints.openai"
 _WORKER = "vllm.v1.worker.gpu_worker"
+_RUNNERS: tuple[tuple[Part, str], ...] = (
+    ("V1 runner", "vllm.v1.worker.gpu_model_runner"),
+    ("V2 runner", "vllm.v1.worker.gpu.model_runner"),
+)
 
 HOOKS: tuple[Contact, ...] = (
     Contact(
@@ -132,10 +136,7 @@ HOOKS: tuple[Contact, ...] = (
     ),
     *(
         Contact(part, path, "GPUModelRunner", "finds the hook", attributes=("slot_hook",))
-        for part, path in (
-            ("V1 runner", "vllm.v1.worker.gpu_model_runner"),
-            ("V2 runner", "vllm.v1.worker.gpu.model_runner"),
-        )
+        for part, path in _RUNNERS
     ),
     Contact(
         "V1 runner", "vllm.v1.worker.gpu_model_runner", "GPUModelRunner.execute_model",

@@ -389,7 +389,7 @@ def test_the_example_and_the_demo_server(tmp_path: Path) -> None:
     (tmp_path / "models").symlink_to(ROOT / "models")
     (tmp_path / "scripts/setup.sh").write_text(f'echo "{sys.executable}"\n')
     script = shutil.copy(ROOT / "scripts/serve_demo.sh", tmp_path / "scripts")
-    with running(["bash", script], tmp_path / "log") as server:
+    with running(["bash", str(script)], tmp_path / "log") as server:
         command = [sys.executable, str(ROOT / "examples/openai_client.py"), server.url]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

@@ -23,7 +23,8 @@ PATHS = ("completions", "chat/completions", "responses", "messages")
 GROWTH = 1.05
 CONFIG = SlotConfig.load(LIMITS, {})
 # What vLLM itself lets pass.
-XARGS: TypeAdapter[Any] = TypeAdapter(CompletionRequest.model_fields["vllm_xargs"].annotation)
+_xargs: Any = CompletionRequest.model_fields["vllm_xargs"].annotation
+XARGS: TypeAdapter[Any] = TypeAdapter(_xargs)
 
 numbers = st.one_of(
     st.integers(-5, 25),
