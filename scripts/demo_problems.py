@@ -5,7 +5,7 @@ ordinary metric tells whether it was followed.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 
@@ -70,17 +70,33 @@ LARGEST = 999
 
 @dataclass(frozen=True)
 class Problem:
-    """``text`` ends with the format's instruction; ``solution`` with the boxed answer."""
+    """``text`` ends with the format's instruction; ``solution`` with the boxed answer. ``number``:
+    what was to be found, before it is written in the format."""
 
     text: str
     solution: str
-    answer: str
+    number: int
     format: Format
 
+    @property
+    def answer(self) -> str:
+        """The number as the format asks for it."""
+        return self.format.write(self.number)
 
-def problem(rng: random.Random, form: Format | None = None) -> Problem:
-    """A problem of two to four steps; its format is drawn by share unless given."""
-    form = form or rng.choices(FORMATS, [f.share for f in FORMATS])[0]
+
+def problem(
+    rng: random.Random,
+    form: Format | None = None,
+    shares: Mapping[str, float] | None = None,
+    adherence: float = 1.0,
+) -> Problem:
+    """A problem of two to four steps.
+
+    form: drawn by ``shares``, format by format, unless given; default: the formats' own.
+    adherence: how often the solution heeds the format; otherwise it ends in the plain number.
+    """
+    weights = [f.share if shares is None else shares.get(f.name, 0.0) for f in FORMATS]
+    form = form or rng.choices(FORMATS, weights)[0]
     words = {"name": rng.choice(NAMES.split()), "things": rng.choice(THINGS.split())}
     total = rng.randint(11, 99)
     sentences = [rng.choice(STARTS).format(n=total, **words)]
@@ -95,13 +111,14 @@ def problem(rng: random.Random, form: Format | None = None) -> Problem:
         sentences.append(rng.choice(MORE).format(n=n, **words))
         steps.append(f"{total} + {n} = {total + n}.")
         total += n
-    answer = form.write(total)
     sentences += [rng.choice(QUESTIONS).format(**words), form.instruction]
+    heeded = form if adherence == 1 or rng.random() < adherence else FORMATS[0]
+    said = heeded.write(total)
     solution = (
-        f"{' '.join(steps)} {form.working}: {answer}.\n"
-        f"Therefore, the final answer is: $\\boxed{{{answer}}}$. I hope it is correct"
+        f"{' '.join(steps)} {heeded.working}: {said}.\n"
+        f"Therefore, the final answer is: $\\boxed{{{said}}}$. I hope it is correct"
     )
-    return Problem(" ".join(sentences), solution, answer, form)
+    return Problem(" ".join(sentences), solution, total, form)
 
 
 def _step(rng: random.Random, total: int) -> tuple[tuple[str, ...], int, str, int]:
