@@ -1,19 +1,23 @@
 """The study's problems, and the tables and pictures of its report (docs/study.md).
 
-python scripts/study.py problems   # configs/data/study_*.jsonl
-python scripts/study.py report     # docs/study.md between its marks, docs/study/*.svg
+python scripts/study.py problems   # writes configs/data/study_*.jsonl
+python scripts/study.py report     # writes the report's tables and pictures, from the logs
 """
 
 import argparse
 import json
 import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from demo_problems import FORMATS, Problem
 from train_demo_model import MODELS, fresh, held_out, training
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "configs" / "data"
+LOGS = ROOT / "logs" / "reference" / "study"
+PAGE = ROOT / "docs" / "study.md"
 
 # Formats that are rare in what some model was trained on, or missing from it.
 RARE = ("repeated", "last_digit", "prefixed", "halves")
@@ -23,6 +27,16 @@ SETS = {
     "study_rare_select": (RARE, 100),
     "study_rare_claim": (RARE, 250),
 }
+
+MODES = ("paper", "safe")
+# Points of accuracy that no cell of a safe mode may lose.
+MOST_LOST = 0.03
+ALPHA = 0.05
+BEST = 8  # settings of a search that are shown
+SCORES = ("exact", "arithmetic", "adherence")
+SEARCHES = ("search_half", "search_base", "search_demo")
+
+Entry = Mapping[str, Any]
 
 
 def problems() -> dict[str, list[Problem]]:
@@ -39,7 +53,7 @@ def problems() -> dict[str, list[Problem]]:
     return found
 
 
-def lines(asked: list[Problem]) -> str:
+def lines(asked: Sequence[Problem]) -> str:
     """In AIME's schema, with the format and the number that is to be written in it."""
     rows = [
         {
@@ -54,12 +68,261 @@ def lines(asked: list[Problem]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
+def results(name: str) -> dict[str, Any]:
+    """``results.json`` of one of the study's runs."""
+    return dict(json.loads((LOGS / name / "results.json").read_text(encoding="utf-8")))
+
+
+def cells(model: str, mode: str) -> list[Entry]:
+    """Of the grid, without the baseline."""
+    [sweep] = results(f"grid_{model}_{mode}")["sweeps"]
+    return [cell for cell in sweep["cells"] if cell["steps"]]
+
+
+def harmed(grid: Iterable[Entry]) -> list[Entry]:
+    """The cells that are significantly below the baseline, corrected for all of the grid."""
+    return [c for c in grid if c["difference"] < 0 and c["p_value_holm"] <= ALPHA]
+
+
+def setting(cell: Entry) -> str:
+    return f"{cell['steps']}, {cell['lr']:g}"
+
+
+def estimate(entry: Entry) -> str:
+    """A difference in points, with its interval and Holm's p."""
+    low, high = (100 * bound for bound in entry["difference_interval"])
+    p = f", p = {entry['p_value_holm']:.2g}" if "p_value_holm" in entry else ""
+    return f"{100 * entry['difference']:+.1f} [{low:+.1f}, {high:+.1f}]{p}"
+
+
+def grid_table() -> str:
+    head = (
+        "model",
+        "mode",
+        "baseline",
+        "worst cell (steps, lr)",
+        "best cell (steps, lr)",
+        "cells significantly below",
+        "cells more than 3 points below",
+        "cells significantly above",
+    )
+    rows = []
+    for model in MODELS:
+        for mode in MODES:
+            grid = cells(model, mode)
+            [baseline] = [
+                arm for arm in results(f"grid_{model}_{mode}")["arms"] if arm["name"] == "baseline"
+            ]
+            worst, best = (f(grid, key=lambda c: c["difference"]) for f in (min, max))
+            rows.append(
+                (
+                    model,
+                    mode,
+                    f"{100 * baseline['value']:.1f} %",
+                    f"{setting(worst)}: {estimate(worst)}",
+                    f"{setting(best)}: {estimate(best)}",
+                    str(len(harmed(grid))),
+                    str(sum(c["difference"] < -MOST_LOST for c in grid)),
+                    str(sum(c["difference"] > 0 and c["p_value_holm"] <= ALPHA for c in grid)),
+                )
+            )
+    return markdown(head, rows)
+
+
+def applied_table() -> str:
+    """Of safe: the share of prompts with a delta, and the mean scale."""
+    return "\n\n".join(
+        square(
+            model,
+            cells(model, "safe"),
+            lambda c: f"{100 * c['applied']:.0f} %, {c['scale']:.3f}",
+        )
+        for model in MODELS
+    )
+
+
+def selection_table(name: str) -> str:
+    """Of the safeguards that were tried: differences by cell, what was applied, the worst."""
+    groups: dict[str, dict[str, Entry]] = {}
+    for arm in results(name)["arms"]:
+        if arm["steps"]:
+            safeguard = arm["name"].rsplit("-s", 1)[0]
+            groups.setdefault(safeguard, {})[setting(arm)] = arm
+    columns = list(dict.fromkeys(cell for group in groups.values() for cell in group))
+    rows = [
+        [
+            safeguard,
+            *(f"{100 * group[c]['difference']:+.1f} ({group[c]['scale']:.2g})" for c in columns),
+            f"{min(arm['difference_interval'][0] for arm in group.values()) * 100:+.1f}",
+        ]
+        for safeguard, group in groups.items()
+    ]
+    return markdown(("safeguard", *columns, "lowest bound"), rows)
+
+
+def arms(name: str) -> list[Entry]:
+    """Of a run, without the baseline."""
+    return [arm for arm in results(name)["arms"] if arm["name"] != "baseline"]
+
+
+def judged(arm: Entry) -> list[str]:
+    return [estimate(arm["metrics"][score]) for score in SCORES]
+
+
+def search_table(name: str) -> str:
+    """The settings that gave most exact answers on the selection set."""
+    best = sorted(arms(name), key=lambda arm: -arm["difference"])[:BEST]
+    return markdown(("setting", *SCORES), [(f"`{arm['name']}`", *judged(arm)) for arm in best])
+
+
+def claim_table(name: str) -> str:
+    """The settings that were chosen, on problems that they were not chosen on."""
+    [baseline] = [arm for arm in results(name)["arms"] if arm["name"] == "baseline"]
+    own = [f"{100 * baseline['metrics'][score]['value']:.1f} %" for score in SCORES]
+    rows = [("baseline", *own), *((f"`{arm['name']}`", *judged(arm)) for arm in arms(name))]
+    return markdown(("setting", *SCORES), rows)
+
+
+def formats_table(name: str) -> str:
+    """Exact answers of a run by format."""
+    forms = list(results(name)["arms"][0]["breakdown"]["format"])
+    rows = []
+    for arm in results(name)["arms"]:
+        groups = [arm["breakdown"]["format"][form] for form in forms]
+        texts = [
+            estimate(group) if "difference" in group else f"{100 * group['value']:.1f} %"
+            for group in groups
+        ]
+        rows.append((f"`{arm['name']}`", *texts))
+    return markdown(("setting", *forms), rows)
+
+
+def draw_grids(output: Path) -> None:
+    """Each model's grid in each mode: differences in points; a star where Holm's p is small."""
+    figure = _figure(9, 2.6 * len(MODELS))
+    for row, model in zip(figure.subplots(len(MODELS), 2), MODELS, strict=True):
+        for axes, mode in zip(row, MODES, strict=True):
+            grid = cells(model, mode)
+            rates = list(dict.fromkeys(cell["lr"] for cell in grid))
+            counts = list(dict.fromkeys(cell["steps"] for cell in grid))
+            found = {(cell["steps"], cell["lr"]): cell for cell in grid}
+            values = [[100 * found[s, lr]["difference"] for lr in rates] for s in counts]
+            axes.imshow(values, cmap="RdBu", vmin=-20, vmax=20, aspect="auto")
+            for y, steps in enumerate(counts):
+                for x, lr in enumerate(rates):
+                    value = values[y][x]
+                    star = "*" if found[steps, lr]["p_value_holm"] <= ALPHA else ""
+                    colour = "white" if abs(value) > 14 else "black"
+                    axes.text(x, y, f"{value:+.1f}{star}", ha="center", va="center", color=colour)
+            axes.set_xticks(range(len(rates)), [f"{lr:g}" for lr in rates])
+            axes.set_yticks(range(len(counts)), [str(steps) for steps in counts])
+            axes.set_xlabel("lr")
+            axes.set_ylabel("steps")
+            axes.set_title(f"{model}, {mode}: points against the baseline", fontsize=10)
+    _save(figure, output)
+
+
+def draw_searches(output: Path) -> None:
+    """Every setting of the searches: what it does to adherence and to arithmetic, in points."""
+    names = [name for name in SEARCHES if (LOGS / name).is_dir()]
+    figure = _figure(4.5 * len(names), 4)
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        points = [
+            [100 * arm["metrics"][score]["difference"] for score in ("arithmetic", "adherence")]
+            for arm in arms(name)
+        ]
+        exact = [100 * arm["difference"] for arm in arms(name)]
+        drawn = axes.scatter(
+            *zip(*points, strict=True), c=exact, cmap="RdBu", vmin=-20, vmax=20, edgecolors="0.5"
+        )
+        axes.axhline(0, color="0.6", linewidth=0.8)
+        axes.axvline(0, color="0.6", linewidth=0.8)
+        axes.set_xlabel("right numbers, points against the baseline")
+        axes.set_ylabel("adherence, points against the baseline")
+        axes.set_title(name.removeprefix("search_"), fontsize=10)
+    figure.colorbar(drawn, ax=axes, label="exact answers, points")
+    _save(figure, output)
+
+
+def _figure(width: float, height: float) -> Any:
+    # It takes a second to import, and the problems do without it.
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    # The same picture is the same file.
+    matplotlib.rcParams["svg.hashsalt"] = "slot-vllm"
+    matplotlib.rcParams["svg.fonttype"] = "none"
+    return Figure(figsize=(width, height), facecolor="white", layout="constrained")
+
+
+def _save(figure: Any, output: Path) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, metadata={"Date": None})
+
+
+def square(title: str, grid: Sequence[Entry], text: Callable[[Entry], str]) -> str:
+    rates = list(dict.fromkeys(cell["lr"] for cell in grid))
+    rows = [
+        [
+            str(steps),
+            *(text(c) for lr in rates for c in grid if (c["steps"], c["lr"]) == (steps, lr)),
+        ]
+        for steps in dict.fromkeys(cell["steps"] for cell in grid)
+    ]
+    return markdown((f"{title}: steps \\ lr", *(f"{lr:g}" for lr in rates)), rows)
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+
+
+def tables() -> dict[str, str]:
+    """What stands between the page's marks, by their names."""
+    runs = {
+        "selection": selection_table,
+        "search": search_table,
+        "claim": claim_table,
+    }
+    found = {"grid": grid_table(), "applied": applied_table()}
+    for kind, table in runs.items():
+        for path in sorted(LOGS.glob(f"{kind}_*")):
+            found[path.name] = table(path.name)
+    for path in sorted(LOGS.glob("claim_*")):
+        found[f"{path.name}_formats"] = formats_table(path.name)
+    return found
+
+
+def filled(page: str) -> str:
+    """The page with every table between its marks: ``<!-- NAME -->`` and ``<!-- end -->``."""
+    for name, table in tables().items():
+        mark, end = f"<!-- {name} -->\n", "<!-- end -->"
+        if mark in page:
+            before, _, rest = page.partition(mark)
+            _, _, after = rest.partition(end)
+            page = f"{before}{mark}{table}\n{end}{after}"
+    return page
+
+
+def draw(directory: Path) -> None:
+    """Writes the pictures."""
+    draw_grids(directory / "grids.svg")
+    draw_searches(directory / "searches.svg")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["problems"])
-    parser.parse_args()
-    for name, asked in problems().items():
-        (DATA / f"{name}.jsonl").write_text(lines(asked), encoding="utf-8")
+    parser.add_argument("what", choices=["problems", "report"])
+    parser.add_argument("--output", type=Path, metavar="DIR", help="instead of where they belong")
+    options = parser.parse_args()
+    if options.what == "problems":
+        for name, asked in problems().items():
+            file = (options.output or DATA) / f"{name}.jsonl"
+            file.write_text(lines(asked), encoding="utf-8")
+        return
+    page = filled(PAGE.read_text(encoding="utf-8"))
+    output = options.output or PAGE.parent
+    (output / PAGE.name).write_text(page, encoding="utf-8")
+    draw(output / PAGE.stem)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,123 @@
+"""The study: its problems are those of the script, its page that of the committed logs, and what it
+claims of ``safe`` holds in them."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from slot_vllm.evaluation import config as configuration
+from slot_vllm.presets import PRESETS, SAFE_MAX_KL
+from tests.conftest import ROOT
+
+LOGS = ROOT / "logs" / "reference" / "study"
+MODELS = ("demo", "base", "half")
+DATA = ROOT / "configs" / "data"
+STUDY = ROOT / "configs" / "study"
+
+
+def script(*arguments: str | Path) -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "study.py"), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def logged(run: str) -> dict[str, Any]:
+    return dict(json.loads((LOGS / run / "results.json").read_text(encoding="utf-8")))
+
+
+def cells(model: str, mode: str) -> list[dict[str, Any]]:
+    [sweep] = logged(f"grid_{model}_{mode}")["sweeps"]
+    return [cell for cell in sweep["cells"] if cell["steps"]]
+
+
+def test_the_problems(tmp_path: Path) -> None:
+    script("problems", "--output", tmp_path)
+    files = sorted(DATA.glob("study_*.jsonl"))
+    assert [file.name for file in files] == sorted(file.name for file in tmp_path.iterdir())
+    for file in files:
+        assert (tmp_path / file.name).read_text() == file.read_text()
+    texts = [
+        json.loads(line)["problem"]
+        for file in [*files, DATA / "demo.jsonl"]
+        for line in file.read_text().splitlines()
+    ]
+    assert len(set(texts)) == len(texts)
+
+
+def test_the_page_and_its_pictures(tmp_path: Path) -> None:
+    script("report", "--output", tmp_path)
+    docs = ROOT / "docs"
+    assert (tmp_path / "study.md").read_text() == (docs / "study.md").read_text()
+    pictures = sorted((docs / "study").iterdir())
+    assert [p.name for p in pictures] == sorted(p.name for p in (tmp_path / "study").iterdir())
+    for picture in pictures:
+        assert (tmp_path / "study" / picture.name).read_text() == picture.read_text()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_safe_does_no_harm(model: str) -> None:
+    grid = cells(model, "safe")
+    settings = logged(f"grid_{model}_safe")["config"]["sweep"]["settings"]
+    assert (settings["guard"], settings["max_kl"]) == ("holdout", SAFE_MAX_KL)
+    assert {key: settings[key] for key in PRESETS["safe"]} == PRESETS["safe"]
+    assert len(grid) == 25
+    for cell in grid:
+        assert cell["difference"] >= -0.03, cell
+        assert cell["difference"] >= 0 or cell["p_value_holm"] > 0.05, cell
+    [applied] = [cell["applied"] for cell in grid if (cell["steps"], cell["lr"]) == (5, 0.01)]
+    assert applied >= 0.5
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_paper_does_harm(model: str) -> None:
+    grid = cells(model, "paper")
+    below = [c for c in grid if c["difference"] < -0.03 and c["p_value_holm"] <= 0.05]
+    assert len(grid) == 25 and below
+
+
+@pytest.mark.parametrize("run", sorted(LOGS.iterdir()), ids=lambda run: run.name)
+def test_the_logs_are_of_the_committed_configurations(run: Path) -> None:
+    kind = {"grid": "grid", "selection": "safe"}.get(name := run.name.split("_")[0], name)
+    config = configuration.load(STUDY / f"{kind}.yaml").model_dump(mode="json")
+    logged_config = logged(run.name)["config"]
+    free = {"model", "tasks", "name"}
+    if kind == "grid":
+        free.add("sweep")
+    assert {k: v for k, v in logged_config.items() if k not in free} == {
+        k: v for k, v in config.items() if k not in free
+    }
+
+
+@pytest.fixture(scope="module")
+def task() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("study_tasks", STUDY / "tasks.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        (
+            "Start: 40. 40 + 5 = 45. Tenths: 450.\n$\\boxed{450}$",
+            {"exact", "arithmetic", "adherence"},
+        ),
+        ("Start: 40. 40 + 5 = 44. Tenths: 440.\n$\\boxed{440}$", {"adherence"}),
+        ("Start: 40. 40 + 5 = 45. Number: 45.\n$\\boxed{45}$", {"arithmetic"}),
+        ("Start: 40. 40 + 5 = 44. Tenths: 440.\n$\\boxed{450}$", {"exact"}),
+        ("Start: 45. Tenths: 450", {"arithmetic"}),
+        ("\\boxed{}", set()),
+        ("", set()),
+    ],
+)
+def test_what_an_answer_is_right_about(task: ModuleType, answer: str, right: set[str]) -> None:
+    judged = task.judge(answer, 45, "tenths")
+    assert {score for score, holds in judged.items() if holds} == right
