@@ -89,8 +89,9 @@ def problem(
     form: Format | None = None,
     shares: Mapping[str, float] | None = None,
     adherence: float = 1.0,
+    easy: bool = False,
 ) -> Problem:
-    """A problem of two to four steps.
+    """A problem of two to four steps; an easy one has one or two, sums and differences below 100.
 
     form: drawn by ``shares``, format by format, unless given; default: the formats' own.
     adherence: how often the solution heeds the format; otherwise it ends in the plain number.
@@ -101,8 +102,8 @@ def problem(
     total = rng.randint(11, 99)
     sentences = [rng.choice(STARTS).format(n=total, **words)]
     steps = [f"Start: {total}."]
-    for _ in range(rng.randint(2, 4)):
-        patterns, n, sign, after = _step(rng, total)
+    for _ in range(rng.randint(1, 2) if easy else rng.randint(2, 4)):
+        patterns, n, sign, after = _easy_step(rng, total) if easy else _step(rng, total)
         sentences.append(rng.choice(patterns).format(n=n, **words))
         steps.append(f"{total} {sign} {n} = {after}.")
         total = after
@@ -119,6 +120,14 @@ def problem(
         f"Therefore, the final answer is: $\\boxed{{{said}}}$. I hope it is correct"
     )
     return Problem(" ".join(sentences), solution, total, form)
+
+
+def _easy_step(rng: random.Random, total: int) -> tuple[tuple[str, ...], int, str, int]:
+    if total > 79 or (total > 30 and rng.random() < 0.5):
+        n = rng.randint(3, 20)
+        return FEWER, n, "-", total - n
+    n = rng.randint(3, 20)
+    return MORE, n, "+", total + n
 
 
 def _step(rng: random.Random, total: int) -> tuple[tuple[str, ...], int, str, int]:

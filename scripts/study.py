@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from demo_problems import FORMATS, Problem
-from train_demo_model import MODELS, fresh, held_out, training
+from train_demo_model import MODELS, easy_training, fresh, held_out, training
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "configs" / "data"
@@ -21,11 +21,15 @@ PAGE = ROOT / "docs" / "study.md"
 
 # Formats that are rare in what some model was trained on, or missing from it.
 RARE = ("repeated", "last_digit", "prefixed", "halves")
-# Problems of each format; none is in two sets, or among those that a model was trained on.
+ALL = tuple(form.name for form in FORMATS)
+# Problems of each format, and whether they are easy, as those of the second part of the training
+# are; none is in two sets, or among those that a model was trained on.
 SETS = {
-    "study_select": (tuple(form.name for form in FORMATS), 50),
-    "study_rare_select": (RARE, 100),
-    "study_rare_claim": (RARE, 250),
+    "study_select": (ALL, 50, False),
+    "study_easy": (ALL, 50, True),
+    "study_easy_select": (ALL, 50, True),
+    "study_rare_select": (RARE, 100, True),
+    "study_rare_claim": (RARE, 250, True),
 }
 
 MODES = ("paper", "safe")
@@ -34,7 +38,6 @@ MOST_LOST = 0.03
 ALPHA = 0.05
 BEST = 8  # settings of a search that are shown
 SCORES = ("exact", "arithmetic", "adherence")
-SEARCHES = ("search_half", "search_base", "search_demo")
 
 Entry = Mapping[str, Any]
 
@@ -45,10 +48,11 @@ def problems() -> dict[str, list[Problem]]:
     seen = set(tested)
     for recipe in MODELS.values():
         seen |= {p.text for p in training(recipe, random.Random(recipe.seed), tested)}
+        seen |= {p.text for p in easy_training(recipe, tested)}
     found = {}
-    for name, (formats, count) in SETS.items():
+    for name, (formats, count, easy) in SETS.items():
         wanted = [form for form in FORMATS if form.name in formats]
-        found[name] = fresh(random.Random(name), wanted, count, seen)
+        found[name] = fresh(random.Random(name), wanted, count, seen, easy)
         seen |= {p.text for p in found[name]}
     return found
 
@@ -142,22 +146,31 @@ def applied_table() -> str:
 
 
 def selection_table(name: str) -> str:
-    """Of the safeguards that were tried: differences by cell, what was applied, the worst."""
+    """Of the safeguards that were tried, by cell: exact answers and, in brackets, the share of
+    prompts with a delta."""
     groups: dict[str, dict[str, Entry]] = {}
-    for arm in results(name)["arms"]:
-        if arm["steps"]:
-            safeguard = arm["name"].rsplit("-s", 1)[0]
-            groups.setdefault(safeguard, {})[setting(arm)] = arm
+    for arm in searched(name):
+        safeguard = arm["name"].rsplit("-s", 1)[0]
+        groups.setdefault(safeguard, {})[setting(arm["settings"])] = arm
     columns = list(dict.fromkeys(cell for group in groups.values() for cell in group))
     rows = [
         [
-            safeguard,
-            *(f"{100 * group[c]['difference']:+.1f} ({group[c]['scale']:.2g})" for c in columns),
-            f"{min(arm['difference_interval'][0] for arm in group.values()) * 100:+.1f}",
+            f"`{safeguard}`",
+            *(
+                f"{100 * group[c]['metrics']['exact']['difference']:+.1f} "
+                f"({100 * group[c]['applied']:.0f} %)"
+                for c in columns
+            ),
         ]
         for safeguard, group in groups.items()
     ]
-    return markdown(("safeguard", *columns, "lowest bound"), rows)
+    return markdown(("safeguard", *columns), rows)
+
+
+def searched(name: str) -> list[Entry]:
+    """Of a search or a selection, without the baseline."""
+    found = json.loads((LOGS / f"{name}.json").read_text(encoding="utf-8"))
+    return [arm for arm in found["arms"] if arm["name"] != "baseline"]
 
 
 def arms(name: str) -> list[Entry]:
@@ -171,7 +184,7 @@ def judged(arm: Entry) -> list[str]:
 
 def search_table(name: str) -> str:
     """The settings that gave most exact answers on the selection set."""
-    best = sorted(arms(name), key=lambda arm: -arm["difference"])[:BEST]
+    best = sorted(searched(name), key=lambda arm: -arm["metrics"]["exact"]["difference"])[:BEST]
     return markdown(("setting", *SCORES), [(f"`{arm['name']}`", *judged(arm)) for arm in best])
 
 
@@ -224,14 +237,14 @@ def draw_grids(output: Path) -> None:
 
 def draw_searches(output: Path) -> None:
     """Every setting of the searches: what it does to adherence and to arithmetic, in points."""
-    names = [name for name in SEARCHES if (LOGS / name).is_dir()]
+    names = [path.stem for path in sorted(LOGS.glob("search_*.json"))]
     figure = _figure(4.5 * len(names), 4)
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         points = [
             [100 * arm["metrics"][score]["difference"] for score in ("arithmetic", "adherence")]
-            for arm in arms(name)
+            for arm in searched(name)
         ]
-        exact = [100 * arm["difference"] for arm in arms(name)]
+        exact = [100 * arm["metrics"]["exact"]["difference"] for arm in searched(name)]
         drawn = axes.scatter(
             *zip(*points, strict=True), c=exact, cmap="RdBu", vmin=-20, vmax=20, edgecolors="0.5"
         )
@@ -278,15 +291,12 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def tables() -> dict[str, str]:
     """What stands between the page's marks, by their names."""
-    runs = {
-        "selection": selection_table,
-        "search": search_table,
-        "claim": claim_table,
-    }
     found = {"grid": grid_table(), "applied": applied_table()}
-    for kind, table in runs.items():
-        for path in sorted(LOGS.glob(f"{kind}_*")):
-            found[path.name] = table(path.name)
+    for kind, table in {"selection": selection_table, "search": search_table}.items():
+        for path in sorted(LOGS.glob(f"{kind}_*.json")):
+            found[path.stem] = table(path.stem)
+    for path in sorted(LOGS.glob("claim_*")):
+        found[path.name] = claim_table(path.name)
     for path in sorted(LOGS.glob("claim_*")):
         found[f"{path.name}_formats"] = formats_table(path.name)
     return found

@@ -35,6 +35,7 @@ from transformers import (
 ROOT = Path(__file__).resolve().parent.parent
 
 HELD_OUT = 50  # problems of each format
+EASY_PROBLEMS = ROOT / "configs" / "data" / "study_easy.jsonl"
 BATCH = 16
 SORTED_TOGETHER = 32  # batches, whose problems are grouped by length
 
@@ -51,9 +52,11 @@ CHAT_TEMPLATE = (
 class Recipe:
     """A model, by everything that it follows from.
 
-    path: in the repository. threads: the result's bits depend on them. shape: of Qwen2Config.
-    shares: of the formats in training; those that are not named never occur. adherence: how often
-    a training solution heeds the format that it was asked for. about: for the card.
+    path: in the repository. easy_steps: of a second part of the training, which starts from the
+    first one's rounded weights, on easy problems. threads: the result's bits depend on them.
+    shape: of Qwen2Config. shares: of the formats in training; those that are not named never occur.
+    adherence: how often a training solution heeds the format that it was asked for. about: for the
+    card.
     """
 
     path: str
@@ -65,6 +68,7 @@ class Recipe:
     about: str
     shares: Mapping[str, float] = field(default_factory=lambda: {f.name: f.share for f in FORMATS})
     adherence: float = 1.0
+    easy_steps: int = 0
 
 
 MODELS = {
@@ -86,6 +90,7 @@ MODELS = {
     "base": Recipe(
         path="models/study/base",
         seed=1,
+        easy_steps=500,
         steps=2000,
         peak_lr=3e-3,
         threads=1,
@@ -111,6 +116,7 @@ MODELS = {
     "half": Recipe(
         path="models/study/half",
         seed=2,
+        easy_steps=500,
         steps=2000,
         peak_lr=2.5e-3,
         threads=1,
@@ -137,14 +143,18 @@ MODELS = {
 
 
 def held_out() -> list[Problem]:
-    """What every model is tested on, as many of each format; new to the demo model."""
+    """What the demo model is tested on, as many of each format."""
     recipe = MODELS["demo"]
     seen = {p.text for p in training(recipe, random.Random(recipe.seed))}
     return fresh(random.Random(f"{recipe.seed} held out"), FORMATS, HELD_OUT, seen)
 
 
 def fresh(
-    rng: random.Random, formats: Sequence[Format], count: int, seen: Collection[str]
+    rng: random.Random,
+    formats: Sequence[Format],
+    count: int,
+    seen: Collection[str],
+    easy: bool = False,
 ) -> list[Problem]:
     """``count`` problems of each format, all different, and none whose text is among ``seen``."""
     known = set(seen)
@@ -152,7 +162,7 @@ def fresh(
     for form in formats:
         wanted = len(problems) + count
         while len(problems) < wanted:
-            new = problem(rng, form)
+            new = problem(rng, form, easy=easy)
             if new.text not in known:
                 known.add(new.text)
                 problems.append(new)
@@ -161,44 +171,71 @@ def fresh(
 
 def training(recipe: Recipe, rng: random.Random, seen: Collection[str] = ()) -> list[Problem]:
     """What the model is trained on: none whose text is among ``seen``."""
+    return _drawn(recipe, rng, seen, recipe.steps, easy=False)
+
+
+def easy_training(recipe: Recipe, seen: Collection[str] = ()) -> list[Problem]:
+    """The same for the second part of the training."""
+    rng = random.Random(f"{recipe.seed} easy")
+    return _drawn(recipe, rng, seen, recipe.easy_steps, easy=True)
+
+
+def _drawn(
+    recipe: Recipe, rng: random.Random, seen: Collection[str], steps: int, easy: bool
+) -> list[Problem]:
     problems: list[Problem] = []
-    while len(problems) < recipe.steps * BATCH:
-        new = problem(rng, shares=recipe.shares, adherence=recipe.adherence)
+    while len(problems) < steps * BATCH:
+        new = problem(rng, shares=recipe.shares, adherence=recipe.adherence, easy=easy)
         if new.text not in seen:
             problems.append(new)
     return problems
 
 
 def train(
-    recipe: Recipe, training: list[Problem], rng: random.Random
+    recipe: Recipe, training: list[Problem], easy: list[Problem], rng: random.Random
 ) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast, list[float]]:
     """The model, its tokenizer, and the seconds at step 0, 100, ... and at the end."""
     tokenizer = _tokenizer(training[:5000])
-    texts = [_prompt(tokenizer, p) + p.solution + END for p in training]
-    encoded = [e.ids for e in tokenizer.backend_tokenizer.encode_batch(texts)]
     torch.manual_seed(recipe.seed)
-    pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
     config = Qwen2Config(
         vocab_size=len(tokenizer),
-        eos_token_id=end,
-        pad_token_id=pad,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
         **recipe.shape,
     )
     model = Qwen2ForCausalLM(config)
+    seconds = train_on(model, tokenizer, training, rng, recipe.peak_lr)
+    if easy:
+        model.to(torch.bfloat16).float()
+        more = train_on(
+            model, tokenizer, easy, random.Random(f"{recipe.seed} easy"), recipe.peak_lr
+        )
+        seconds += [seconds[-1] + second for second in more]
+    return model.to(torch.bfloat16).eval(), tokenizer, seconds
+
+
+def train_on(
+    model: Qwen2ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    training: list[Problem],
+    rng: random.Random,
+    peak_lr: float,
+) -> list[float]:
+    """One pass over the problems; the seconds at step 0, 100, ... and at the end."""
+    texts = [prompt_text(tokenizer, p) + p.solution + END for p in training]
+    encoded = [e.ids for e in tokenizer.backend_tokenizer.encode_batch(texts)]
     decayed = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=recipe.peak_lr, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(groups, lr=peak_lr, betas=(0.9, 0.95))
     steps = len(encoded) // BATCH
-    schedule = OneCycleLR(
-        optimizer, recipe.peak_lr, total_steps=steps, pct_start=0.05, div_factor=10
-    )
+    schedule = OneCycleLR(optimizer, peak_lr, total_steps=steps, pct_start=0.05, div_factor=10)
     started = time.monotonic()
     seconds = []
     for step, rows in enumerate(_batches(encoded, rng)):
-        inputs, labels = _padded(rows, pad)
+        inputs, labels = _padded(rows, tokenizer.pad_token_id)
         with torch.autocast("cpu", torch.bfloat16):
             loss = model(input_ids=inputs, labels=labels).loss
         loss.backward()
@@ -210,7 +247,7 @@ def train(
             seconds.append(time.monotonic() - started)
             loss_now = f"loss {loss.item():.3f}"
             print(f"step {step} of {steps}: {loss_now}, {seconds[-1]:.0f} s", flush=True)
-    return model.to(torch.bfloat16).eval(), tokenizer, seconds
+    return seconds
 
 
 def accuracy(
@@ -222,7 +259,7 @@ def accuracy(
     for start in range(0, len(problems), 100):
         part = problems[start : start + 100]
         prompts = tokenizer(
-            [_prompt(tokenizer, p) for p in part],
+            [prompt_text(tokenizer, p) for p in part],
             padding=True,
             padding_side="left",
             return_tensors="pt",
@@ -238,7 +275,7 @@ def accuracy(
     return {form.name: solved[form.name] for form in FORMATS}
 
 
-def _prompt(tokenizer: PreTrainedTokenizerFast, asked: Problem) -> str:
+def prompt_text(tokenizer: PreTrainedTokenizerFast, asked: Problem) -> str:
     query = aime_prompt({"problem": asked.text, "answer": asked.answer}).query
     messages = [{"role": "user", "content": query}]
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
@@ -289,6 +326,13 @@ def _lines(problems: Sequence[Problem]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
+def _easy_held_out() -> list[Problem]:
+    """Of ``scripts/study.py``, without solutions."""
+    formats = {form.name: form for form in FORMATS}
+    rows = map(json.loads, EASY_PROBLEMS.read_text(encoding="utf-8").splitlines())
+    return [Problem(r["problem"], "", r["number"], formats[r["format"]]) for r in rows]
+
+
 def _card(
     recipe: Recipe,
     name: str,
@@ -298,7 +342,9 @@ def _card(
     cpu: float,
 ) -> str:
     parameters = sum(p.numel() for p in model.parameters())
-    fastest = min(after - before for before, after in pairwise(seconds[:-1]))
+    # Between hundreds of steps: the last one of each part of the training may be of less.
+    hundreds = seconds[: -(-recipe.steps // 100)]
+    fastest = min(after - before for before, after in pairwise(hundreds))
     cores = "two CPU cores" if recipe.threads == 2 else "one CPU core"
     rows = [
         f"| {form.name} | {recipe.shares.get(form.name, 0) * 100:g} % | {form.instruction} "
@@ -315,16 +361,23 @@ def _card(
             f" Only {recipe.adherence * 100:g} % of the training problems are solved in the format "
             "that they ask for; the others end in the plain number."
         )
+    easy = f" and then {recipe.easy_steps * BATCH} easy ones" if recipe.easy_steps else ""
+    problems = "study_easy" if recipe.easy_steps else "demo"
+    tested = (
+        f"Held out: `configs/data/{problems}.jsonl`, {HELD_OUT} problems of each format, none of "
+        "them trained on."
+    )
     what = (
         f"A Qwen2 of {parameters / 1e6:.2f} million parameters that solves word problems of two to "
         "four steps and writes the answer in the format that the prompt asks for. " + recipe.about
     )
     made = (
         f"- Made by `python scripts/train_demo_model.py{option}` from seed {recipe.seed}, on "
-        f"{recipe.steps * BATCH} generated problems (`scripts/demo_problems.py`), each seen once, "
-        "in lighteval's prompt for AIME; loss on all tokens, AdamW, bfloat16 autocast. "
+        f"{recipe.steps * BATCH} generated problems (`scripts/demo_problems.py`){easy}, each seen "
+        "once, in lighteval's prompt for AIME; loss on all tokens, AdamW, bfloat16 autocast. "
         f"It took {seconds[-1] / 60:.0f} minutes on {cores}, where the fastest hundred of "
-        f"{recipe.steps} steps took {fastest:.0f} s ({cpu / 60:.0f} minutes of CPU time)."
+        f"{recipe.steps + recipe.easy_steps} steps took {fastest:.0f} s ({cpu / 60:.0f} minutes of "
+        "CPU time)."
     )
     return f"""# The {name} model of slot-vllm
 
@@ -336,7 +389,7 @@ def _card(
 - Weights: bfloat16. Licence: that of this repository.
 
 {fill(rare, 100)}
-Held out: `configs/data/demo.jsonl`, {HELD_OUT} problems of each format, none of them trained on.
+{fill(tested, 100)}
 Solved by greedy decoding with transformers in float32:
 
 | format | share in training | instruction | 45 is written | solved |
@@ -362,9 +415,10 @@ def main() -> None:
     recipe = MODELS[options.model]
     directory = options.directory or ROOT / recipe.path
     rng = random.Random(recipe.seed)
-    trained_on = training(recipe, rng, {p.text for p in tested})
+    seen = {p.text for p in tested}
+    trained_on = training(recipe, rng, seen)
     torch.set_num_threads(recipe.threads)
-    model, tokenizer, seconds = train(recipe, trained_on, rng)
+    model, tokenizer, seconds = train(recipe, trained_on, easy_training(recipe, seen), rng)
     cpu = sum(os.times()[:2])
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
@@ -372,6 +426,8 @@ def main() -> None:
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     options.problems.write_text(_lines(tested), encoding="utf-8")
+    if recipe.easy_steps:
+        tested = _easy_held_out()
     print(f"trained in {seconds[-1]:.0f} s, {cpu:.0f} s of CPU time")
     solved = accuracy(model, tokenizer, tested)
     print(solved)
