@@ -30,6 +30,8 @@ SETS = {
     "study_easy_select": (ALL, 50, True),
     "study_rare_select": (RARE, 100, True),
     "study_rare_claim": (RARE, 250, True),
+    "study_demo_rare_select": (RARE, 100, False),
+    "study_demo_rare_claim": (RARE, 200, False),
 }
 
 MODES = ("paper", "safe")
@@ -48,7 +50,7 @@ def problems() -> dict[str, list[Problem]]:
     seen = set(tested)
     for recipe in MODELS.values():
         seen |= {p.text for p in training(recipe, random.Random(recipe.seed), tested)}
-        seen |= {p.text for p in easy_training(recipe, tested)}
+        seen |= {p.text for part in easy_training(recipe, tested) for p in part}
     found = {}
     for name, (formats, count, easy) in SETS.items():
         wanted = [form for form in FORMATS if form.name in formats]
@@ -131,6 +133,40 @@ def grid_table() -> str:
                 )
             )
     return markdown(head, rows)
+
+
+def summary() -> str:
+    """What the grids and the claims come to, in sentences."""
+    said = []
+    for mode in MODES:
+        grid = [cell for model in MODELS for cell in cells(model, mode)]
+        worst = min(grid, key=lambda c: c["difference"])
+        best = max(grid, key=lambda c: c["difference"])
+        above = [c for c in grid if c["difference"] > 0 and c["p_value_holm"] <= ALPHA]
+        said.append(
+            f"- `{mode}`, {len(grid)} cells of three models: {len(harmed(grid))} significantly "
+            f"below the baseline, {sum(c['difference'] < -MOST_LOST for c in grid)} more than 3 "
+            f"points below, {len(above)} significantly above. The worst is steps, lr "
+            f"{setting(worst)} with {estimate(worst)}, the best {setting(best)} with "
+            f"{estimate(best)}."
+        )
+    applied = ", ".join(
+        f"{model} {100 * cell['applied']:.1f} %"
+        for model in MODELS
+        for cell in cells(model, "safe")
+        if (cell["steps"], cell["lr"]) == (5, 0.01)
+    )
+    said.append(f"- With `safe` at steps 5, lr 0.01 something of delta is left on: {applied}.")
+    for path in sorted(LOGS.glob("claim_*")):
+        claimed = arms(path.name)
+        helps = [a for a in claimed if a["difference"] > 0 and a["p_value_holm"] <= ALPHA]
+        best = max(claimed, key=lambda a: a["difference"])
+        said.append(
+            f"- {path.name.removeprefix('claim_')}: of {len(claimed)} settings that were chosen on "
+            f"other problems {len(helps)} give significantly more exact answers; the best, "
+            f"`{best['name']}`: {estimate(best)}."
+        )
+    return "\n".join(said)
 
 
 def applied_table() -> str:
@@ -291,7 +327,7 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def tables() -> dict[str, str]:
     """What stands between the page's marks, by their names."""
-    found = {"grid": grid_table(), "applied": applied_table()}
+    found = {"summary": summary(), "grid": grid_table(), "applied": applied_table()}
     for kind, table in {"selection": selection_table, "search": search_table}.items():
         for path in sorted(LOGS.glob(f"{kind}_*.json")):
             found[path.stem] = table(path.stem)

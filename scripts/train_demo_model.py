@@ -52,8 +52,8 @@ CHAT_TEMPLATE = (
 class Recipe:
     """A model, by everything that it follows from.
 
-    path: in the repository. easy_steps: of a second part of the training, which starts from the
-    first one's rounded weights, on easy problems. threads: the result's bits depend on them.
+    path: in the repository. easy_steps: of further parts of the training, each of which starts
+    from the rounded weights, on easy problems. threads: the result's bits depend on them.
     shape: of Qwen2Config. shares: of the formats in training; those that are not named never occur.
     adherence: how often a training solution heeds the format that it was asked for. about: for the
     card.
@@ -68,7 +68,7 @@ class Recipe:
     about: str
     shares: Mapping[str, float] = field(default_factory=lambda: {f.name: f.share for f in FORMATS})
     adherence: float = 1.0
-    easy_steps: int = 0
+    easy_steps: tuple[int, ...] = ()
 
 
 MODELS = {
@@ -90,7 +90,7 @@ MODELS = {
     "base": Recipe(
         path="models/study/base",
         seed=1,
-        easy_steps=500,
+        easy_steps=(500, 700),
         steps=2000,
         peak_lr=3e-3,
         threads=1,
@@ -116,7 +116,7 @@ MODELS = {
     "half": Recipe(
         path="models/study/half",
         seed=2,
-        easy_steps=500,
+        easy_steps=(500,),
         steps=2000,
         peak_lr=2.5e-3,
         threads=1,
@@ -174,10 +174,17 @@ def training(recipe: Recipe, rng: random.Random, seen: Collection[str] = ()) -> 
     return _drawn(recipe, rng, seen, recipe.steps, easy=False)
 
 
-def easy_training(recipe: Recipe, seen: Collection[str] = ()) -> list[Problem]:
-    """The same for the second part of the training."""
-    rng = random.Random(f"{recipe.seed} easy")
-    return _drawn(recipe, rng, seen, recipe.easy_steps, easy=True)
+def easy_training(recipe: Recipe, seen: Collection[str] = ()) -> list[list[Problem]]:
+    """The same for the further parts of the training."""
+    return [
+        _drawn(recipe, easy_rng(recipe, part), seen, steps, easy=True)
+        for part, steps in enumerate(recipe.easy_steps)
+    ]
+
+
+def easy_rng(recipe: Recipe, part: int) -> random.Random:
+    """Of the problems of a further part, and, anew, of their order."""
+    return random.Random(f"{recipe.seed} easy{' again' * part}")
 
 
 def _drawn(
@@ -192,7 +199,7 @@ def _drawn(
 
 
 def train(
-    recipe: Recipe, training: list[Problem], easy: list[Problem], rng: random.Random
+    recipe: Recipe, training: list[Problem], easy: list[list[Problem]], rng: random.Random
 ) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast, list[float]]:
     """The model, its tokenizer, and the seconds at step 0, 100, ... and at the end."""
     tokenizer = _tokenizer(training[:5000])
@@ -207,11 +214,9 @@ def train(
     )
     model = Qwen2ForCausalLM(config)
     seconds = train_on(model, tokenizer, training, rng, recipe.peak_lr)
-    if easy:
+    for part, problems in enumerate(easy):
         model.to(torch.bfloat16).float()
-        more = train_on(
-            model, tokenizer, easy, random.Random(f"{recipe.seed} easy"), recipe.peak_lr
-        )
+        more = train_on(model, tokenizer, problems, easy_rng(recipe, part), recipe.peak_lr)
         seconds += [seconds[-1] + second for second in more]
     return model.to(torch.bfloat16).eval(), tokenizer, seconds
 
@@ -361,7 +366,7 @@ def _card(
             f" Only {recipe.adherence * 100:g} % of the training problems are solved in the format "
             "that they ask for; the others end in the plain number."
         )
-    easy = f" and then {recipe.easy_steps * BATCH} easy ones" if recipe.easy_steps else ""
+    easy = f" and then {sum(recipe.easy_steps) * BATCH} easy ones" if recipe.easy_steps else ""
     problems = "study_easy" if recipe.easy_steps else "demo"
     tested = (
         f"Held out: `configs/data/{problems}.jsonl`, {HELD_OUT} problems of each format, none of "
@@ -376,8 +381,8 @@ def _card(
         f"{recipe.steps * BATCH} generated problems (`scripts/demo_problems.py`){easy}, each seen "
         "once, in lighteval's prompt for AIME; loss on all tokens, AdamW, bfloat16 autocast. "
         f"It took {seconds[-1] / 60:.0f} minutes on {cores}, where the fastest hundred of "
-        f"{recipe.steps + recipe.easy_steps} steps took {fastest:.0f} s ({cpu / 60:.0f} minutes of "
-        "CPU time)."
+        f"{recipe.steps + sum(recipe.easy_steps)} steps took {fastest:.0f} s ({cpu / 60:.0f} "
+        "minutes of CPU time)."
     )
     return f"""# The {name} model of slot-vllm
 
