@@ -32,6 +32,7 @@ SETS = {
     "study_rare_claim": (RARE, 250, True),
     "study_demo_rare_select": (RARE, 100, False),
     "study_demo_rare_claim": (RARE, 200, False),
+    "study_demo_halves_claim": (("halves",), 400, False),
 }
 
 MODES = ("paper", "safe")
