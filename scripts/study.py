@@ -220,16 +220,35 @@ def judged(arm: Entry) -> list[str]:
 
 
 def search_table(name: str) -> str:
-    """The settings that gave most exact answers on the selection set."""
-    best = sorted(searched(name), key=lambda arm: -arm["metrics"]["exact"]["difference"])[:BEST]
-    return markdown(("setting", *SCORES), [(f"`{arm['name']}`", *judged(arm)) for arm in best])
+    """The settings that gave most exact answers on the selection set, and what they did to halves,
+    the rarest format."""
+    found = [own(name), *sorted(searched(name), key=lambda a: -a["metrics"]["exact"]["value"])]
+    rows = []
+    for arm in found[: BEST + 1]:
+        halves = arm["formats"]["halves"]
+        shares = f"{100 * halves['exact']:.0f} %, {100 * halves['adherence']:.0f} %"
+        scores = judged(arm) if "settings" in arm else shown(arm)
+        rows.append((f"`{arm['name']}`", *scores, shares))
+    return markdown(("setting", *SCORES, "halves: exact, adherence"), rows)
+
+
+def own(name: str) -> Entry:
+    """The baseline of a search."""
+    found = json.loads((LOGS / f"{name}.json").read_text(encoding="utf-8"))
+    return dict(found["arms"][0])
+
+
+def shown(arm: Entry) -> list[str]:
+    return [f"{100 * arm['metrics'][score]['value']:.1f} %" for score in SCORES]
 
 
 def claim_table(name: str) -> str:
     """The settings that were chosen, on problems that they were not chosen on."""
     [baseline] = [arm for arm in results(name)["arms"] if arm["name"] == "baseline"]
-    own = [f"{100 * baseline['metrics'][score]['value']:.1f} %" for score in SCORES]
-    rows = [("baseline", *own), *((f"`{arm['name']}`", *judged(arm)) for arm in arms(name))]
+    rows = [
+        ("`baseline`", *shown(baseline)),
+        *((f"`{arm['name']}`", *judged(arm)) for arm in arms(name)),
+    ]
     return markdown(("setting", *SCORES), rows)
 
 
