@@ -33,6 +33,7 @@ SETS = {
     "study_demo_rare_select": (RARE, 100, False),
     "study_demo_rare_claim": (RARE, 200, False),
     "study_demo_halves_claim": (("halves",), 400, False),
+    "study_easy_claim": (ALL, 125, True),
 }
 
 MODES = ("paper", "safe")
