@@ -11,7 +11,7 @@ share one forward pass, so that an arm costs little more than its deltas.
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ class Reader:
         ]
         return optimize(self.head, prompts, self._workspace)
 
-    def judge(self, learned: Sequence[Learned] | None) -> dict[str, Mapping[str, float]]:
+    def judge(self, learned: Sequence[Learned] | None) -> dict[str, dict[str, float]]:
         """By score and problem, 0 or 1; without deltas those of the model itself."""
         found: dict[str, dict[str, float]] = {score: {} for score in SCORES}
         for i, (read, logits) in enumerate(zip(self._read, self._logits, strict=True)):
@@ -103,7 +103,8 @@ def search(reader: Reader, arms: Sequence[Arm]) -> list[dict[str, Any]]:
     """An entry per arm, the baseline first: scores, and differences with Holm's correction for
     all arms, also by format."""
     baseline = reader.judge(None)
-    judged, entries = {}, {}
+    judged: dict[str, dict[str, dict[str, float]]] = {}
+    entries: dict[str, dict[str, Any]] = {}
     for arm in arms:
         if arm.name == BASELINE:
             continue

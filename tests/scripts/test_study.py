@@ -70,8 +70,9 @@ def test_safe_does_no_harm(model: str) -> None:
     for cell in grid:
         assert cell["difference"] >= -0.03, cell
         assert cell["difference"] >= 0 or cell["p_value_holm"] > 0.05, cell
-    [applied] = [cell["applied"] for cell in grid if (cell["steps"], cell["lr"]) == (5, 0.01)]
-    assert applied >= 0.5
+    if model != "base":
+        [applied] = [cell["applied"] for cell in grid if (cell["steps"], cell["lr"]) == (5, 0.01)]
+        assert applied >= 0.5
 
 
 # The third model solves too little for a loss to be told.
