@@ -83,6 +83,17 @@ def test_paper_does_harm(model: str) -> None:
     assert len(grid) == 25 and below
 
 
+@pytest.mark.parametrize(
+    ("run", "arm"), [("demo_halves", "last16-s5-lr0.1"), ("half_all", "last6-s3-lr0.1")]
+)
+def test_the_prompt_s_end_helps(run: str, arm: str) -> None:
+    [found] = [entry for entry in logged(f"claim_{run}")["arms"] if entry["name"] == arm]
+    for score in ("exact", "adherence"):
+        assert found["metrics"][score]["difference"] > 0
+        assert found["metrics"][score]["p_value_holm"] <= 0.05
+    assert found["metrics"]["arithmetic"]["p_value_holm"] > 0.05
+
+
 def test_what_a_claim_was_chosen_on_is_not_what_it_is_made_on() -> None:
     searches = [json.loads(file.read_text()) for file in LOGS.glob("*.json")]
     chosen_on = {search["set"] for search in searches}
