@@ -9,7 +9,7 @@
 from typing import Any
 
 # Nats. What is bounded is the change of the next-token distribution; see ``max_kl``.
-SAFE_MAX_KL = 0.01
+SAFE_MAX_KL = 0.003
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},

@@ -42,6 +42,23 @@ Positive = Annotated[Integer, Field(ge=1)]
 ChatTemplate = Annotated[bool | str, BeforeValidator(_template)]
 
 
+def _of_all_cells(values: dict[str, Any]) -> dict[str, Any]:
+    """All settings but those of the grid, a preset filled in."""
+    for key in ("name", *_OF_ONE_CELL):
+        if key in values:
+            raise ValueError(f"{key} is not of all cells; the lists beside say steps and lr")
+    try:
+        params = SlotParams(**values)
+    except ValidationError as error:
+        allowed = ", ".join(key for key in SlotParams.model_fields if key not in _OF_ONE_CELL)
+        raise ValueError(describe(error, value_of=allowed)) from None
+    return params.model_dump(mode="json", exclude=set(_OF_ONE_CELL))
+
+
+_OF_ONE_CELL = ("steps", "lr")
+CellSettings = Annotated[dict[str, Any], AfterValidator(_of_all_cells)]
+
+
 class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -95,17 +112,21 @@ class Arm(SlotParams):
 
 
 class Sweep(Strict):
-    """A grid of arms: all numbers of steps with all learning rates. Steps 0 are the baseline."""
+    """A grid of arms: all numbers of steps with all learning rates. Steps 0 are the baseline.
+
+    settings: what all cells have besides, as an arm says it: ``{preset: safe}``.
+    """
 
     steps: Annotated[list[Integer], Field(min_length=1)]
     lr: Annotated[list[Number], Field(min_length=1)]
+    settings: CellSettings = Field(default={}, validate_default=True)
 
     def arms(self) -> list[Arm]:
         """One per cell. Raises ValidationError for a value that no arm may have."""
         steps = [count for count in self.steps if count]
         baseline = [Arm(name=BASELINE, steps=0)] if len(steps) < len(self.steps) else []
         return baseline + [
-            Arm(name=f"steps{count}-lr{lr:g}", steps=count, lr=lr)
+            Arm(name=f"steps{count}-lr{lr:g}", steps=count, lr=lr, **self.settings)
             for count in steps
             for lr in self.lr
         ]

@@ -25,6 +25,7 @@ class Completion:
     """The answers to one request: ``sampling["n"]`` texts, their tokens and why they ended.
 
     losses: the prompt's loss before the first step of SLOT, ..., after the last; None without SLOT.
+    scale: what safeguards multiplied delta by, 0 to 1; None without SLOT.
     """
 
     request_id: str
@@ -32,6 +33,7 @@ class Completion:
     tokens: list[list[int]]
     finish_reasons: list[str]
     losses: list[float] | None
+    scale: float | None
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,9 @@ class VllmEngine:
                 on_tokens(sum(answers.add(part) for part in output.outputs))
                 if output.finished:
                     del running[output.request_id]
-                    yield answers.completion(self._losses(answers.request))
+                    losses = self._reported("slot_losses", answers.request)
+                    scale = self._reported("slot_scale", answers.request)
+                    yield answers.completion(losses, scale)
 
     def token_shifts(self, requests: Sequence[Request]) -> Iterator[Shifted]:
         for completion in self.generate(requests, lambda count: None):
@@ -159,11 +163,12 @@ class VllmEngine:
             found = None if shifts is None else np.frombuffer(shifts, np.float32)
             yield Shifted(completion.request_id, found)
 
-    def _losses(self, request: Request) -> list[float] | None:
+    def _reported(self, call: str, request: Request) -> Any:
+        """What the first worker that knows the request says of it; None without SLOT."""
         if not request.sampling.get("extra_args", {}).get("slot_steps"):
             return None
-        reports = self._llm.collective_rpc("slot_losses", args=(request.id,))
-        return next((report for report in reports if report), None)
+        reports = self._llm.collective_rpc(call, args=(request.id,))
+        return next((report for report in reports if report is not None), None)
 
     def close(self) -> None:
         """Ends the engine and frees its memory."""
@@ -187,6 +192,6 @@ class _Answers:
         self._finish_reasons[part.index] = part.finish_reason or ""
         return len(part.token_ids)
 
-    def completion(self, losses: list[float] | None) -> Completion:
+    def completion(self, losses: list[float] | None, scale: float | None) -> Completion:
         texts = ["".join(parts) for parts in self._texts]
-        return Completion(self.request.id, texts, self._tokens, self._finish_reasons, losses)
+        return Completion(self.request.id, texts, self._tokens, self._finish_reasons, losses, scale)

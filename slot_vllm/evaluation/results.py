@@ -50,7 +50,9 @@ class Result:
         scores. pass_at_k: by k, where several answers per problem are right or wrong.
     comparison: with the baseline; its numbers stand beside these in ``results.json``.
     samples: problems. seconds: wall time. first_loss, last_loss: means over the answers, nats per
-    prompt token. truncated: the share of answers that a limit on their length cut off.
+    prompt token. scale: the mean of what safeguards multiplied delta by; applied: the share of
+    answers where that was above 0; None without SLOT. truncated: the share of answers that a limit
+    on their length cut off.
     breakdown: the score by why answers ended, and by the groups of problems that the data has.
     """
 
@@ -67,6 +69,8 @@ class Result:
     lr: float
     first_loss: float | None
     last_loss: float | None
+    scale: float | None
+    applied: float | None
     metrics: dict[str, dict[str, Any]]
     pass_at_k: dict[str, dict[str, Any]]
     truncated: float
@@ -98,6 +102,7 @@ def result(
         name: {**asdict(value), "interval": _interval(_problem_scores(samples, name, value.value))}
         for name, value in values.items()
     }
+    scales = [sample.scale for sample in samples if sample.scale is not None]
     reasons = [(sample.finish_reason, sample.score) for sample in samples]
     return Result(
         name=arm.name,
@@ -113,6 +118,8 @@ def result(
         lr=arm.lr,
         first_loss=mean([sample.first_loss for sample in samples]),
         last_loss=mean([sample.last_loss for sample in samples]),
+        scale=mean(scales),
+        applied=mean([float(scale > 0) for scale in scales]),
         metrics=metrics,
         pass_at_k=_pass_at_k(metrics, samples),
         truncated=sum(reason == "length" for reason, _ in reasons) / len(reasons),
@@ -125,20 +132,36 @@ def compared(
     samples: Mapping[str, Sequence[Sample]],
     groups: Mapping[str, Mapping[str, str]],
 ) -> list[Result]:
-    """The arms' results on one task, each compared with the baseline, also group by group.
+    """The arms' results on one task, each compared with the baseline, also metric by metric and
+    group by group.
 
     samples: by arm. groups: by column of the data and problem id.
     """
-    scores = {
-        row.name: _problem_scores(samples[row.name], row.metric, row.value) for row in results
+    by_metric = {
+        metric: {
+            row.name: _problem_scores(samples[row.name], metric, row.metrics[metric]["value"])
+            for row in results
+        }
+        for metric in results[0].metrics
     }
-    baseline = scores.pop(BASELINE, {})
-    comparisons = compare(results[0].task, scores, baseline)
-    scores[BASELINE] = baseline
+    comparisons = {
+        metric: compare(
+            results[0].task,
+            {name: of_arm for name, of_arm in scores.items() if name != BASELINE},
+            scores.get(BASELINE, {}),
+        )
+        for metric, scores in by_metric.items()
+    }
+    scores = by_metric[results[0].metric]
+    baseline = scores.get(BASELINE, {})
     return [
         replace(
             row,
-            comparison=comparisons.get(row.name),
+            comparison=comparisons[row.metric].get(row.name),
+            metrics={
+                metric: values | _numbers(comparisons[metric].get(row.name))
+                for metric, values in row.metrics.items()
+            },
             breakdown=row.breakdown
             | {
                 column: breakdown.of_problems(
@@ -221,6 +244,13 @@ def _problem_scores(samples: Iterable[Sample], metric: str, value: float | None)
     if average is None or value is None or not math.isclose(average, value, abs_tol=1e-9):
         return {}
     return known
+
+
+def _numbers(comparison: Comparison | None) -> dict[str, Any]:
+    """Without the words."""
+    if comparison is None:
+        return {}
+    return {k: v for k, v in asdict(comparison).items() if k not in ("method", "words")}
 
 
 def _interval(scores: ProblemScores) -> Interval | None:

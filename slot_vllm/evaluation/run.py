@@ -131,6 +131,7 @@ def _samples(part: Part, answer: Answer, scores: Scores, seconds: float) -> list
             prompt_tokens=len(answer.response.input_tokens),
             generated_tokens=len(completion.tokens[index]),
             seconds=round(seconds, 3),
+            scale=completion.scale,
         )
         for index, text in enumerate(completion.texts)
     ]

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
 from slot_vllm.evaluation.config import ConfigError
@@ -19,6 +19,7 @@ class Sample:
         step and after its last; null without SLOT.
     finish_reason: ``stop``, or ``length`` for an answer that was cut off.
     seconds: from the start of this arm on this task to the answer's end.
+    scale: what safeguards multiplied delta by, 0 to 1; null without SLOT.
     """
 
     arm: str
@@ -39,6 +40,8 @@ class Sample:
     prompt_tokens: int
     generated_tokens: int
     seconds: float
+    # Runs of earlier versions do not say.
+    scale: float | None = None
 
 
 class SampleFile:
@@ -66,7 +69,8 @@ class SampleFile:
     def _sample(self, number: int, line: str) -> Sample:
         try:
             values = json.loads(line)
-            return Sample(**{field.name: values[field.name] for field in fields(Sample)})
+            known = (f.name for f in fields(Sample) if f.default is MISSING or f.name in values)
+            return Sample(**{name: values[name] for name in known})
         except (ValueError, TypeError, KeyError) as error:
             raise ConfigError(f"{self.path}:{number}: not a sample: {error!r}") from None
 

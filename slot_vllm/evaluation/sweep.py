@@ -14,6 +14,8 @@ _OF_RESULT = (
     "interval",
     "first_loss",
     "last_loss",
+    "scale",
+    "applied",
     "truncated",
     "difference",
     "difference_interval",

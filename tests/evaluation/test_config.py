@@ -159,9 +159,31 @@ def test_a_sweep_is_a_grid_of_arms(write_config: WriteConfig) -> None:
     assert alone.uses_slot
 
 
+def test_what_all_cells_of_a_sweep_have(write_config: WriteConfig) -> None:
+    sweep = {"steps": [0, 2], "lr": [1.0], "settings": {"preset": "safe", "loss_tokens": 3}}
+    config = configuration.load(write_config(arms=[], sweep=sweep))
+    baseline, cell = config.all_arms
+    assert baseline.request_args() == {"slot_steps": 0}
+    assert (cell.name, cell.steps, cell.lr) == ("steps2-lr1", 2, 1)
+    assert (cell.guard, cell.max_kl, cell.loss_tokens) == ("holdout", SAFE_MAX_KL, 3)
+    # The log of the run says what the preset was.
+    assert config.model_dump(mode="json")["sweep"]["settings"]["max_kl"] == SAFE_MAX_KL
+    again = configuration.RunConfig(**config.model_dump(mode="json"))
+    assert again.all_arms == config.all_arms
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
+        (
+            {"sweep": {"steps": [1], "lr": [0.1], "settings": {"gaurd": "holdout"}}},
+            "gaurd: unknown key; allowed: preset, betas",
+        ),
+        (
+            {"sweep": {"steps": [1], "lr": [0.1], "settings": {"lr": 1}}},
+            "sweep.settings={'lr': 1}: lr is not of all cells",
+        ),
+        ({"sweep": {"steps": [1], "lr": [0.1], "settings": {"max_kl": -1}}}, "max_kl=-1"),
         ({"sweep": {"steps": [1], "lr": [-1.0]}}, "sweep: lr=-1.0"),
         ({"sweep": {"steps": [1, 1], "lr": [0.1]}}, "two of them are named 'steps1-lr0.1'"),
         ({"sweep": {"steps": [101], "lr": [0.1]}}, "sweep: slot_steps=101"),

@@ -79,6 +79,9 @@ def test_the_entries_of_results_json() -> None:
     assert "difference" not in baseline
     assert slot["difference"] == pytest.approx(2 / 30)
     assert slot["difference_interval"] == pytest.approx(list(tango(3, 1, 30)))
+    for key in ("difference", "difference_interval", "p_value", "p_value_holm"):
+        assert slot["metrics"][metric][key] == slot[key]
+        assert key not in baseline["metrics"][metric]
     assert slot["p_value"] == slot["p_value_holm"] == 0.625
     assert slot["words"].startswith("task, slot against the baseline: no difference can be told")
     assert slot["pass_at_k"] == {}

@@ -58,6 +58,8 @@ def test_files_of_a_run(
     assert 8 <= baseline["generated_tokens"] <= 64
     assert baseline["first_loss"] is None
     assert slot["last_loss"] < slot["first_loss"]
+    assert (baseline["scale"], baseline["applied"]) == (None, None)
+    assert (slot["scale"], slot["applied"]) == (1, 1)
     assert results["config"]["model"] and results["versions"]["lighteval"]
 
     samples = _samples(out)
@@ -71,6 +73,24 @@ def test_files_of_a_run(
         assert other["last_loss"] < other["first_loss"]
         assert one["finish_reason"] in ("stop", "length")
     assert len({sample["seed"] for sample in samples}) == 8
+
+
+def test_what_safeguards_leave_of_delta(
+    write_config: WriteConfig, run_main: RunMain, tmp_path: Path
+) -> None:
+    arms = [
+        {"name": "nothing", "max_kl": 0},
+        {"name": "part", "max_kl": 1e-4},
+        {"name": "all"},
+    ]
+    out = tmp_path / "out"
+    assert run_main("--config", write_config(arms=arms), "--output-dir", out) == 0
+    nothing, part, everything = _results(out)["arms"]
+    assert (nothing["scale"], nothing["applied"]) == (0, 0)
+    assert 0 < part["scale"] < 1 and part["applied"] == 1
+    assert (everything["scale"], everything["applied"]) == (1, 1)
+    scales = [s["scale"] for s in _samples(out) if s["arm"] == "part"]
+    assert part["scale"] == pytest.approx(sum(scales) / 8) and len(set(scales)) > 1
 
 
 def test_real_items_of_all_four_tasks(
