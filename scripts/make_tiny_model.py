@@ -46,7 +46,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "qk_rope_head_dim": 32,
         "v_head_dim": 32,
         "num_key_value_heads": 2,
-        # As the published models have it; without it vLLM's CPU build rotates other values.
+        # As the published models have it; with the default rope vLLM's CPU build and transformers
+        # differ.
         "rope_parameters": {
             "rope_type": "yarn",
             "rope_theta": 10000.0,
@@ -92,7 +93,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "starcoder2": {"sliding_window": None},
 }
 # Those that vLLM knows only with tied embeddings.
-TIED = ("cohere", "cohere2", "gemma", "gemma2", "gemma3_text")
+TIED = ("bloom", "cohere", "cohere2", "gemma", "gemma2", "gemma3_text")
 # They normalize what a layer adds and scale their embeddings up: unless what is added is scaled up
 # too, a tied model repeats its last token for ever.
 _NORMALIZED = ("gemma2", "gemma3_text")
