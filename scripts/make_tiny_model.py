@@ -29,6 +29,7 @@ _GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 1024}
 _EXPERTS = {"moe_intermediate_size": 64, "num_experts": 4, "num_experts_per_tok": 2}
 # What an architecture's configuration has beyond what all have; the key is its model_type.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "bloom": {},
     "cohere": {"logit_scale": 2.0},
     "cohere2": {"logit_scale": 2.0, "sliding_window": 1024, "sliding_window_pattern": 2},
     "deepseek_v2": {
@@ -45,6 +46,16 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "qk_rope_head_dim": 32,
         "v_head_dim": 32,
         "num_key_value_heads": 2,
+        # As the published models have it; with the default rope vLLM's CPU build and transformers
+        # differ.
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 1024,
+            "mscale": 0.707,
+            "mscale_all_dim": 0.707,
+        },
     },
     "exaone4": {"sliding_window": 64, "sliding_window_pattern": 2},
     "falcon": {"new_decoder_architecture": True, "num_kv_heads": 1},
@@ -82,7 +93,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "starcoder2": {"sliding_window": None},
 }
 # Those that vLLM knows only with tied embeddings.
-TIED = ("cohere", "cohere2", "gemma", "gemma2", "gemma3_text")
+TIED = ("bloom", "cohere", "cohere2", "gemma", "gemma2", "gemma3_text")
 # They normalize what a layer adds and scale their embeddings up: unless what is added is scaled up
 # too, a tied model repeats its last token for ever.
 _NORMALIZED = ("gemma2", "gemma3_text")

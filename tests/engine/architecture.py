@@ -9,14 +9,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from slot_vllm.params import SlotError
-from tests.engine.cases import Case
-from tests.engine.conftest import SLOT, SMALL
+from tests.engine.cases import Answer, Case
+from tests.engine.conftest import SLOT, SMALL, runner_of
 from tests.engine.generate import delta_of, run, tokens_of
+from tests.engine.own_answers import Recorded, own_answer
 
 # No preemption, but prompts split over steps.
 OPTIONS = {**SMALL, "num_gpu_blocks_override": 120}
@@ -32,13 +33,16 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """refused: SLOT's message, if it refuses the model. implementation: vLLM's class."""
+    """refused: SLOT's message, if it refuses the model. implementation: vLLM's class. last_hidden:
+    of each prompt's last token, (d,). own: what the paper's loop makes of vLLM's hidden states."""
 
     refused: str | None
     implementation: str
     head: str
     tokens: list[list[int]]
     deltas: list[list[float] | None]
+    last_hidden: list[list[float]] = field(default_factory=list)
+    own: list[Answer] = field(default_factory=list)
 
 
 def run_architecture(model: str, cases: Sequence[Case], slot: bool = True) -> Outcome:
@@ -55,33 +59,38 @@ def run_architecture(model: str, cases: Sequence[Case], slot: bool = True) -> Ou
     )
     if result.returncode:
         raise RuntimeError((result.stdout[-3000:] + result.stderr)[-6000:])
-    return Outcome(**json.loads(result.stdout.splitlines()[-1]))
+    found = json.loads(result.stdout.splitlines()[-1])
+    return Outcome(**{**found, "own": [Answer(**answer) for answer in found["own"]]})
 
 
 def _run(model: str, cases: Sequence[Case], slot: bool) -> Outcome:
     from vllm import LLM
 
-    if not slot:
-        outputs = run(LLM(model, **OPTIONS), cases, extra_args=None)
-        return Outcome(None, "", "", tokens_of(outputs), [None] * len(cases))
+    options: dict[str, Any] = dict(OPTIONS)
+    if slot:
+        options["worker_extension_cls"] = "slot_vllm.SlotWorkerExtension"
+        options["additional_config"] = {"slot": SLOT}
     try:
-        llm = LLM(
-            model,
-            **OPTIONS,
-            worker_extension_cls="slot_vllm.SlotWorkerExtension",
-            additional_config={"slot": SLOT},
-        )
+        llm = LLM(model, **options)
     except SlotError as error:
         return Outcome(str(error), "", "", [], [])
-    outputs = run(llm, cases)
-    core = llm.llm_engine.engine_core.engine_core
-    runner: Any = core.model_executor.driver_worker.worker.model_runner
+    runner = runner_of(llm)
+    recorded = Recorded(runner)
+    outputs = run(llm, cases) if slot else run(llm, cases, extra_args=None)
+    states = [recorded.of(output) for output in outputs]
+    last = [s[len(case.tokens) - 1].tolist() for s, case in zip(states, cases, strict=True)]
+    if not slot:
+        return Outcome(None, "", "", tokens_of(outputs), [None] * len(cases), last)
+    linear_head = runner.slot_deltas.linear_head
+    head = linear_head.head()
     return Outcome(
         None,
         type(runner.get_model()).__name__,
-        runner.slot_deltas.linear_head.describe(),
+        linear_head.describe(),
         tokens_of(outputs),
         [delta_of(llm, output) for output in outputs],
+        last,
+        [own_answer(head, case, own) for case, own in zip(cases, states, strict=True)],
     )
 
 

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,14 @@ class Case:
 class Answer:
     """tokens: greedy. gaps: difference of the two best logits where each token was chosen.
     losses: the mean prompt loss before each step and after the last. scale: what safeguards
-    multiplied delta by."""
+    multiplied delta by. last_hidden: (d,), the hidden state of the prompt's last token."""
 
     tokens: list[int]
     gaps: list[float]
     delta: list[float]
     losses: list[float]
     scale: float = 1.0
+    last_hidden: list[float] = field(default_factory=list)
 
 
 def random_tokens(length: int, seed: int) -> tuple[int, ...]:

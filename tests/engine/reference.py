@@ -62,7 +62,8 @@ def answer(model: Watched, case: dict[str, Any]) -> dict[str, Any]:
     params = SlotParams(steps=case["steps"], lr=case["lr"], **dict(case["settings"]))
     head, last_hidden, last = model.head, model.last_hidden, case["last"]
     counts = case["counts"] and case["counts"][-last:]
-    learned = oracle(head, Prompt(last_hidden(tokens)[-last:], tokens[-last:], params, counts))
+    prompt = last_hidden(tokens)
+    learned = oracle(head, Prompt(prompt[-last:], tokens[-last:], params, counts))
     delta = learned.delta
     bias = 0.0 if learned.bias is None else learned.bias
     new_tokens: list[int] = []
@@ -84,6 +85,7 @@ def answer(model: Watched, case: dict[str, Any]) -> dict[str, Any]:
         "delta": delta.tolist(),
         "losses": learned.losses.tolist(),
         "scale": learned.scale.item(),
+        "last_hidden": prompt[-1].tolist(),
     }
 
 
