@@ -197,17 +197,25 @@ ANSWERS: dict[str, tuple[str, dict[str, Any], bool]] = {
     "chat samples": ("chat", {"messages": PAINT, "n": 3, "seed": 5, "temperature": 1.0}, True),
     "samples": ("text", {"prompt": "Seven", "n": 3, "seed": 5, "temperature": 1.0}, True),
     "chat logprobs": ("chat", {"messages": PAINT, "logprobs": True, "top_logprobs": 1}, True),
-    "named tool": ("chat", {"messages": PAINT, "tools": [TOOL], "tool_choice": NAMED_TOOL}, False),
+    "named tool": (
+        "chat",
+        {"messages": PAINT, "tools": [TOOL], "tool_choice": NAMED_TOOL, "max_tokens": 200},
+        False,
+    ),
     "tools": ("chat", {"messages": PAINT, "tools": [TOOL], "tool_choice": "auto"}, True),
-    "json_schema": ("chat", {"messages": PAINT, "response_format": SCHEMA}, False),
+    "json_schema": (
+        "chat",
+        {"messages": PAINT, "response_format": SCHEMA, "max_tokens": 200},
+        False,
+    ),
     "choice": (
         "chat",
         {"messages": PAINT, "extra_body": {"structured_outputs": {"choice": ["red", "blue"]}}},
         False,
     ),
-    "echo and logprobs": ("text", {"prompt": PROBLEM, "echo": True, "logprobs": 1}, True),
-    "several prompts": ("text", {"prompt": [PROBLEM, "Seven and five"]}, True),
-    "salt": ("text", {"prompt": PROBLEM, "extra_body": {"cache_salt": "mine"}}, True),
+    "echo and logprobs": ("text", {"prompt": "Seven and five", "echo": True, "logprobs": 1}, True),
+    "several prompts": ("text", {"prompt": ["Nine and four", "Seven and five"]}, True),
+    "salt": ("text", {"prompt": "Seven and five", "extra_body": {"cache_salt": "mine"}}, True),
 }
 
 

@@ -311,7 +311,7 @@ def found(owner):
 async def main():
     args = make_arg_parser(FlexibleArgumentParser()).parse_args([
         "--model", sys.argv[1], "--served-model-name", "tiny", "--enforce-eager",
-        "--max-model-len", "64", "--kv-cache-memory-bytes", str(1 << 24)])
+        "--dtype", "float32", "--max-model-len", "64", "--kv-cache-memory-bytes", str(1 << 24)])
     async with build_async_engine_client(args) as client:
         tasks = await client.get_supported_tasks()
         app = build_app(args, tasks, client.model_config)

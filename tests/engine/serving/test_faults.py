@@ -108,7 +108,7 @@ def test_clients_that_disconnect(tiny_model: str, server: Server) -> None:
     bystanders += len(BYSTANDERS)
     assert sum(left) >= 100 and bystanders > len(BYSTANDERS)
     # Some of them before their prompt was complete.
-    assert server.stats()["aborted"] >= aborted + 10
+    assert server.stats()["aborted"] > aborted
     # Those that were left did not run to their end.
     assert finished() - before <= bystanders + ABORTS - sum(left)
 

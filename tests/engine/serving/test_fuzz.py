@@ -171,7 +171,7 @@ def test_any_settings(count: int, server: Server) -> None:
             answers.append(answer.status_code)
             refused.append("long_prompt" in answer.text)
             if answer.status_code == 200:
-                served.update(named(xargs))
+                served.update(list(named(xargs)))
             if len(answers) == warm_up:
                 resident.append(_resident(server))
 
