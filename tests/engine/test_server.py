@@ -199,13 +199,13 @@ ANSWERS: dict[str, tuple[str, dict[str, Any], bool]] = {
     "chat logprobs": ("chat", {"messages": PAINT, "logprobs": True, "top_logprobs": 1}, True),
     "named tool": (
         "chat",
-        {"messages": PAINT, "tools": [TOOL], "tool_choice": NAMED_TOOL, "max_tokens": 200},
+        {"messages": PAINT, "tools": [TOOL], "tool_choice": NAMED_TOOL, "max_tokens": 64},
         False,
     ),
     "tools": ("chat", {"messages": PAINT, "tools": [TOOL], "tool_choice": "auto"}, True),
     "json_schema": (
         "chat",
-        {"messages": PAINT, "response_format": SCHEMA, "max_tokens": 200},
+        {"messages": PAINT, "response_format": SCHEMA, "max_tokens": 64},
         False,
     ),
     "choice": (
@@ -251,8 +251,9 @@ def test_a_stream_says_what_the_whole_answer_does(client: openai.OpenAI, name: s
         answer = completions.create(**{**body, "extra_body": extra}, stream=stream)
         return _said(answer if stream else [answer])
 
-    strong = {"slot_steps": 5, "slot_lr": 1.0}
-    whole, stream = ask(strong, False), ask(strong, True)
+    # Within a grammar a model that is pushed far may never end.
+    settings = {"slot_steps": 5, "slot_lr": 1.0 if shows else 0.1}
+    whole, stream = ask(settings, False), ask(settings, True)
     choices = options.get("n", len(options["prompt"]) if name == "several prompts" else 1)
     assert sorted(whole) == sorted(stream) == list(range(choices))
     for index, one in whole.items():
