@@ -47,11 +47,14 @@ def _of_all_cells(values: dict[str, Any]) -> dict[str, Any]:
     for key in ("name", *_OF_ONE_CELL):
         if key in values:
             raise ValueError(f"{key} is not of all cells; the lists beside say steps and lr")
+    allowed = [key for key in SlotParams.model_fields if key not in _OF_ONE_CELL]
+    for key in values:
+        if key not in allowed:
+            raise ValueError(f"{key}: unknown key; allowed: {', '.join(allowed)}")
     try:
         params = SlotParams(**values)
     except ValidationError as error:
-        allowed = ", ".join(key for key in SlotParams.model_fields if key not in _OF_ONE_CELL)
-        raise ValueError(describe(error, value_of=allowed)) from None
+        raise ValueError(describe(error, SlotParams)) from None
     return params.model_dump(mode="json", exclude=set(_OF_ONE_CELL))
 
 

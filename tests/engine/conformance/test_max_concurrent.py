@@ -204,14 +204,13 @@ def test_prompts_that_end_between_aligned_blocks(
     """As a hybrid model's scheduler splits prompts: nothing of these can be computed alone."""
     llm = engine(tiny_model, slot={"max_concurrent": 1}, **ROOMY)
     scheduler = scheduler_of(llm)
+
+    def aligned(request: Any, tokens: int, hit: int = 0, external: int = 0) -> int:
+        reached = request.num_computed_tokens + hit + tokens
+        return tokens if reached >= request.num_prompt_tokens else tokens // 32 * 32
+
     monkeypatch.setattr(scheduler, "need_mamba_block_aligned_split", True)
-    monkeypatch.setattr(
-        scheduler,
-        "_mamba_block_aligned_split",
-        lambda request, tokens, *hits: (
-            tokens if tokens == request.num_prompt_tokens else tokens // 32 * 32
-        ),
-    )
+    monkeypatch.setattr(scheduler, "_mamba_block_aligned_split", aligned)
     burst = named("burst", (20, 21, 22), 4350)
     plain = named("plain", (19,), 4360, steps=0)
     served = serve(llm, {0: [*burst, *plain]})
