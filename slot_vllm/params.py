@@ -282,6 +282,14 @@ def _check_together(params: SlotParams, prefix: str) -> None:
             f"{prefix}target={params.target!r}: a bias on the logits is not rounded with the "
             f"hidden states; allowed: {prefix}rounding='exact'"
         )
+    if params.rounding == "model" and (params.guard != "none" or params.max_kl is not None):
+        name, value = (
+            ("guard", params.guard) if params.guard != "none" else ("max_kl", params.max_kl)
+        )
+        raise SlotError(
+            f"{prefix}{name}={value!r}: judges W delta as it is, not as the model's dtype rounds "
+            f"it; allowed: {prefix}rounding='exact'"
+        )
     if params.target != "hidden" and params.optimizer == "lbfgs":
         raise SlotError(
             f"{prefix}optimizer='lbfgs': learns no bias on the logits ({prefix}target="

@@ -97,6 +97,14 @@ def test_what_is_named_none_turns_a_default_off() -> None:
         ({"slot_reduction": "sum"}, ["slot_reduction='sum'", "'mean' or 'mean_over_rows'"]),
         ({"slot_target": "logits"}, ["slot_target='logits'", "'hidden', 'bias' or 'both'"]),
         (
+            {"slot_guard": "holdout", "slot_rounding": "model"},
+            ["slot_guard='holdout'", "slot_rounding='exact'"],
+        ),
+        (
+            {"slot_max_kl": 0.1, "slot_rounding": "model"},
+            ["slot_max_kl=0.1", "slot_rounding='exact'"],
+        ),
+        (
             {"slot_target": "bias", "slot_rounding": "model"},
             ["slot_target='bias'", "slot_rounding='exact'"],
         ),

@@ -1,5 +1,4 @@
-"""The engine tests that need a process of their own: vLLM's V2 model runner, n-gram drafts, and
-traces, several workers."""
+"""The engine tests that need a process of their own: n-gram drafts, traces, several workers."""
 
 import os
 import subprocess
@@ -16,7 +15,6 @@ TIME_LIMIT = {False: 2400, True: 4 * 3600}
 @pytest.mark.parametrize(
     ("runner", "target"),
     [
-        ("v2", "conformance"),
         ("v1", "own_process/ngram.py"),
         ("v2", "own_process/ngram.py"),
         ("v1", "own_process/tracing.py"),
@@ -25,6 +23,11 @@ TIME_LIMIT = {False: 2400, True: 4 * 3600}
     ],
 )
 def test_in_a_process_of_its_own(runner: str, target: str, pytestconfig: pytest.Config) -> None:
+    run_alone(runner, target, pytestconfig)
+
+
+def run_alone(runner: str, target: str, pytestconfig: pytest.Config) -> None:
+    """tests/engine/TARGET on a model runner, in another process. Raises AssertionError."""
     full = ["--full"] if pytestconfig.getoption("--full") else []
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-W", "ignore", str(ENGINE / target), *full],

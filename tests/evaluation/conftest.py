@@ -52,9 +52,10 @@ def write_config(tmp_path: Path, tiny_model: str) -> WriteConfig:
     return write
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def engines() -> dict[str, VllmEngine]:
-    """By their options. They stay: to end one, vLLM ends what all in the process share."""
+    """By their options. They stay: to end one, vLLM ends what all in the process share; so what
+    another module's tests ended, a module's own engines do not need."""
     return {}
 
 
@@ -62,7 +63,7 @@ def engines() -> dict[str, VllmEngine]:
 def shared_engines(
     engines: dict[str, VllmEngine], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
-    """Runs of this test use the session's engines; the logging that they set up goes after it."""
+    """Runs of this test use the module's engines; the logging that they set up goes after it."""
 
     def start(options: Mapping[str, Any]) -> VllmEngine:
         key = repr(sorted(options.items()))
