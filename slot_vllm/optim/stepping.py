@@ -25,7 +25,8 @@ class Stepping:
         self._descends = [p.optimizer == "sgd" for p in params]
         self._rates: Tensor | None = None
         self._tolerances: Tensor | None = None
-        most = params[0].steps
+        self._steps = [p.steps for p in params]
+        most = self._steps[0]
         if any(p.tolerance or p.lr_schedule != "constant" for p in params):
             rates = [
                 [p.lr * factor for factor in factors(p)] + [0.0] * (most - p.steps) for p in params
@@ -46,7 +47,9 @@ class Stepping:
             self._settings[:, 0] = self._rates[:, t - 1] * self._running
         if self._tolerances is None or self._running.is_cuda:
             return True
-        return bool(self._running.any())
+        # Who has taken all of its steps moves no more, stopped or not.
+        learning = sum(steps >= t for steps in self._steps)
+        return bool(self._running[:learning].any())
 
     @property
     def rates(self) -> Tensor:

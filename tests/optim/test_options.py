@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from slot_vllm.optim.cached_form import CachedForm
 from slot_vllm.optim.head import Head
 from slot_vllm.optim.holdout import FEWEST_ROWS, SCALES, choose, held_out
-from slot_vllm.optim.optimize import Form, Learned, optimize, smallest_workspace_for_all
+from slot_vllm.optim.optimize import (
+    Form,
+    Learned,
+    form_for,
+    optimize,
+    smallest_workspace_for_all,
+)
 from slot_vllm.optim.oracle import oracle
 from slot_vllm.optim.plain_form import PlainForm
 from slot_vllm.optim.prompt import Prompt
@@ -278,6 +284,24 @@ def test_a_stop_is_one_request_s_own() -> None:
     stopped, together = optimize(head, [stops, runs], Workspace(MIB))
     assert len(set(stopped.losses.tolist())) < 8
     assert (together.delta - alone.delta).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("final_loss", [False, True])
+def test_who_has_taken_all_steps_keeps_no_other_going(
+    final_loss: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = make_head()
+    few = prompt_of(head, 40, seed=1, steps=2, lr=0.3)
+    stops = prompt_of(head, 40, seed=2, steps=100, lr=0.3, tolerance=0.2)
+    passes, form = [], form_for(head)
+    sums = form.sums
+    monkeypatch.setattr(form, "sums", lambda *args: (passes.append(1), sums(*args))[1])
+    alone = optimize(head, [stops], Workspace(MIB), final_loss)[0]
+    needed = len(passes)
+    together = optimize(head, [few, stops], Workspace(MIB), final_loss)
+    assert 3 < needed < 20 and len(passes) == 2 * needed
+    assert together[0].losses.isfinite().all() and len(together[0].losses) == 2 + final_loss
+    assert (together[1].delta - alone.delta).abs().max() <= 1e-6
 
 
 @pytest.mark.parametrize("final_loss", [False, True])
