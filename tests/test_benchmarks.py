@@ -7,6 +7,7 @@ import pytest
 
 from slot_vllm.bench.plot import plot
 from slot_vllm.bench.table import table
+from slot_vllm.bench.variants import settings_of_options
 from tests.conftest import ROOT
 
 LOGS = ROOT / "logs" / "bench"
@@ -48,6 +49,12 @@ def test_the_picture_is_of_the_committed_logs(tmp_path: Path) -> None:
     files = sorted(LOGS.glob("optimize_cpu_[0-9]*.json"))
     plot(files, tmp_path / "new.svg")
     assert (tmp_path / "new.svg").read_text() == picture.read_text()
+
+
+def test_the_options_cost_is_of_what_they_are_now() -> None:
+    result = json.loads((LOGS / "optimize_cpu_options_256.json").read_text(encoding="utf-8"))
+    assert result["options"] == settings_of_options()
+    assert set(result["options"]) < set(result["variants"])
 
 
 def test_the_comparison_of_forms() -> None:

@@ -23,6 +23,7 @@ from slot_vllm.bench.variants import (
     bare_products,
     make_variant,
     names,
+    settings_of_options,
     warm_up,
 )
 from slot_vllm.kernels.compiled import library_for
@@ -133,6 +134,7 @@ def measure(
             "mm": timings["mm"].seconds,
             "linear": timings["linear"].seconds,
         },
+        "options": settings_of_options() if options else {},
         "variants": entries,
         "speedup": ours["speedup"],
         "gemm_multiple": ours["gemm_multiple"],

@@ -40,6 +40,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "target=both": {"target": "both"},
 }
 
+
+def settings_of_options() -> dict[str, dict[str, Any]]:
+    """What each of ``OPTIONS`` is that the paper's settings are not, presets filled in."""
+    return {
+        name: SlotParams(**settings).model_dump(mode="json", exclude_defaults=True)
+        for name, settings in OPTIONS.items()
+    }
+
+
 # The deltas (B, d) of one run.
 Variant = Callable[[], Tensor]
 
