@@ -188,9 +188,6 @@ class Deltas:
         except Exception as error:
             self.failures.report(Failure.of(error, "batch"), "a log or a metric lacks something")
 
-    def _named(self, names: Collection[str]) -> list[Request]:
-        return [self.requests[name] for name in names if name in self.requests]
-
     def _fail_all(self, requests: Sequence[Request], failure: Failure) -> None:
         for request in requests:
             if not request.failed:
@@ -230,7 +227,8 @@ class Deltas:
         assert failure is not None
         self._staged = None
         self.failures.report(failure, "the step goes on without SLOT")
-        self._fail_all(self._named(self._scheduled), failure)
+        here = [q for name, q in self.requests.items() if name in self._scheduled]
+        self._fail_all(here, failure)
 
     def _stage(self, hidden_states: Tensor, batch: BatchView) -> None:
         prefilling: list[Request] = []

@@ -2,9 +2,8 @@
 
 The counters live in the workers. A scrape asks every engine for them, unless another one did within
 the last second, so that nothing runs between scrapes; the engine answers between two steps. This
-holds for
-``--api-server-count`` too, where vLLM's own metrics are merged from files of all server processes:
-whichever process is asked, these come from the engine, once.
+holds for ``--api-server-count`` too, where vLLM's own metrics are merged from files of all server
+processes: whichever process is asked, these come from the engine, once.
 """
 
 import functools

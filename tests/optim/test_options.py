@@ -39,6 +39,17 @@ def prompt_of(head: Head, length: int, seed: int = 0, **settings: Any) -> Prompt
     return made
 
 
+def drawn_prompts(head: Head, requests: list[dict[str, Any]]) -> list[Prompt]:
+    """Of lengths and settings that were drawn; L-BFGS learns no bias."""
+    prompts = []
+    for i, drawn in enumerate(requests):
+        options = dict(drawn)
+        if options.get("target") and options.get("optimizer") == "lbfgs":
+            del options["target"]
+        prompts.append(prompt_of(head, options.pop("length"), seed=i, **options))
+    return prompts
+
+
 def divergences(head: Head, prompt: Prompt, learned: Learned) -> torch.Tensor:
     """(n,) float64: of each position, with what was learned."""
     z = prompt.hidden.double() @ head.weight.double().T
@@ -184,12 +195,7 @@ def test_any_mixture_in_any_workspace(
     extra_bytes: int,
 ) -> None:
     head = make_head(vocabulary=129, hidden=16, soft_cap=soft_cap, scale=scale)
-    prompts = []
-    for i, drawn in enumerate(requests):
-        options = dict(drawn)
-        if options.get("target") and options.get("optimizer") == "lbfgs":
-            del options["target"]
-        prompts.append(prompt_of(head, options.pop("length"), seed=i, **options))
+    prompts = drawn_prompts(head, requests)
     with pytest.MonkeyPatch.context() as patch:
         if two_pass:
             patch.setattr("slot_vllm.optim.optimize.form_for", lambda *_: TwoPassForm)

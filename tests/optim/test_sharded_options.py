@@ -25,6 +25,7 @@ from tests.optim.test_options import (
     OPTIONS,
     assert_equal,
     divergences,
+    drawn_prompts,
     name_of,
     problem,
     prompt_of,
@@ -85,12 +86,7 @@ def test_any_mixture_in_any_workspace(
     extra_bytes: int,
 ) -> None:
     head = make_head(vocabulary=129, hidden=16, soft_cap=soft_cap, scale=scale)
-    prompts = []
-    for i, drawn in enumerate(requests):
-        options = dict(drawn)
-        if options.get("target") and options.get("optimizer") == "lbfgs":
-            del options["target"]
-        prompts.append(prompt_of(head, options.pop("length"), seed=i, **options))
+    prompts = drawn_prompts(head, requests)
     learned = together(head, prompts, [0, *cuts, 129], extra_bytes)
     for prompt, result in zip(prompts, learned, strict=True):
         assert_equal(head, prompt, result, oracle(head, prompt))

@@ -110,7 +110,7 @@ def assert_equal_to_one_process(
             assert stats["optimized"]
 
 
-@pytest.mark.parametrize(
+each_head = pytest.mark.parametrize(
     ("architecture", "tied", "vocabulary"),
     [
         # 320 rows with the padding: 160 columns and 102.
@@ -120,6 +120,9 @@ def assert_equal_to_one_process(
         pytest.param("gemma2", True, None, id="soft-cap", marks=pytest.mark.full),
     ],
 )
+
+
+@each_head
 def test_tensor_parallel(
     architecture: str,
     tied: bool,
@@ -152,14 +155,7 @@ LINE_SEARCHES: tuple[dict[str, Any], ...] = (
 )
 
 
-@pytest.mark.parametrize(
-    ("architecture", "tied", "vocabulary"),
-    [
-        pytest.param("qwen2", True, None, id="uneven"),
-        pytest.param("llama", False, 30, id="padding-only"),
-        pytest.param("gemma2", True, None, id="soft-cap", marks=pytest.mark.full),
-    ],
-)
+@each_head
 def test_every_option_in_one_batch(
     architecture: str,
     tied: bool,
