@@ -1,7 +1,7 @@
 """What is timed: each variant runs the whole batch once and gives its deltas."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,11 +31,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "max_kl=0.05": {"max_kl": 0.05},
     "max_kl=10": {"max_kl": 10.0},
     "lr_schedule=cosine": {"lr_schedule": "cosine"},
+    "lr_schedule=linear": {"lr_schedule": "linear"},
     "reduction=mean_over_rows": {"reduction": "mean_over_rows"},
     "tolerance=0.01": {"tolerance": 0.01},
     "optimizer=sgd": {"optimizer": "sgd"},
     "optimizer=lbfgs": {"optimizer": "lbfgs", "lr": 1.0},
-    "loss_tokens=64": {"loss_tokens": 64},
+    "optimizer=lbfgs, steps=2": {"optimizer": "lbfgs", "lr": 1.0, "steps": 2},
+    "loss_tokens=16": {"loss_tokens": 16},
+    # Of half of the tokens: those of the first turn of two, say.
+    "loss_tokens=user": {"loss_tokens": "user"},
     "target=bias": {"target": "bias"},
     "target=both": {"target": "both"},
 }
@@ -62,7 +66,12 @@ def make_variant(name: str, head: Head, prompts: Sequence[Prompt], workspace_mb:
     """Allocates what the variant keeps between runs: our workspace."""
     if name in OPTIONS:
         prompts = [
-            dataclasses.replace(p, params=_changed(p.params, OPTIONS[name])) for p in prompts
+            dataclasses.replace(
+                p,
+                params=SlotParams(**{"steps": p.params.steps, **OPTIONS[name]}),
+                counts=[2 * i < len(p.tokens) for i in range(len(p.tokens))],
+            )
+            for p in prompts
         ]
     if name in (OURS, PLAIN_FORM, *OPTIONS):
         form = PlainForm if name == PLAIN_FORM else None
@@ -72,11 +81,6 @@ def make_variant(name: str, head: Head, prompts: Sequence[Prompt], workspace_mb:
         return lambda: torch.stack([published_delta(head, p) for p in prompts])
     loss: Loss = installed_losses(head.weight.device.type)[name]
     return lambda: torch.stack([fused_delta(loss, head, p) for p in prompts])
-
-
-def _changed(params: SlotParams, settings: Mapping[str, Any]) -> SlotParams:
-    """The preset first, if there is one; then the number of steps, which the benchmark says."""
-    return SlotParams(**{**settings, "steps": params.steps})
 
 
 def warm_up(shape: Shape, name: str) -> None:

@@ -45,9 +45,10 @@ class Learned:
     learned from, before each step and, if asked for, with what is applied; empty where there is
     nothing to learn from. finite: () bool, whether delta and bias are as they were learned; both
     are zero where a hidden state, a loss or one of their coordinates was not finite. scale: ()
-    float32, what safeguards multiplied delta by. bias: (V,) float32, what else is added to the
-    logits, before f, a shard's columns of it; None if ``target`` is hidden. arriving: on CUDA,
-    ``finite`` on its way to the host; true until it comes."""
+    float32, what safeguards multiplied delta by; 0 where all rows were held out. bias: (V,) in the
+    weight's dtype, what else is added to the logits, before f, a shard's columns of it; None if
+    ``target`` is hidden. arriving: on CUDA, ``finite`` on its way to the host; true until it
+    comes."""
 
     delta: Tensor
     losses: Tensor
@@ -173,7 +174,10 @@ def optimize(
             )
             for i, result in zip(group, learned, strict=True):
                 results[i] = result
-    return [r if r is not None else _nothing_learned(head) for r in results]
+    return [
+        _nothing_learned(head, part) if result is None else result
+        for result, part in zip(results, parts, strict=True)
+    ]
 
 
 def _split(prompts: Sequence[Prompt], shard: Shard | None) -> list[Parts]:
@@ -262,12 +266,10 @@ def _bias_bytes(head: Head) -> int:
     return 3 * aligned(head.vocabulary * 4)
 
 
-def _nothing_learned(head: Head) -> Learned:
+def _nothing_learned(head: Head, parts: Parts) -> Learned:
     zeros = torch.zeros(head.hidden_size, dtype=torch.float32, device=head.weight.device)
-    finite, scale = (
-        torch.ones((), dtype=d, device=zeros.device) for d in (torch.bool, torch.float32)
-    )
-    return Learned(zeros, zeros[:0], finite, scale)
+    finite = torch.ones((), dtype=torch.bool, device=zeros.device)
+    return Learned(zeros, zeros[:0], finite, zeros.new_full((), 0.0 if parts.all_held else 1.0))
 
 
 def _optimize_group(
@@ -439,7 +441,7 @@ class _Learning:
                 mean[i, : steps[i] + int(self._final_loss)].clone(),
                 finite[i].clone(),
                 scales[i].clone(),
-                None if biases is None else biases[i].clone(),
+                None if biases is None else biases[i].to(head.weight.dtype, copy=True),
                 arriving[i],
             )
             for i in range(count)

@@ -80,7 +80,8 @@ def _autograd(head: Head, prompt: Prompt, dtype: torch.dtype) -> Learned:
     fit, held = _rows(prompt) if prompt.rows and params.steps else ([], [])
     biased = None if params.target == "hidden" else logit_bias
     if not fit:
-        return Learned(delta, delta[:0], torch.tensor(True), bias=biased)
+        applied = torch.tensor(0.0 if held else 1.0)
+        return Learned(delta, delta[:0], torch.tensor(True), applied, biased)
     learned = {"hidden": [delta], "bias": [logit_bias], "both": [delta, logit_bias]}[params.target]
     for parameter in learned:
         parameter.requires_grad_()

@@ -29,6 +29,11 @@ class Parts:
         return [part for part in (self.fit, self.held, self.rest) if part is not None]
 
     @property
+    def all_held(self) -> bool:
+        """Whether rows count, but too few for a holdout to tell: nothing is learned."""
+        return self.held is not None and not self.fit.rows
+
+    @property
     def guarded(self) -> bool:
         """Whether delta may be scaled once it is learned."""
         return self.held is not None or self.rest is not None
@@ -50,12 +55,10 @@ def split(prompt: Prompt) -> Parts:
     held = np.zeros_like(learned)
     if params.guard == "holdout":
         held[learned.nonzero()[0][held_out(int(learned.sum()))]] = True
-    fit, judges, rest = learned & ~held, None, None
-    if fit.any():
-        if held.any():
-            judges = _part(prompt, held)
-        if params.max_kl is not None:
-            rest = _part(prompt, np.append(~learned, True))
+    fit, rest = learned & ~held, None
+    judges = _part(prompt, held) if held.any() else None
+    if fit.any() and params.max_kl is not None:
+        rest = _part(prompt, np.append(~learned, True))
     return Parts(prompt, _part(prompt, fit), judges, rest)
 
 

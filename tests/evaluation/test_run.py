@@ -330,8 +330,9 @@ def test_what_vllm_refuses_leaves_nothing_behind(
 
 
 def test_the_quickstart_as_a_user_types_it(tmp_path: Path) -> None:
-    if not (Path(sys.prefix) / ".slot-vllm").exists():
-        pytest.skip("this environment was not made by scripts/setup.sh, which would now install")
+    stamp = Path(sys.prefix) / ".slot-vllm"
+    if not stamp.exists() or not stamp.read_text().endswith(f" {ROOT}"):
+        pytest.skip("scripts/setup.sh did not make this environment for here, and would install")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("VLLM_")}
     out = tmp_path / "out"
     done = subprocess.run(

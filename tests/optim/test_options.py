@@ -21,13 +21,14 @@ from slot_vllm.optim.optimize import (
 from slot_vllm.optim.oracle import oracle
 from slot_vllm.optim.plain_form import PlainForm
 from slot_vllm.optim.prompt import Prompt
+from slot_vllm.optim.safeguards import Safeguards
 from slot_vllm.optim.trust_region import LEAST_BOUND
 from slot_vllm.optim.two_pass_form import TwoPassForm
 from slot_vllm.optim.workspace import Workspace
 from slot_vllm.params import SlotParams
 from tests.optim.test_optimize import MIB, make_head, make_prompt
 
-FORMS = [CachedForm, PlainForm, TwoPassForm]
+FORMS: list[type[Form]] = [CachedForm, PlainForm, TwoPassForm]
 
 
 def prompt_of(head: Head, length: int, seed: int = 0, **settings: Any) -> Prompt:
@@ -50,11 +51,14 @@ def drawn_prompts(head: Head, requests: list[dict[str, Any]]) -> list[Prompt]:
     return prompts
 
 
-def divergences(head: Head, prompt: Prompt, learned: Learned) -> torch.Tensor:
-    """(n,) float64: of each position, with what was learned."""
-    z = prompt.hidden.double() @ head.weight.double().T
-    if head.bias is not None:
-        z += head.bias.double()
+def divergences(
+    head: Head, prompt: Prompt, learned: Learned, z: torch.Tensor | None = None
+) -> torch.Tensor:
+    """(n,) float64: of each position, with what was learned. z: (n, V) float64, if not exact."""
+    if z is None:
+        z = prompt.hidden.double() @ head.weight.double().T
+        if head.bias is not None:
+            z += head.bias.double()
     shift = head.weight.double() @ learned.delta.double()
     if learned.bias is not None:
         shift += learned.bias.double()
@@ -232,6 +236,98 @@ def test_a_bound_so_small_that_nothing_is_left(vanishing: dict[str, Any]) -> Non
         (learned,) = optimize(head, [prompt], Workspace(MIB))
         assert learned.scale == 0 and not learned.delta.any()
         assert learned.bias is None or not learned.bias.any()
+
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+TARGETS = ["hidden", "bias", "both"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_holdout_s_choice_is_the_least_of_float64(
+    dtype: torch.dtype, form: type[Form], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of losses that float32 can tell apart, with logits as the model's dtype rounds them or not:
+    the cached form has the large ones unrounded."""
+    unscaled: list[torch.Tensor] = []
+    original = Safeguards.scales
+
+    def scales(self: Safeguards, logits: Form, deltas: torch.Tensor, *rest: Any) -> torch.Tensor:
+        unscaled.extend(deltas.clone())
+        return original(self, logits, deltas, *rest)
+
+    monkeypatch.setattr(Safeguards, "scales", scales)
+    head, chosen, apart = make_head(dtype=dtype), set(), 0
+    for lr in (0.003, 0.01, 0.02, 0.05, 0.3):
+        for seed in range(4):
+            prompt = prompt_of(head, 90, seed, lr=lr, guard="holdout")
+            (learned,) = optimize(head, [prompt], Workspace(4 * MIB), form=form)
+            chosen.add(float(learned.scale))
+            held = torch.from_numpy(held_out(89).nonzero()[0])
+            shift = head.weight.double() @ unscaled.pop().double()
+            exact = (prompt.hidden.double() @ head.weight.double().T)[held]
+            best = []
+            for z in (exact, exact.to(dtype).double()):
+                losses = torch.stack(
+                    [
+                        torch.nn.functional.cross_entropy(z + k * shift, prompt.tokens[held + 1])
+                        for k in SCALES
+                    ]
+                )
+                least = losses.sort()
+                best += [SCALES[least.indices[0]]] * (least.values[1] - least.values[0] > 2e-6)
+            apart += len(best)
+            assert not best or learned.scale in best, (lr, seed)
+    # Some were neither dropped nor left alone, and the test could tell.
+    assert len(chosen) >= 4 and apart >= 30
+
+
+@pytest.mark.parametrize(
+    ("form", "target"),
+    [(form, target) for form in FORMS for target in TARGETS[: 3 if form.takes_biases else 1]],
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_bound_holds_in_the_model_s_dtype(
+    dtype: torch.dtype, form: type[Form], target: str
+) -> None:
+    """The last position's distribution is the one that is sampled from: of logits in the model's
+    dtype. That of the rows that are learned from is of the form's logits."""
+    head, used = make_head(500, dtype=dtype), 0
+    for seed in range(5):
+        for bound in (1e-5, 1e-3, 0.05):
+            prompt = prompt_of(head, 20, seed, max_kl=bound, target=target)
+            (learned,) = optimize(head, [prompt], Workspace(4 * MIB), form=form)
+            of_exact = divergences(head, prompt, learned)
+            rounded = (prompt.hidden @ head.weight.T).double()
+            of_rounded = divergences(head, prompt, learned, rounded)
+            last, mean = of_rounded[-1], min(of_exact.mean(), of_rounded.mean())
+            assert max(last, mean) <= 1.01 * bound, (seed, bound)
+            used += bool(max(last, mean) >= 0.98 * bound)
+    assert used >= 10
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_bias_is_stored_in_the_model_s_dtype(dtype: torch.dtype) -> None:
+    head = make_head(dtype=dtype)
+    prompt = prompt_of(head, 40, target="both")
+    (learned,) = optimize(head, [prompt], Workspace(4 * MIB))
+    assert learned.bias is not None and learned.bias.dtype == dtype
+    assert learned.delta.dtype == torch.float32
+    expected = oracle(head, prompt).bias
+    assert expected is not None
+    torch.testing.assert_close(
+        learned.bias.double(), expected, rtol=torch.finfo(dtype).eps, atol=2e-2 * prompt.params.lr
+    )
+
+
+@pytest.mark.parametrize("options", [{"guard": "holdout"}, {"preset": "safe"}])
+def test_too_few_rows_for_a_holdout_leave_nothing(options: dict[str, Any]) -> None:
+    head = make_head()
+    for rows in range(FEWEST_ROWS + 2):
+        (learned,) = optimize(head, [prompt_of(head, rows + 1, **options)], Workspace(MIB))
+        learns = rows >= FEWEST_ROWS
+        assert bool(learned.losses.numel()) == learns
+        assert learns or float(learned.scale) == (1.0 if rows == 0 else 0.0)
 
 
 def test_what_is_held_out() -> None:
