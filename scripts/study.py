@@ -41,6 +41,7 @@ MODES = ("paper", "safe")
 MOST_LOST = 0.03
 ALPHA = 0.05
 BEST = 8  # settings of a search that are shown
+_ACROSS = 3  # pictures beside each other
 SCORES = ("exact", "arithmetic", "adherence")
 
 Entry = Mapping[str, Any]
@@ -295,8 +296,12 @@ def draw_grids(output: Path) -> None:
 def draw_searches(output: Path) -> None:
     """Every setting of the searches: what it does to adherence and to arithmetic, in points."""
     names = [path.stem for path in sorted(LOGS.glob("search_*.json"))]
-    figure = _figure(4.5 * len(names), 4)
-    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+    rows = -(-len(names) // _ACROSS)
+    figure = _figure(4.5 * _ACROSS, 4 * rows)
+    grid = figure.subplots(rows, _ACROSS, squeeze=False).flat
+    for axes in grid[len(names) :]:
+        axes.remove()
+    for axes, name in zip(grid, names, strict=False):
         points = [
             [100 * arm["metrics"][score]["difference"] for score in ("arithmetic", "adherence")]
             for arm in searched(name)
@@ -310,7 +315,7 @@ def draw_searches(output: Path) -> None:
         axes.set_xlabel("right numbers, points against the baseline")
         axes.set_ylabel("adherence, points against the baseline")
         axes.set_title(name.removeprefix("search_"), fontsize=10)
-    figure.colorbar(drawn, ax=axes, label="exact answers, points")
+    figure.colorbar(drawn, ax=list(figure.axes), label="exact answers, points")
     _save(figure, output)
 
 

@@ -51,10 +51,15 @@ def test_the_picture_is_of_the_committed_logs(tmp_path: Path) -> None:
     assert (tmp_path / "new.svg").read_text() == picture.read_text()
 
 
-def test_the_options_cost_is_of_what_they_are_now() -> None:
-    result = json.loads((LOGS / "optimize_cpu_options_256.json").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("tokens", [16, 64, 256])
+def test_the_options_cost_is_of_what_they_are_now(tokens: int) -> None:
+    file = LOGS / f"optimize_cpu_options_{tokens}.json"
+    result = json.loads(file.read_text(encoding="utf-8"))
+    assert result["shape"]["tokens"] == tokens
     assert result["options"] == settings_of_options()
     assert set(result["options"]) < set(result["variants"])
+    # What a holdout may cost.
+    assert result["variants"]["guard=holdout"]["paper_multiple"] < 1.5
 
 
 def test_the_comparison_of_forms() -> None:
