@@ -90,21 +90,15 @@ class CachedForm:
         return sums, losses
 
     def logits(self, request: int) -> Iterator[Segment]:
-        """The request's rows of Z0, each up to a constant, some at a time; each is valid until the
-        next. Where E was made they are its logarithms, unless it was made far away."""
+        """The request's rows of Z0, some at a time; each is valid until the next. Rows whose E was
+        made are computed again: its logarithms end some 87 below a row's maximum, and are not
+        rounded as the model's own logits are."""
         cached = self._cached(request)
-        if len(cached) and self._made[request] and self._moved[request]:
-            # What is far below the maximum there need not be so here.
-            self._rows.fill(request)
-            self._made[request] = False
-        if len(cached) and not self._made[request]:
+        if len(cached):
+            if self._made[request]:
+                self._rows.fill(request)
+                self._made[request] = False
             yield Segment(request, 0, len(cached), cached)
-        elif len(cached):
-            start = 0
-            for tile in stored(cached).split(len(self._scratch)):
-                z = self._scratch[: len(tile)].copy_(tile).log_().div_(self._head.scale)
-                yield Segment(request, start, start + len(tile), z)
-                start += len(tile)
         yield from self._rows.again(request, len(cached))
 
     def _cached(self, i: int) -> Tensor:
@@ -126,7 +120,8 @@ class CachedForm:
             if self._moved[i]:
                 shift(self._head.weight, deltas[i : i + 1], shifts[i : i + 1])
             self._origins[i], self._moved[i] = deltas[i], True
-            self._rows.fill(i)
+            if self._made[i]:
+                self._rows.fill(i)
         return moves
 
     def _add_cached(self, i: int, made: bool, shifted: bool, losses: Tensor) -> None:

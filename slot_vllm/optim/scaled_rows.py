@@ -24,7 +24,7 @@ _PLANES = 3
 
 
 class Logits(Protocol):
-    """A form: rows of Z0 of a request, each row up to a constant; valid until the next ones."""
+    """A form: rows of Z0 of a request; valid until the next ones."""
 
     def logits(self, request: int) -> Iterator[Segment]: ...
 
