@@ -381,6 +381,11 @@ class Deltas:
         }
 
     def _arrive(self, new: Any) -> None:
+        lora_request: Any = getattr(new, "lora_request", None)
+        replaces = lora_request is not None and lora_request.load_inplace
+        if replaces:
+            # vLLM loads it again for each request that says so, whether that has SLOT or not.
+            self.forget_adapter(lora_request.lora_name)
         extra_args = getattr(new.sampling_params, "extra_args", None) or {}
         if RESOLVED not in extra_args:
             if new.sampling_params is not None and (self.config.steps or named(extra_args)):
@@ -395,11 +400,6 @@ class Deltas:
         if resolved.bypassed is not None:
             self._bypass(new.req_id, resolved.bypassed)
         elif resolved.params.steps:
-            lora_request = new.lora_request
-            replaces = lora_request is not None and lora_request.load_inplace
-            if replaces:
-                # vLLM loads it again for each request that says so.
-                self.forget_adapter(lora_request.lora_name)
             self.requests[new.req_id] = Request(
                 resolved.request_id,
                 resolved.params,

@@ -316,7 +316,8 @@ def test_an_overlapping_request_shares_what_the_cache_has_dropped() -> None:
     assert len(deltas.table) == 2
 
 
-def test_an_adapter_that_is_replaced_in_place_ends_sharing() -> None:
+@pytest.mark.parametrize("replacer", ["slot", "plain", "bypassed", "unknown"])
+def test_an_adapter_that_is_replaced_in_place_ends_sharing(replacer: str) -> None:
     deltas = make_deltas()
     first, second = (
         SimpleNamespace(lora_name="x", lora_int_id=1, lora_path="/x", load_inplace=again)
@@ -324,12 +325,22 @@ def test_an_adapter_that_is_replaced_in_place_ends_sharing() -> None:
     )
     begin(deltas, [arrival("a-1", TOKENS, lora_request=first)])
     step(deltas, ("a-1", TOKENS, 0))
-    begin(deltas, [arrival("b-1", TOKENS, lora_request=second)])
+    new = arrival(
+        "b-1",
+        TOKENS,
+        steps=0 if replacer == "plain" else 2,
+        bypassed="beam_search" if replacer == "bypassed" else None,
+        lora_request=second,
+    )
+    if replacer == "unknown":
+        new.sampling_params.extra_args = {}
+    begin(deltas, [new])
     step(deltas, ("b-1", TOKENS, 0))
     for name in ("c-1", "d-1"):
         begin(deltas, [arrival(name, TOKENS, lora_request=first)])
         step(deltas, (name, TOKENS, 0))
-    assert [deltas.stats()[name] for name in ("optimized", "shared")] == [3, 1]
+    learned = 3 if replacer == "slot" else 2
+    assert [deltas.stats()[name] for name in ("optimized", "shared")] == [learned, 1]
 
 
 def test_a_prompt_across_a_change_of_weights_is_shared_with_nobody() -> None:
