@@ -54,9 +54,9 @@ class DeltaTable:
         biases: Sequence[Tensor | None] | None = None,
     ) -> list[Tensor]:
         """Write the rows of ``deltas`` (k, d) float32; a few at a time share a pass over W. biases:
-        (V,) float32 or None each, what is added to W delta. Returns for each, () bool, whether
-        delta and what the logits get are finite, in the model's dtype if they are rounded; where
-        they are not the row is zero."""
+        (V,) of any float dtype or None each, what is added to W delta. Returns for each, () bool,
+        whether delta and what the logits get are finite, in the model's dtype if they are rounded;
+        where they are not the row is zero."""
         biases = [None] * len(rows) if biases is None else biases
         finite: list[Tensor] = []
         for start in range(0, len(rows), _SHARING):

@@ -165,7 +165,6 @@ def test_hidden_states_follow_copied_blocks(tiny_model: str, engine: Callable[..
     assert torch.equal(cache[199], cache[written])
 
 
-@pytest.mark.skipif(V2, reason="the arithmetic is vLLM's, the same for both runners")
 def test_the_stated_cost_is_what_is_lost(tiny_model: str, engine: Callable[..., Any]) -> None:
     size = {"num_gpu_blocks_override": None, "kv_cache_memory_bytes": 1 << 24}
     tokens = []
@@ -210,8 +209,9 @@ def test_within_the_same_share_of_memory(tiny_model: str, engine: Callable[..., 
     assert abs(lost - cost.tokens_lost) <= BLOCK
 
 
-def test_off_is_as_before(tiny_model: str, engine: Callable[..., Any]) -> None:
-    off = {"hidden_cache": "off", "delta_cache_mb": 0}
+@pytest.mark.parametrize("shares", [False, True])
+def test_off_is_as_before(shares: bool, tiny_model: str, engine: Callable[..., Any]) -> None:
+    off = {"hidden_cache": "off", **({} if shares else {"delta_cache_mb": 0})}
     llm = engine(tiny_model, slot=off, **ROOMY)
     groups = runner_of(llm).kv_cache_config.kv_cache_groups
     assert not [name for group in groups for name in group.layer_names if "slot" in name]
@@ -219,10 +219,11 @@ def test_off_is_as_before(tiny_model: str, engine: Callable[..., Any]) -> None:
     without = Case(case.tokens, 0, 0.1, 4)
     expected = reference(tiny_model, [case])
     run(llm, [without])
-    for _ in range(2):
+    for again in (False, True):
         (output,), counted = _counted(llm, lambda: run(llm, [case]))
         assert output.num_cached_tokens == 0
-        assert (counted["optimized"], counted["shared"]) == (1, 0)
+        shared = int(shares and again)
+        assert (counted["optimized"], counted["shared"]) == (1 - shared, shared)
         assert counted["hidden_rows_cached"] == 0
         assert_tokens_equal(tokens_of([output]), expected)
         assert_delta_equal(delta_of(llm, output), expected[0], case.lr)

@@ -188,3 +188,5 @@ def test_random_schedules(
     assert stats["optimized"] and stats["hidden_rows_cached"]
     assert max(optimized) == 1 if limits else max(optimized) > 1 or count < 8
     assert count < 17 or (preempted and stats["shared"])
+    # Larger chunks leave hardly a prompt unfinished.
+    assert count < 17 or chunk == 160 or early
