@@ -51,15 +51,20 @@ def test_the_picture_is_of_the_committed_logs(tmp_path: Path) -> None:
     assert (tmp_path / "new.svg").read_text() == picture.read_text()
 
 
-@pytest.mark.parametrize("tokens", [16, 64, 256])
-def test_the_options_cost_is_of_what_they_are_now(tokens: int) -> None:
-    file = LOGS / f"optimize_cpu_options_{tokens}.json"
+@pytest.mark.parametrize(
+    ("name", "tokens", "steps"), [("16", 16, 5), ("64", 64, 5), ("256", 256, 5), ("1_step", 64, 1)]
+)
+def test_the_options_cost_is_of_what_they_are_now(name: str, tokens: int, steps: int) -> None:
+    file = LOGS / f"optimize_cpu_options_{name}.json"
     result = json.loads(file.read_text(encoding="utf-8"))
-    assert result["shape"]["tokens"] == tokens
+    assert (result["shape"]["tokens"], result["shape"]["steps"]) == (tokens, steps)
     assert result["options"] == settings_of_options()
     assert set(result["options"]) < set(result["variants"])
-    # What a holdout may cost.
-    assert result["variants"]["guard=holdout"]["paper_multiple"] < 1.5
+    # What a holdout may cost, which at one step it exceeds.
+    holdout = result["variants"]["guard=holdout"]["paper_multiple"]
+    assert holdout < 1.5 or steps == 1
+    page = " ".join((ROOT / "docs" / "settings.md").read_text(encoding="utf-8").split())
+    assert f"{holdout:.2f}" in page[page.index("the safeguards weigh more") :][:150]
 
 
 def test_the_comparison_of_forms() -> None:
