@@ -248,8 +248,7 @@ TARGETS = ["hidden", "bias", "both"]
 def test_the_holdout_s_choice_is_the_least_of_float64(
     dtype: torch.dtype, form: type[Form], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of losses that float32 can tell apart, with logits as the model's dtype rounds them or not:
-    the cached form has the large ones unrounded."""
+    """Of logits in the model's dtype, and of losses that float32 can tell apart."""
     unscaled: list[torch.Tensor] = []
     original = Safeguards.scales
 
@@ -266,21 +265,18 @@ def test_the_holdout_s_choice_is_the_least_of_float64(
             chosen.add(float(learned.scale))
             held = torch.from_numpy(held_out(89).nonzero()[0])
             shift = head.weight.double() @ unscaled.pop().double()
-            exact = (prompt.hidden.double() @ head.weight.double().T)[held]
-            best = []
-            for z in (exact, exact.to(dtype).double()):
-                losses = torch.stack(
-                    [
-                        torch.nn.functional.cross_entropy(z + k * shift, prompt.tokens[held + 1])
-                        for k in SCALES
-                    ]
-                )
-                least = losses.sort()
-                best += [SCALES[least.indices[0]]] * (least.values[1] - least.values[0] > 2e-6)
-            apart += len(best)
-            assert not best or learned.scale in best, (lr, seed)
+            z = (prompt.hidden @ head.weight.T)[held].double()
+            losses = torch.stack(
+                [
+                    torch.nn.functional.cross_entropy(z + k * shift, prompt.tokens[held + 1])
+                    for k in SCALES
+                ]
+            ).sort()
+            if losses.values[1] - losses.values[0] > 2e-6:
+                apart += 1
+                assert learned.scale == SCALES[losses.indices[0]], (lr, seed)
     # Some were neither dropped nor left alone, and the test could tell.
-    assert len(chosen) >= 4 and apart >= 30
+    assert len(chosen) >= 4 and apart >= 15
 
 
 @pytest.mark.parametrize(
