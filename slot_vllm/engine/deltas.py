@@ -381,7 +381,7 @@ class Deltas:
         }
 
     def _arrive(self, new: Any) -> None:
-        lora_request: Any = getattr(new, "lora_request", None)
+        lora_request = new.lora_request
         replaces = lora_request is not None and lora_request.load_inplace
         if replaces:
             # vLLM loads it again for each request that says so, whether that has SLOT or not.

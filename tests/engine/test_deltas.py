@@ -209,9 +209,8 @@ def test_rows_that_never_came_fail_the_request_alone() -> None:
 def test_counting_bypassed_and_unresolved_requests_once() -> None:
     deltas = make_deltas()
     new = [arrival("a-1", TOKENS, bypassed="multimodal")]
-    unresolved = SimpleNamespace(
-        req_id="u-1", sampling_params=SimpleNamespace(extra_args=None), prompt_token_ids=TOKENS
-    )
+    unresolved = arrival("u-1", TOKENS)
+    unresolved.sampling_params.extra_args = None
     begin(deltas, [*new, unresolved])
     begin(deltas, preempted={"a-1"})
     begin(deltas, [*new, unresolved])

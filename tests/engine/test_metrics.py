@@ -73,7 +73,9 @@ def test_every_request_has_one_outcome() -> None:
         arrival("g-1", [3, 10**6]),
         arrival("h-1", [*TOKENS, 1]),
         # Not admitted, which without defaults is a plain request.
-        SimpleNamespace(req_id="i-1", sampling_params=SimpleNamespace(extra_args=None)),
+        SimpleNamespace(
+            req_id="i-1", sampling_params=SimpleNamespace(extra_args=None), lora_request=None
+        ),
     ]
     deltas.config = deltas.config.model_copy(update={"steps": 0})
     begin(deltas, new)
