@@ -10,8 +10,7 @@ PATH="$(dirname "$python"):$PATH"
 cd "$root"
 
 # Two processes, whole files each: what a test spends on imports and interpreters fills one core.
-# In the files' order: by default those with few tests are last, and among them are the longest.
-pytest=(python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder)
+pytest=(python -m pytest --numprocesses 2 --dist loadfile)
 failed=0
 part() {
     printf '\n== %s\n' "$*"
