@@ -46,8 +46,8 @@ def _run(config: RunConfig, options: argparse.Namespace) -> None:
     # Here, not above: importing lighteval takes seconds, and bad input needs none of it.
     from slot_vllm.evaluation.console import RunLog
     from slot_vllm.evaluation.directory import RunDirectory
-    from slot_vllm.evaluation.results import show
     from slot_vllm.evaluation.run import run
+    from slot_vllm.evaluation.table import show
 
     directory = RunDirectory(options.output_dir or Path("logs") / config.name)
     directory.check(config, options.resume, options.overwrite)

@@ -2,15 +2,12 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from slot_vllm.evaluation import statistics
 from slot_vllm.evaluation.comparison import ProblemScores
-
-# A group's figures, by the group's name.
-Breakdown = dict[str, dict[str, Any]]
+from slot_vllm.evaluation.record import Breakdown, Group
 
 
 def of_answers(scored: Sequence[tuple[str, float | None]]) -> Breakdown:
@@ -21,7 +18,7 @@ def of_answers(scored: Sequence[tuple[str, float | None]]) -> Breakdown:
         counts[group] += 1
         groups[group] += [] if value is None else [value]
     return {
-        group: {"value": _mean(groups[group]), "samples": count}
+        group: Group(value=_mean(groups[group]), samples=count)
         for group, count in sorted(counts.items())
     }
 
@@ -41,21 +38,20 @@ def of_problems(
     return {group: _figures(ids, scores, baseline) for group, ids in members.items()}
 
 
-def _figures(
-    ids: Sequence[str], scores: ProblemScores, baseline: ProblemScores | None
-) -> dict[str, Any]:
+def _figures(ids: Sequence[str], scores: ProblemScores, baseline: ProblemScores | None) -> Group:
     values = np.array([scores[i] for i in ids], float)
-    figures: dict[str, Any] = {
-        "value": float(values.mean()),
-        "samples": len(ids),
-        "interval": statistics.mean_interval(values),
-    }
+    group = Group(
+        value=float(values.mean()), samples=len(ids), interval=statistics.mean_interval(values)
+    )
     both = [i for i in ids if baseline and i in baseline]
-    if baseline and both:
-        arm, own = np.array([(scores[i], baseline[i]) for i in both], float).T
-        figures["difference"] = float((arm - own).mean())
-        figures["difference_interval"] = statistics.difference_interval(arm, own)
-    return figures
+    if not baseline or not both:
+        return group
+    arm, own = np.array([(scores[i], baseline[i]) for i in both], float).T
+    compared = {
+        "difference": float((arm - own).mean()),
+        "difference_interval": statistics.difference_interval(arm, own),
+    }
+    return group.model_copy(update=compared)
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from statsmodels.stats.multitest import multipletests
 
 from slot_vllm.evaluation import statistics
+from slot_vllm.evaluation.record import Comparison
 from slot_vllm.evaluation.statistics import ALPHA, Interval, Numbers
 
 # By problem id.
@@ -17,25 +17,7 @@ ProblemScores = Mapping[str, float]
 _FEW_FOR_BOOTSTRAP = 50
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """An arm's score minus the baseline's, over the problems that both have a score for.
-
-    difference_interval: at 95 %. p_value: two-sided, of no difference; p_value_holm: corrected for
-    the number of arms that are compared (Holm 1979). method: how interval and p came about.
-    """
-
-    difference: float
-    difference_interval: Interval | None
-    p_value: float
-    p_value_holm: float
-    method: str
-    words: str
-
-
-def compare(
-    task: str, arms: Mapping[str, ProblemScores], baseline: ProblemScores
-) -> dict[str, Comparison]:
+def compare(arms: Mapping[str, ProblemScores], baseline: ProblemScores) -> dict[str, Comparison]:
     """Each arm against the baseline; arms that share no problem with it are left out."""
     pairs = {arm: _paired(scores, baseline) for arm, scores in arms.items()}
     pairs = {arm: pair for arm, pair in pairs.items() if len(pair[0])}
@@ -46,14 +28,13 @@ def compare(
     compared = {}
     for (arm, pair), p, holm in zip(pairs.items(), p_values, map(float, corrected), strict=True):
         interval = statistics.difference_interval(*pair)
-        words = _words(*pair, interval, holm, len(pairs))
         compared[arm] = Comparison(
             difference=float((pair[0] - pair[1]).mean()),
             difference_interval=interval,
             p_value=p,
             p_value_holm=holm,
             method=_method(*pair),
-            words=f"{task}, {arm} against the baseline: {words}",
+            words=_words(*pair, interval, holm, len(pairs)),
         )
     return compared
 

@@ -12,10 +12,10 @@ from typing import Annotated, Any
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from slot_vllm.evaluation.record import BASELINE, Arm, Name
 from slot_vllm.params import Integer, Number, SlotConfig, SlotError, SlotParams
 from slot_vllm.validation_errors import describe
 
-BASELINE = "baseline"
 KEPT_LOSSES = 1024
 
 # The evaluation sets these itself, from `model` and `slot`.
@@ -37,7 +37,6 @@ def _template(value: Any) -> Any:
 
 
 LocalPath = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Positive = Annotated[Integer, Field(ge=1)]
 ChatTemplate = Annotated[bool | str, BeforeValidator(_template)]
 
@@ -101,20 +100,7 @@ class Task(Strict):
     answers: Positive | None = None
 
 
-class Arm(SlotParams):
-    """One setting of SLOT. The arm without SLOT is ``baseline``, the only one with steps 0."""
-
-    name: Name
-
-    def request_args(self) -> dict[str, Any]:
-        """The ``slot_*`` keys of this arm's requests: all of them, so no default interferes."""
-        if not self.steps:
-            return {"slot_steps": 0}
-        settings = self.model_dump(mode="json", exclude={"name"})
-        return {f"slot_{key}": value for key, value in settings.items()}
-
-
-class Sweep(Strict):
+class SweepSettings(Strict):
     """A grid of arms: all numbers of steps with all learning rates. Steps 0 are the baseline.
 
     settings: what all cells have besides, as an arm says it: ``{preset: safe}``.
@@ -191,7 +177,7 @@ class RunConfig(Strict):
     inspect: bool = True
     tasks: Annotated[list[Task], Field(min_length=1)]
     arms: list[Arm] = []
-    sweep: Sweep | None = None
+    sweep: SweepSettings | None = None
     select: Select | None = None
 
     @property

@@ -3,13 +3,24 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from slot_vllm.evaluation.config import ConfigError, RunConfig
+from slot_vllm.evaluation.record import (
+    SCHEMA,
+    Inspection,
+    RunRecord,
+    hashed_prompt,
+    schema_of,
+)
 from slot_vllm.evaluation.samples import SampleFile, write_whole
-from slot_vllm.evaluation.token_shifts import Inspection
+
+RESULTS = "results.json"
+INSPECTION = "inspection.json"
+_Model = TypeVar("_Model")
 
 
 class RunDirectory:
@@ -24,8 +35,8 @@ class RunDirectory:
         self.samples = SampleFile(path / "samples.jsonl")
         self.log = path / "run.log"
         self._config = path / "config.yaml"
-        self._inspection = path / "inspection.json"
-        self._results = path / "results.json"
+        self._inspection = path / INSPECTION
+        self._results = path / RESULTS
         self._report = path / "report.html"
 
     def check(self, config: RunConfig, resume: bool, overwrite: bool) -> None:
@@ -35,7 +46,7 @@ class RunDirectory:
         if overwrite:
             return
         if not self._config.exists():
-            for file in (self.samples.path, self._inspection, self._results, self.log):
+            for file in (self.samples.found, self._inspection, self._results, self.log):
                 if file.exists():
                     raise ConfigError(
                         f"{file} is there, but no {self._config.name} that says which run it is "
@@ -59,8 +70,8 @@ class RunDirectory:
         """Creates the directory; what an earlier run left goes, unless this one resumes it."""
         self.path.mkdir(parents=True, exist_ok=True)
         if not resume:
-            files = (self._results, self._inspection, self._report, self.samples.path, self.log)
-            for file in files:
+            self.samples.remove()
+            for file in (self._results, self._inspection, self._report, self.log):
                 file.unlink(missing_ok=True)
         heading = "# The configuration of this run, defaults included.\n"
         write_whole(self._config, heading + yaml.safe_dump(_plain(config), sort_keys=False))
@@ -72,13 +83,12 @@ class RunDirectory:
 
     def write_inspection(self, inspections: Sequence[Inspection]) -> None:
         """Writes ``inspection.json``."""
-        entries = [inspection.as_json() for inspection in inspections]
+        entries = [inspection.model_dump(mode="json") for inspection in inspections]
         write_whole(self._inspection, json.dumps(entries, allow_nan=False) + "\n")
 
-    def write_results(self, results: dict[str, Any]) -> Path:
+    def write_results(self, results: RunRecord) -> Path:
         """Writes ``results.json`` and returns its path."""
-        write_whole(self._results, json.dumps(results, indent=2, allow_nan=False) + "\n")
-        return self._results
+        return write_results(results, self._results)
 
     def _difference(self, config: RunConfig) -> str | None:
         """The first setting that differs from the run that is here, other than the name, how many
@@ -89,8 +99,53 @@ class RunDirectory:
             here = None
         if not isinstance(here, dict):
             return f"{self._config.name} cannot be read"
-        free = {"name": None, "ray": None, "inspect": None}
-        return _first_difference({**_plain(config), **free}, {**here, **free})
+        now, free = _plain(config), {"name": None, "ray": None, "inspect": None}
+        if here.get("system_prompt") == hashed_prompt(config.system_prompt):
+            free["system_prompt"] = None
+        return _first_difference({**now, **free}, {**here, **free})
+
+
+def write_results(results: RunRecord, path: Path) -> Path:
+    """Writes a record and returns its path."""
+    write_whole(path, json.dumps(results.as_json(), indent=2, allow_nan=False) + "\n")
+    return path
+
+
+def read_results(path: Path) -> RunRecord:
+    """A ``results.json`` of this release or of the last. Raises ConfigError."""
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file; a run writes it when all arms have answered")
+    values = _json(path)
+    schema = schema_of(values)
+    if schema not in range(1, SCHEMA + 1):
+        raise ConfigError(
+            f"{path}: schema={schema!r}: written by another release; allowed: 1 to {SCHEMA}"
+        )
+    return _validated(path, TypeAdapter(RunRecord), values)
+
+
+def read_inspections(directory: Path) -> list[Inspection]:
+    """What the directory's ``inspection.json`` holds; nothing without one. Raises ConfigError."""
+    path = directory / INSPECTION
+    return _validated(path, TypeAdapter(list[Inspection]), _json(path)) if path.exists() else []
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not JSON: {error}") from None
+
+
+def _validated(path: Path, kind: TypeAdapter[_Model], values: Any) -> _Model:
+    try:
+        return kind.validate_python(values)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        key = ".".join(map(str, problem["loc"]))
+        raise ConfigError(f"{path}: {key + ': ' if key else ''}{problem['msg']}") from None
 
 
 def _plain(config: RunConfig) -> dict[str, Any]:

@@ -10,14 +10,15 @@ from lighteval.tasks.requests import Doc
 
 from slot_vllm.evaluation import config as configuration
 from slot_vllm.evaluation import inspection_view, tasks
-from slot_vllm.evaluation.config import Arm, ConfigError, RunConfig
+from slot_vllm.evaluation.config import ConfigError, RunConfig
 from slot_vllm.evaluation.console import RunLog
 from slot_vllm.evaluation.generation import Engine, Request, check_sampling
 from slot_vllm.evaluation.lighteval_model import SlotModel
 from slot_vllm.evaluation.model_script import make_model
 from slot_vllm.evaluation.progress import Progress
+from slot_vllm.evaluation.record import Arm, Inspection, PromptShifts
 from slot_vllm.evaluation.tasks import EvaluationTask
-from slot_vllm.evaluation.token_shifts import Inspection, Mean, PromptShifts, Shifts, extremes
+from slot_vllm.evaluation.token_shifts import Mean, Shifts, extremes
 from slot_vllm.evaluation.token_text import TokenText
 
 logger = logging.getLogger(__name__)
@@ -56,15 +57,27 @@ def inspect(
             progress.advance()
             if shifts is not None:
                 mean.add(shifts)
+                raised, lowered = extremes(shifts, top, text)
                 prompts.append(
-                    PromptShifts(doc.id, model.prompt(doc), *extremes(shifts, top, text))
+                    PromptShifts(
+                        id=doc.id, prompt=model.prompt(doc), raised=raised, lowered=lowered
+                    )
                 )
     if len(prompts) < len(docs):
         missing = len(docs) - len(prompts)
         logger.warning("%s, %s: %s prompts have no delta to inspect", arm.name, task, missing)
     shifts = mean.value()
     common = float(shifts.mean()) if len(shifts) else 0.0
-    return Inspection(arm.name, task, mean.count, common, *extremes(shifts, top, text), prompts)
+    raised, lowered = extremes(shifts, top, text)
+    return Inspection(
+        arm=arm.name,
+        task=task,
+        problems=mean.count,
+        vocabulary_mean=common,
+        raised=raised,
+        lowered=lowered,
+        prompts=prompts,
+    )
 
 
 def command(options: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from slot_vllm.evaluation.config import ConfigError
-from slot_vllm.evaluation.token_shifts import Inspection, PromptShifts, TokenShift
+from slot_vllm.evaluation.record import Inspection, PromptShifts, TokenShift
 
 SUFFIXES = (".png", ".svg")
 RAISED, LOWERED = "#2a6f97", "#c1666b"

@@ -26,7 +26,7 @@ from lighteval.tasks.requests import Doc
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from slot_vllm.evaluation import engine_output
-from slot_vllm.evaluation.config import BASELINE, Arm, ConfigError, RunConfig, load
+from slot_vllm.evaluation.config import ConfigError, RunConfig, load
 from slot_vllm.evaluation.generation import (
     Completion,
     Engine,
@@ -37,6 +37,7 @@ from slot_vllm.evaluation.generation import (
 )
 from slot_vllm.evaluation.model_script import make_model
 from slot_vllm.evaluation.progress import Progress
+from slot_vllm.evaluation.record import BASELINE, Arm
 
 logger = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 from lighteval.tasks.requests import Doc
 
-from slot_vllm.evaluation.config import BASELINE, Arm, RunConfig
+from slot_vllm.evaluation.config import RunConfig
 from slot_vllm.evaluation.generation import Request
-from slot_vllm.evaluation.results import Result, Results, compared, result
-from slot_vllm.evaluation.samples import Sample
+from slot_vllm.evaluation.record import BASELINE, Arm, Result, RunRecord, Sample
+from slot_vllm.evaluation.results import compared, record, result
 from slot_vllm.evaluation.scoring import Scores
 from slot_vllm.evaluation.sweep import Grid
 from slot_vllm.evaluation.tasks import EvaluationTask
@@ -58,7 +58,7 @@ class Plan:
     def __init__(
         self, config: RunConfig, tasks: Sequence[EvaluationTask], stored: Sequence[Sample]
     ) -> None:
-        self._arms, self._tasks = config.all_arms, tasks
+        self._config, self._arms, self._tasks = config, config.all_arms, tasks
         self._stored: dict[tuple[str, str, str], list[Sample]] = defaultdict(list)
         for sample in stored:
             self._stored[sample.arm, sample.task, sample.id].append(sample)
@@ -106,13 +106,14 @@ class Plan:
         with_slot = [part for part in self.reported if part.arm.steps]
         return [part for part in with_slot if (part.arm.name, part.task.name) not in out]
 
-    def results(self) -> Results:
+    def record(self) -> RunRecord:
         """Of parts that are all answered."""
         rows = [row for task in self._tasks for row in _compared(self.reported, task)]
         names = [arm.name for arm in self._arms]
         rows.sort(key=lambda row: names.index(row.name))
         measured = self.selecting or self._all_reported
-        return Results(rows, [g.summary(_compared(measured, g.task)) for g in self._grids])
+        sweeps = [grid.summary(_compared(measured, grid.task)) for grid in self._grids]
+        return record(self._config, self._tasks, rows, sweeps)
 
     def _part(self, arm: Arm, task: EvaluationTask, docs: list[Doc]) -> Part:
         stored = {doc.id: self._stored.get((arm.name, task.name, doc.id), []) for doc in docs}

@@ -5,7 +5,6 @@ import time
 from collections.abc import Sequence
 
 from lighteval.models.abstract_model import ModelConfig
-from lighteval.models.model_output import ModelResponse
 
 from slot_vllm.evaluation import inspection, report, tasks
 from slot_vllm.evaluation.config import ConfigError, RunConfig
@@ -16,14 +15,14 @@ from slot_vllm.evaluation.lighteval_model import Answer, SlotModel
 from slot_vllm.evaluation.model_script import make_model
 from slot_vllm.evaluation.plan import Part, Plan
 from slot_vllm.evaluation.progress import Progress
-from slot_vllm.evaluation.results import Results, as_json
-from slot_vllm.evaluation.samples import Sample
-from slot_vllm.evaluation.scoring import Scores, number, score
+from slot_vllm.evaluation.record import RunRecord, Sample, text_hash
+from slot_vllm.evaluation.scoring import graded, number, score, score_stored
+from slot_vllm.evaluation.task_definition import item_hash
 
 logger = logging.getLogger(__name__)
 
 
-def run(config: RunConfig, directory: RunDirectory, resume: bool, log: RunLog) -> Results:
+def run(config: RunConfig, directory: RunDirectory, resume: bool, log: RunLog) -> RunRecord:
     """Runs what is still to be done and writes the results.
 
     Nothing is written before everything that can be wrong with the input was looked at. Raises
@@ -43,8 +42,8 @@ def run(config: RunConfig, directory: RunDirectory, resume: bool, log: RunLog) -
             check_sampling(part.requests)
     directory.open(config, resume)
     log.open(directory.log)
-    kept = {id(s) for part in plan.parts for samples in part.samples.values() for s in samples}
-    directory.samples.rewrite(sample for sample in stored if id(sample) in kept)
+    kept = {s.key: s for part in plan.parts for of_one in part.samples.values() for s in of_one}
+    directory.samples.rewrite(kept[sample.key] for sample in stored if sample.key in kept)
     try:
         for part in plan.selecting:
             _answer(part, model, directory)
@@ -56,8 +55,8 @@ def run(config: RunConfig, directory: RunDirectory, resume: bool, log: RunLog) -
         where = directory.path
         logger.warning("%s of %s answers are in %s; --resume continues there", done, total, where)
         raise
-    results = plan.results()
-    written = directory.write_results(as_json(config, results))
+    results = plan.record()
+    written = directory.write_results(results)
     logger.info("written: %s", written)
     if config.inspect and config.uses_slot and not directory.inspected:
         inspections = [
@@ -74,18 +73,23 @@ def _recall(part: Part, model: SlotModel) -> None:
     docs = {doc.id: doc for doc in part.task.docs}
     for problem, samples in part.samples.items():
         doc = docs[problem]
-        prompt = model.prompt(doc)
+        prompt, item, golds = model.prompt(doc), item_hash(doc), doc.get_golds()
+        asked = (text_hash(prompt), item, part.arm.steps, part.arm.lr)
         seed = model.seed(doc)
-        asked = (prompt, doc.get_golds(), part.arm.steps, part.arm.lr)
         if any(
-            (s.prompt, s.gold, s.steps, s.lr, s.seed) != (*asked, seed + s.sample) for s in samples
+            (s.prompt_sha256, s.item_sha256 or item, s.steps, s.lr) != asked
+            or s.seed != seed + s.sample
+            or s.gold not in (None, golds)
+            for s in samples
         ):
             raise ConfigError(
                 f"{part.task.name}, problem {problem}: it is not what the unfinished run was "
                 "asked; --resume needs the same data, model and settings"
             )
-        response = ModelResponse(input=prompt, text=[sample.completion for sample in samples])
-        part.scores[problem] = score(part.task, doc, response)
+        scores = score_stored(part.task, doc, samples)
+        texts = {"prompt": prompt, "gold": golds, "item_sha256": item}
+        part.scores[problem] = scores
+        part.samples[problem] = [s.model_copy(update=texts) for s in graded(samples, scores)]
 
 
 def _answer(part: Part, model: SlotModel, directory: RunDirectory) -> None:
@@ -96,7 +100,7 @@ def _answer(part: Part, model: SlotModel, directory: RunDirectory) -> None:
     with Progress(part.arm.name, part.task.name, total, total - len(pending)) as progress:
         for answer in model.answers(pending, part.requests, progress.add_tokens):
             scores = score(part.task, answer.doc, answer.response)
-            samples = _samples(part, answer, scores, time.monotonic() - started)
+            samples = graded(_samples(part, answer, time.monotonic() - started), scores)
             directory.samples.append(samples)
             part.samples[answer.doc.id] = samples
             part.scores[answer.doc.id] = scores
@@ -107,10 +111,9 @@ def _answer(part: Part, model: SlotModel, directory: RunDirectory) -> None:
         logger.warning("%s of them without a report that SLOT adapted them", silent)
 
 
-def _samples(part: Part, answer: Answer, scores: Scores, seconds: float) -> list[Sample]:
+def _samples(part: Part, answer: Answer, seconds: float) -> list[Sample]:
     completion = answer.completion
     losses: Sequence[float | None] = completion.losses or [None]
-    numbers = {metric: number(value) for metric, value in scores.items()}
     return [
         Sample(
             arm=part.arm.name,
@@ -118,10 +121,12 @@ def _samples(part: Part, answer: Answer, scores: Scores, seconds: float) -> list
             id=answer.doc.id,
             sample=index,
             prompt=answer.response.input,
+            prompt_sha256=text_hash(answer.response.input),
+            item_sha256=item_hash(answer.doc),
             completion=text,
             gold=answer.doc.get_golds(),
-            score=next(iter(numbers.values()), None),
-            scores=numbers,
+            score=None,
+            scores={},
             steps=part.arm.steps,
             lr=part.arm.lr,
             first_loss=number(losses[0]),

@@ -1,4 +1,4 @@
-"""Scores by lighteval's own metrics."""
+"""Scores by lighteval's own metrics, and of how answers end and read."""
 
 import math
 import numbers
@@ -12,6 +12,8 @@ from lighteval.models.model_output import ModelResponse
 from lighteval.tasks.requests import Doc
 from lighteval.utils.utils import remove_reasoning_tags
 
+from slot_vllm.evaluation.conduct import conduct
+from slot_vllm.evaluation.record import Sample
 from slot_vllm.evaluation.tasks import EvaluationTask, fresh
 
 # As in lighteval's pipeline.
@@ -36,6 +38,19 @@ def score(task: EvaluationTask, doc: Doc, response: ModelResponse) -> Scores:
         remove_reasoning_tags(text, REASONING_TAGS) for text in response.text
     ]
     return apply_metric([response], [fresh(doc)], list(task.task.metrics))[0]
+
+
+def score_stored(task: EvaluationTask, doc: Doc, samples: Sequence[Sample]) -> Scores:
+    """The same of stored answers to the problem, in the order in which they were drawn."""
+    texts = [sample.completion for sample in samples]
+    return score(task, doc, ModelResponse(input=samples[0].prompt or doc.query, text=texts))
+
+
+def graded(samples: Sequence[Sample], scores: Scores) -> list[Sample]:
+    """A problem's answers with its scores, the shares that are cut off and that loop among them."""
+    numbers = {metric: number(value) for metric, value in scores.items()}
+    update = {"score": next(iter(numbers.values()), None), "scores": numbers | conduct(samples)}
+    return [sample.model_copy(update=update) for sample in samples]
 
 
 def aggregate(task: EvaluationTask, scores: Sequence[Scores]) -> dict[str, Value]:

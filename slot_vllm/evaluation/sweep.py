@@ -2,26 +2,10 @@
 
 import random
 from collections.abc import Sequence
-from typing import Any
 
-from slot_vllm.evaluation.config import BASELINE, ConfigError, RunConfig
-from slot_vllm.evaluation.results import Result
+from slot_vllm.evaluation.config import ConfigError, RunConfig
+from slot_vllm.evaluation.record import BASELINE, Cell, Result, Sweep
 from slot_vllm.evaluation.tasks import EvaluationTask
-
-_OF_RESULT = (
-    "steps",
-    "value",
-    "interval",
-    "first_loss",
-    "last_loss",
-    "scale",
-    "applied",
-    "truncated",
-    "difference",
-    "difference_interval",
-    "p_value",
-    "p_value_holm",
-)
 
 
 class Grid:
@@ -51,31 +35,23 @@ class Grid:
         cells = [row for row in results if row.name in self.cells and row.steps]
         return min(cells, key=lambda row: (self._order(row), row.steps, row.lr)).name
 
-    def summary(self, results: Sequence[Result]) -> dict[str, Any]:
-        """The entry of ``sweeps`` in ``results.json``, from the results on ``docs``."""
+    def summary(self, results: Sequence[Result]) -> Sweep:
+        """What the sweep found, from the results on ``docs``."""
         best = self.best(results)
         by_name = {row.name: row for row in results}
-        rows = [row.as_json() for row in results if row.name in self.cells]
-        return {
-            "task": self.task.name,
-            "metric": results[0].metric,
-            "problems": len(self.docs),
-            "split": self._split,
-            "steps": self._sweep.steps,
-            "lr": self._sweep.lr,
-            "best": best,
-            "selected_by": [doc.id for doc in self.docs] if self._split else [],
-            "selected_on": "a part of the problems" if self._split else "test data",
-            "words": self._words(by_name[best], by_name.get(BASELINE)),
-            "cells": [
-                {
-                    "arm": row["name"],
-                    "lr": row["lr"] if row["steps"] else None,
-                    **{key: row.get(key) for key in _OF_RESULT},
-                }
-                for row in rows
-            ],
-        }
+        return Sweep(
+            task=self.task.name,
+            metric=results[0].metric,
+            problems=len(self.docs),
+            split=self._split,
+            steps=self._sweep.steps,
+            lr=self._sweep.lr,
+            best=best,
+            selected_by=[doc.id for doc in self.docs] if self._split else [],
+            selected_on="a part of the problems" if self._split else "test data",
+            words=self._words(by_name[best], by_name.get(BASELINE)),
+            cells=[_cell(row) for row in results if row.name in self.cells],
+        )
 
     def _words(self, best: Result, baseline: Result | None) -> str:
         settings = len([cell for cell in self.cells if cell != BASELINE])
@@ -98,6 +74,11 @@ class Grid:
         """Less is better; a row without a value comes last."""
         sign = -1 if self.task.higher_is_better else 1
         return row.value is None, sign * (row.value or 0.0)
+
+
+def _cell(row: Result) -> Cell:
+    shared = {key: getattr(row, key) for key in Cell.model_fields.keys() & Result.model_fields}
+    return Cell(**{**shared, "arm": row.name, "lr": row.lr if row.steps else None})
 
 
 def _draw(count: int, share: float, seed: str) -> set[int]:

@@ -1,57 +1,12 @@
 """W delta of prompts, and of their mean: the tokens that it raises and lowers most."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
+from slot_vllm.evaluation.record import TokenShift
+
 Shifts = np.ndarray
-
-
-@dataclass(frozen=True)
-class TokenShift:
-    """id: the token's. token: readable (see TokenText). shift: of its logit, before the model's
-    soft cap and scale; in a mean, the mean shift."""
-
-    id: int
-    token: str
-    shift: float
-
-
-@dataclass(frozen=True)
-class PromptShifts:
-    """W delta of one prompt. id: of the problem. prompt: as the model read it.
-
-    raised: the largest shifts above 0, largest first. lowered: those below 0, lowest first.
-    """
-
-    id: str
-    prompt: str
-    raised: list[TokenShift]
-    lowered: list[TokenShift]
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """The mean of W delta over a task's problems, of one arm.
-
-    problems: how many are in the mean: those that have a delta. prompts: these, in the task's
-    order. raised, lowered: as in PromptShifts. vocabulary_mean: of the mean over all tokens; what
-    is common to all shifts changes no probability.
-    """
-
-    arm: str
-    task: str
-    problems: int
-    vocabulary_mean: float
-    raised: list[TokenShift]
-    lowered: list[TokenShift]
-    prompts: list[PromptShifts]
-
-    def as_json(self) -> dict[str, Any]:
-        """The entry in ``inspection.json``."""
-        return asdict(self)
 
 
 class Mean:
@@ -82,7 +37,9 @@ def extremes(
     """
 
     def named(tokens: Sequence[int]) -> list[TokenShift]:
-        return [TokenShift(token, text(token), float(shifts[token])) for token in tokens]
+        return [
+            TokenShift(id=token, token=text(token), shift=float(shifts[token])) for token in tokens
+        ]
 
     return named(_largest(shifts, top)), named(_largest(-shifts, top))
 

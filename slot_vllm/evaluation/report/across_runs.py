@@ -2,21 +2,24 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from slot_vllm.evaluation.comparison import Comparison, compare
-from slot_vllm.evaluation.report.stored_run import Part, StoredRun
+from slot_vllm.evaluation.comparison import compare
+from slot_vllm.evaluation.record import CONDUCT, Comparison, name_of
+from slot_vllm.evaluation.report.stored_run import StoredPart, StoredRun
 
 
 @dataclass(frozen=True)
 class ArmAcrossRuns:
     """``comparison`` is the second run's score minus the first's, over ``problems`` problems."""
 
-    first: Part
-    second: Part
+    first: StoredPart
+    second: StoredPart
+    metric: str
     problems: int
     comparison: Comparison
+    words: str
 
 
 @dataclass(frozen=True)
@@ -55,69 +58,123 @@ def _task(task: str, first: StoredRun, second: StoredRun) -> TaskAcrossRuns:
     if not ours or not theirs:
         only = first.label if ours else second.label
         return TaskAcrossRuns(task, [], [f"Only {only} has this task: nothing is compared."])
-    names = [name for name in ours if name in theirs]
-    if not names:
+    pairs = {name: (part, theirs[name]) for name, part in ours.items() if name in theirs}
+    if not pairs:
         return TaskAcrossRuns(task, [], ["No arm has the same name in both runs."])
-    remarks: list[str] = []
-    here: dict[str, dict[str, float]] = {}
-    there: dict[str, float] = {}
-    for name in names:
-        pair = ours[name], theirs[name]
-        remark = _incomparable(*pair)
-        shared = set() if remark else _shared(*pair)
-        if not shared and not remark:
-            remark = "no problem with the same id and prompt was answered in both runs."
-        if remark:
-            remarks.append(f"{name}: {remark}")
-            continue
-        # An arm's own name before each problem's: every arm has a reference of its own, and all
-        # of them are corrected together.
-        here[name] = {f"{name} {problem}": theirs[name].scores[problem] for problem in shared}
-        there |= {f"{name} {problem}": ours[name].scores[problem] for problem in shared}
-    arms = [
-        ArmAcrossRuns(
-            ours[name],
-            theirs[name],
-            len(here[name]),
-            _named(comparison, task, name, first.label, second.label),
-        )
-        for name, comparison in compare(task, here, there).items()
+    remarks = _other_settings(pairs)
+    alone = [name for name, pair in pairs.items() if not _shared(*pair)]
+    remarks += [
+        f"{name}: no problem with the same id and prompt was answered in both runs."
+        for name in alone
     ]
+    pairs = {name: pair for name, pair in pairs.items() if name not in alone}
+    arms = []
+    for metric in _metrics(pairs):
+        refused = _other_scorer(task, metric, first, second)
+        if refused:
+            remarks.append(f"{metric}: {refused}")
+            continue
+        found, said = _in_metric(metric, pairs)
+        remarks += said
+        between = f"{second.label} against {first.label}"
+        arms += [
+            ArmAcrossRuns(
+                *pairs[name],
+                metric,
+                problems,
+                comparison,
+                f"{task}, {name}, {between}, {metric}: {comparison.words}",
+            )
+            for name, (problems, comparison) in found.items()
+        ]
     return TaskAcrossRuns(task, arms, remarks)
 
 
-def _named(comparison: Comparison, task: str, arm: str, first: str, second: str) -> Comparison:
-    """With words that name the runs in place of the baseline."""
-    said = comparison.words.removeprefix(f"{task}, {arm} against the baseline: ")
-    return replace(comparison, words=f"{task}, {arm}, {second} against {first}: {said}")
+_Pairs = Mapping[str, tuple[StoredPart, StoredPart]]
 
 
-def _incomparable(first: Part, second: Part) -> str | None:
-    if first.entry and second.entry and first.entry.metric != second.entry.metric:
-        return f"scored by {first.entry.metric} in one run, by {second.entry.metric} in the other."
-    if not (_is_mean(first) and _is_mean(second)):
-        return "its metric is not the mean of its problems' scores."
+def _metrics(pairs: _Pairs) -> list[str]:
+    """Of either run."""
+    named = dict.fromkeys(m for pair in pairs.values() for part in pair for m in part.metrics)
+    return [*named, *CONDUCT] if pairs else []
+
+
+def _in_metric(metric: str, pairs: _Pairs) -> tuple[dict[str, tuple[int, Comparison]], list[str]]:
+    remarks: list[str] = []
+    here: dict[str, dict[str, float]] = {}
+    there: dict[str, float] = {}
+    for name, (first, second) in pairs.items():
+        remark = _incomparable(metric, first, second)
+        if remark:
+            remarks.append(f"{name}, {metric}: {remark}")
+            continue
+        # An arm's own name before each problem's: every arm has a reference of its own, and all
+        # of them are corrected together.
+        before, after = first.scores_in(metric), second.scores_in(metric)
+        shared = [i for i in _shared(first, second) if i in before and i in after]
+        here[name] = {f"{name} {problem}": after[problem] for problem in shared}
+        there |= {f"{name} {problem}": before[problem] for problem in shared}
+    compared = compare(here, there)
+    return {name: (len(here[name]), found) for name, found in compared.items()}, remarks
+
+
+def _other_settings(pairs: _Pairs) -> list[str]:
+    """What else than its name differs between an arm of the one run and of the other."""
+    remarks = []
+    for name, (first, second) in pairs.items():
+        arms = [part.entry.arm if part.entry else None for part in (first, second)]
+        ours, theirs = (dict(arm) if arm and arm.steps else {} for arm in arms)
+        differ = [f"{k} {v} and {theirs[k]}" for k, v in ours.items() if theirs.get(k, v) != v]
+        if differ:
+            remarks.append(f"{name} is another arm in each run: {', '.join(differ)}.")
+    return remarks
+
+
+def _other_scorer(task: str, metric: str, first: StoredRun, second: StoredRun) -> str | None:
+    known = [run.results.tasks.get(task) for run in (first, second)]
+    ours, theirs = (found.metrics.get(metric) if found else None for found in known)
+    if ours and theirs and ours != theirs:
+        return (
+            f"{first.label} was scored by {ours}, {second.label} by {theirs}; `slot-vllm rescore` "
+            "scores both alike."
+        )
     return None
 
 
-def _is_mean(part: Part) -> bool:
+def _incomparable(metric: str, first: StoredPart, second: StoredPart) -> str | None:
+    lacking = [not part.scores_in(metric) for part in (first, second)]
+    if any(lacking):
+        other = ", ".join((second if lacking[1] else first).metrics) or "nothing"
+        return f"only one of the runs has this metric; the other is scored by {other}."
+    if not (_is_mean(metric, first) and _is_mean(metric, second)):
+        return "it is not the mean of its problems' scores."
+    return None
+
+
+def _is_mean(metric: str, part: StoredPart) -> bool:
     """Whether the part's value is the mean of its problems' scores, as far as can be told: after
     a sweep with a split the value is of some of the problems."""
-    scores, entry = part.scores, part.entry
-    if not scores:
-        return False
-    if entry is None or entry.value is None or entry.samples != len(part.problems):
-        return entry is None or entry.value is not None
-    return math.isclose(sum(scores.values()) / len(scores), entry.value, abs_tol=1e-9)
+    entry = part.entry
+    if entry is None or metric in CONDUCT:
+        return True
+    if metric != entry.metric and metric not in entry.metrics:
+        return True
+    value = entry.value if metric == entry.metric else entry.metrics[metric].value
+    if value is None or entry.samples != len(part.problems):
+        return value is not None
+    scores = part.scores_in(metric)
+    return math.isclose(sum(scores.values()) / len(scores), value, abs_tol=1e-9)
 
 
-def _shared(first: Part, second: Part) -> set[str]:
-    both = first.scores.keys() & second.scores.keys()
-    return {i for i in both if first.problems[i].prompt == second.problems[i].prompt}
+def _shared(first: StoredPart, second: StoredPart) -> set[str]:
+    ours, theirs = first.problems, second.problems
+    return {
+        i for i in ours.keys() & theirs.keys() if ours[i].prompt_sha256 == theirs[i].prompt_sha256
+    }
 
 
 def _settings(first: StoredRun, second: StoredRun) -> list[tuple[str, Any, Any]]:
-    ours, theirs = (dict(_flat(run.results.config)) for run in (first, second))
+    ours, theirs = (dict(_flat(run.results.config.as_written())) for run in (first, second))
     keys = [key for key in {**ours, **theirs} if key != "name"]
     return [(k, ours.get(k), theirs.get(k)) for k in keys if ours.get(k) != theirs.get(k)]
 
@@ -126,7 +183,7 @@ def _flat(value: Any, key: str = "") -> list[tuple[str, Any]]:
     if isinstance(value, Mapping):
         items = list(value.items())
     elif isinstance(value, list) and all(isinstance(item, Mapping) for item in value):
-        items = [(item.get("name", index), item) for index, item in enumerate(value)]
+        items = [(name_of(item, index), item) for index, item in enumerate(value)]
     else:
         return [(key, value)]
     return [pair for k, v in items for pair in _flat(v, f"{key}.{k}" if key else str(k))]

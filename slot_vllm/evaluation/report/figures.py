@@ -11,8 +11,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from slot_vllm.evaluation.record import Cell, Compared, Inspection, Sweep
 from slot_vllm.evaluation.report import svg
-from slot_vllm.evaluation.report.stored_run import Cell, Compared, Inspection, Sweep
 from slot_vllm.evaluation.report.svg import BOTH, INK, LESS, MORE, MUTED, NEITHER, PAPER
 from slot_vllm.evaluation.statistics import ALPHA, Numbers
 

@@ -4,9 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from slot_vllm.evaluation.config import BASELINE
-from slot_vllm.evaluation.report.stored_run import Part, StoredRun
-from slot_vllm.evaluation.samples import Sample
+from slot_vllm.evaluation.record import BASELINE, Sample
+from slot_vllm.evaluation.report.stored_run import StoredPart, StoredRun
 
 # At most: problems per arm and task, answers per problem and side, characters per text, and
 # characters of all texts together.
@@ -14,6 +13,8 @@ PROBLEMS = 200
 ANSWERS = 4
 CHARACTERS = 6_000
 ALL_CHARACTERS = 8_000_000
+
+NOT_KEPT = "[… packed answers hold no prompts, and the task's data are not here …]"
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,11 @@ class _Texts:
     _places: dict[Any, int] = field(default_factory=dict)
 
     def prompt(self, sample: Sample) -> int:
-        key = (sample.task, sample.id, sample.prompt)
+        key = (sample.task, sample.id, sample.prompt_sha256)
         if key not in self._places:
             self._places[key] = len(self.prompts)
-            gold = [self._kept(text) for text in sample.gold]
-            self.prompts.append({"text": self._kept(sample.prompt), "gold": gold})
+            gold = [self._kept(text) for text in sample.gold or []]
+            self.prompts.append({"text": self._kept(sample.prompt or NOT_KEPT), "gold": gold})
         return self._places[key]
 
     def answer(self, sample: Sample) -> int:
@@ -102,7 +103,7 @@ def content(runs: Iterable[StoredRun]) -> dict[str, Any]:
     }
 
 
-def _ranked(part: Part, baseline: Part | None) -> list[_Problem]:
+def _ranked(part: StoredPart, baseline: StoredPart | None) -> list[_Problem]:
     if baseline is None or baseline is part:
         return [_Problem(i, None, [], answers) for i, answers in part.answers.items()]
     problems = []

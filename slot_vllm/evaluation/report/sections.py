@@ -6,10 +6,10 @@ import numpy as np
 from markupsafe import Markup
 
 from slot_vllm.evaluation import statistics
-from slot_vllm.evaluation.config import BASELINE
+from slot_vllm.evaluation.record import BASELINE, Group, Result, Sweep
 from slot_vllm.evaluation.report import figures
 from slot_vllm.evaluation.report.figures import Pair
-from slot_vllm.evaluation.report.stored_run import Entry, Group, Part, StoredRun, Sweep
+from slot_vllm.evaluation.report.stored_run import StoredPart, StoredRun
 from slot_vllm.evaluation.statistics import ALPHA, Interval, Numbers
 
 
@@ -52,7 +52,7 @@ class SweepSection:
 
     sweep: Sweep
     heat_map: Markup
-    rest: Entry | None
+    rest: Result | None
 
 
 @dataclass(frozen=True)
@@ -61,21 +61,43 @@ class TaskSection:
 
     run: StoredRun
     task: str
-    entries: list[Entry]
+    entries: list[Result]
     pairs: dict[str, Pair]
     losses: list[Losses]
     answers: list[Answers]
     sweeps: list[SweepSection] = field(default_factory=list)
 
     @property
-    def compared(self) -> list[Entry]:
+    def compared(self) -> list[Result]:
         return [entry for entry in self.entries if entry.words]
 
     @property
-    def told(self) -> list[Entry]:
-        """The arms that differ from the baseline, after correction."""
+    def told(self) -> list[Result]:
+        """The arms that differ from the baseline in the first metric, after correction."""
         p_values = [(entry, entry.p_value_holm) for entry in self.compared]
         return [entry for entry, p in p_values if p is not None and p <= ALPHA]
+
+    @property
+    def metrics(self) -> list[str]:
+        return list(dict.fromkeys(metric for entry in self.entries for metric in entry.metrics))
+
+    @property
+    def methods(self) -> list[str]:
+        """How differences came about."""
+        used = [found.method for entry in self.compared for found in entry.metrics.values()]
+        used += [entry.method for entry in self.compared]
+        return [method for method in dict.fromkeys(used) if method]
+
+    @property
+    def other_figures(self) -> list[tuple[str, Markup]]:
+        """The differences in each metric but the first."""
+        found = []
+        for metric in self.metrics:
+            arms = {e.name: e.metrics[metric] for e in self.compared if metric in e.metrics}
+            arms = {name: one for name, one in arms.items() if one.difference is not None}
+            if arms and metric != self.compared[0].metric:
+                found.append((metric, figures.differences(arms)))
+        return found
 
     @property
     def right_or_wrong(self) -> bool:
@@ -141,13 +163,13 @@ def section(run: StoredRun, task: str) -> TaskSection:
     )
 
 
-def _pair(part: Part, baseline: Part) -> Pair:
+def _pair(part: StoredPart, baseline: StoredPart) -> Pair:
     ours, theirs = part.scores, baseline.scores
     both = [problem for problem in ours if problem in theirs]
     return np.array([ours[i] for i in both], float), np.array([theirs[i] for i in both], float)
 
 
-def _losses(part: Part) -> Losses:
+def _losses(part: StoredPart) -> Losses:
     known = [
         (sample.first_loss, sample.last_loss)
         for sample in part.problems.values()
@@ -157,10 +179,9 @@ def _losses(part: Part) -> Losses:
     return Losses(part.arm, first, last)
 
 
-def _answers(part: Part) -> Answers:
+def _answers(part: StoredPart) -> Answers:
     cut_off = {
-        problem: [sample.finish_reason == "length" for sample in samples]
-        for problem, samples in part.answers.items()
+        problem: [sample.cut_off for sample in samples] for problem, samples in part.answers.items()
     }
     shares = [sum(flags) / len(flags) for flags in cut_off.values()]
     return Answers(
@@ -173,7 +194,7 @@ def _answers(part: Part) -> Answers:
     )
 
 
-def _sweep(sweep: Sweep, parts: list[Part]) -> SweepSection:
+def _sweep(sweep: Sweep, parts: list[StoredPart]) -> SweepSection:
     entries = [part.entry for part in parts if part.entry and part.arm == sweep.best]
     rest = None if sweep.on_test_data else next(iter(entries), None)
     return SweepSection(sweep, figures.heat_map(sweep), rest)

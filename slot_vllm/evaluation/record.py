@@ -1,0 +1,417 @@
+"""What a run leaves, declared once: arms, samples, results, sweeps, inspections.
+
+``results.json`` is a RunRecord, a line of ``samples.jsonl`` a Sample, ``inspection.json`` a list of
+Inspection. What writes them, reads them or goes on from them takes their fields from here.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+from slot_vllm.params import SlotParams
+
+# Of results.json. 1, which did not say so: arms without their settings, no words per metric.
+SCHEMA = 2
+
+BASELINE = "baseline"
+# How answers end and read, scored beside a task's own metrics: less is better.
+CUT_OFF, LOOPS = "truncated", "loops"
+CONDUCT = (CUT_OFF, LOOPS)
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Bounds = tuple[float, float]
+
+
+def text_hash(*texts: str) -> str:
+    """SHA-256, in hexadecimal, of texts and where each of them ends."""
+    digest = hashlib.sha256()
+    for text in texts:
+        part = text.encode("utf-8", "surrogatepass")
+        digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.hexdigest()
+
+
+def hashed_prompt(text: str | None) -> str | None:
+    """What the packed form says of a system prompt in place of its text."""
+    return None if text is None else f"sha256:{text_hash(text)}"
+
+
+def schema_of(values: Any) -> Any:
+    """What results.json says that its schema is; the first did not say so."""
+    return values.get("schema", 1) if isinstance(values, Mapping) else 1
+
+
+def name_of(item: Mapping[str, Any], default: Any) -> Any:
+    """What an item of a list in the configuration is called."""
+    return item.get("name", default)
+
+
+class Arm(SlotParams):
+    """One setting of SLOT. The arm without SLOT is ``baseline``, the only one with steps 0."""
+
+    name: Name
+
+    def request_args(self) -> dict[str, Any]:
+        """The ``slot_*`` keys of this arm's requests: all of them, so no default interferes."""
+        if not self.steps:
+            return {"slot_steps": 0}
+        settings = self.model_dump(mode="json", exclude={"name"})
+        return {f"slot_{key}": value for key, value in settings.items()}
+
+    def differs_from_paper(self) -> dict[str, Any]:
+        """The settings besides steps and lr that are not the paper's."""
+        paper = SlotParams(steps=self.steps, lr=self.lr)
+        settings = {key: getattr(self, key) for key in SlotParams.model_fields if key != "preset"}
+        return {k: v for k, v in settings.items() if self.steps and v != getattr(paper, k)}
+
+
+class Recorded(BaseModel):
+    """Part of a record: it does not change, its numbers are finite, unknown fields are left out."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+
+class Sample(Recorded):
+    """One answer of one arm to one problem.
+
+    id: the problem's id within its task; sample: which of the problem's answers this is.
+    prompt, gold: None in the packed form, which holds no text of a benchmark. prompt_sha256: of the
+        prompt as the model read it; item_sha256: of the problem and its gold answers.
+    score: the problem's score in the task's first metric; scores: in all of them, and in
+        ``truncated`` and ``loops``. Where a task draws several answers per problem, they share it.
+    first_loss, last_loss: the prompt's mean cross entropy, nats per token, before SLOT's first
+        step and after its last; null without SLOT.
+    finish_reason: ``stop``, or ``length`` for an answer that was cut off.
+    seconds: from the start of this arm on this task to the answer's end.
+    scale: what safeguards multiplied delta by, 0 to 1; null without SLOT.
+    """
+
+    arm: str
+    task: str
+    id: str
+    sample: int
+    prompt: str | None = None
+    prompt_sha256: str
+    item_sha256: str | None = None
+    completion: str
+    gold: list[str] | None = None
+    score: float | None
+    scores: dict[str, float | None]
+    steps: int
+    lr: float
+    first_loss: float | None
+    last_loss: float | None
+    seed: int
+    finish_reason: str
+    prompt_tokens: int
+    generated_tokens: int
+    seconds: float
+    scale: float | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hash_the_prompt(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or values.get("prompt_sha256") is not None:
+            return values
+        prompt = values.get("prompt")
+        return {**values, "prompt_sha256": text_hash(prompt)} if isinstance(prompt, str) else values
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        """Which answer of the run this is."""
+        return self.arm, self.task, self.id, self.sample
+
+    @property
+    def cut_off(self) -> bool:
+        return self.finish_reason == "length"
+
+
+class Estimate(Recorded):
+    """A value over problems, with its interval at 95 % where it has one."""
+
+    value: float | None
+    interval: Bounds | None = None
+
+
+class Comparison(Recorded):
+    """An arm's score minus the baseline's, over the problems that both have a score for.
+
+    difference_interval: at 95 %. p_value: two-sided, of no difference; p_value_holm: corrected for
+    the number of arms that are compared (Holm 1979). method: how interval and p came about.
+    words: what the data allow to say.
+    """
+
+    difference: float
+    difference_interval: Bounds | None
+    p_value: float
+    p_value_holm: float
+    method: str
+    words: str
+
+
+class Compared(Estimate):
+    """An estimate, and a comparison's numbers where there is one."""
+
+    difference: float | None = None
+    difference_interval: Bounds | None = None
+    p_value: float | None = None
+    p_value_holm: float | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_comparison(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        if self.difference is None:
+            for key in Comparison.model_fields:
+                values.pop(key, None)
+        return values
+
+
+class Metric(Compared):
+    """One metric of a task. stderr: lighteval's, None where it computes none."""
+
+    stderr: float | None = None
+    method: str | None = None
+    words: str | None = None
+
+
+class Group(Compared):
+    """A part of the answers, such as those that were cut off. samples: how many."""
+
+    samples: int
+
+
+Breakdown = dict[str, Group]
+
+
+class Result(Metric):
+    """One arm on one task. ``metric`` is the task's first, whose numbers stand here; ``metrics``
+    holds all of them, and ``truncated`` and ``loops``.
+
+    arm: its name and all of its settings; None where an earlier release does not say.
+    samples: problems. seconds: wall time. first_loss, last_loss: means over the answers, nats per
+    prompt token. scale: the mean of what safeguards multiplied delta by; applied: the share of
+    answers where that was above 0; None without SLOT. truncated: the share of answers that a limit
+    on their length cut off. pass_at_k: by k, where several answers per problem are right or wrong.
+    breakdown: the score by why answers ended, and by the groups of problems that the data has.
+    words: of every metric.
+    """
+
+    name: str
+    task: str
+    metric: str
+    samples: int
+    generated_tokens: int = 0
+    steps: int
+    lr: float = 0.0
+    arm: Arm | None = None
+    seconds: float = 0.0
+    first_loss: float | None = None
+    last_loss: float | None = None
+    scale: float | None = None
+    applied: float | None = None
+    metrics: dict[str, Metric] = {}
+    pass_at_k: dict[str, Estimate] = {}
+    truncated: float | None = None
+    breakdown: dict[str, Breakdown] = {}
+
+    @property
+    def said(self) -> dict[str, str]:
+        """What the data allow to say, by metric."""
+        said = {name: metric.words for name, metric in self.metrics.items() if metric.words}
+        return said or ({self.metric: self.words} if self.words else {})
+
+
+class Cell(Compared):
+    """One setting of a sweep; the baseline's has steps 0 and no lr."""
+
+    arm: str
+    steps: int
+    lr: float | None = None
+    first_loss: float | None = None
+    last_loss: float | None = None
+    scale: float | None = None
+    applied: float | None = None
+    truncated: float | None = None
+
+
+class Sweep(Recorded):
+    """Steps times learning rates on one task.
+
+    selected_on: what problems the best setting was picked by. split: the part of the problems that
+    was set aside for that; selected_by: their ids.
+    """
+
+    task: str
+    metric: str
+    problems: int
+    split: float | None = None
+    steps: list[int] = []
+    lr: list[float] = []
+    best: str | None = None
+    selected_by: list[str] = []
+    selected_on: str = "test data"
+    words: str = ""
+    cells: list[Cell]
+
+    @property
+    def baseline(self) -> Cell | None:
+        return next((cell for cell in self.cells if not cell.steps), None)
+
+    @property
+    def scored(self) -> list[Cell]:
+        """The settings of SLOT that have a value."""
+        return [cell for cell in self.cells if cell.steps and cell.value is not None]
+
+    @property
+    def on_test_data(self) -> bool:
+        return self.selected_on == "test data"
+
+
+class TokenShift(Recorded):
+    """id: the token's. token: readable (see TokenText). shift: of its logit, before the model's
+    soft cap and scale; in a mean, the mean shift."""
+
+    id: int
+    token: str
+    shift: float
+
+
+class PromptShifts(Recorded):
+    """W delta of one prompt. id: of the problem. prompt: as the model read it.
+
+    raised: the largest shifts above 0, largest first. lowered: those below 0, lowest first.
+    """
+
+    id: str
+    prompt: str
+    raised: list[TokenShift] = []
+    lowered: list[TokenShift] = []
+
+
+class Inspection(Recorded):
+    """The mean of W delta over a task's problems, of one arm.
+
+    problems: how many are in the mean: those that have a delta. prompts: these, in the task's
+    order; none in the packed form. raised, lowered: as in PromptShifts. vocabulary_mean: of the
+    mean over all tokens; what is common to all shifts changes no probability.
+    """
+
+    arm: str
+    task: str
+    problems: int
+    vocabulary_mean: float | None = None
+    raised: list[TokenShift] = []
+    lowered: list[TokenShift] = []
+    prompts: list[PromptShifts] = []
+
+
+class TaskDefinition(Recorded):
+    """What a task is made of, by which two runs know whether they scored alike.
+
+    prompt: the function that makes prompts. metrics: by name, the scorer and a hash of its source.
+    lighteval: its version. answers: per problem. max_new_tokens: the task's own limit.
+    """
+
+    prompt: str
+    metrics: dict[str, str]
+    lighteval: str
+    answers: int
+    max_new_tokens: int | None = None
+
+
+class Generation(Recorded):
+    """What a record is asked of the run's ``generation``; it holds all of it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    max_new_tokens: int | None = None
+    stop: list[str] = []
+
+
+class TaskOfRun(Recorded):
+    """An item of the run's ``tasks``."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    data: str | None = None
+
+
+class RunSettings(Recorded):
+    """The run's configuration. It holds all of it; these are what a record is asked for."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str | None = None
+    model: str | None = None
+    published_model: str | None = None
+    engine: dict[str, Any] = {}
+    generation: Generation = Generation()
+    chat_template: bool | str = "auto"
+    system_prompt: str | None = None
+    tasks: list[TaskOfRun] = []
+    arms: list[dict[str, Any]] = []
+
+    def as_written(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class RunRecord(Recorded):
+    """``results.json``. ``tasks``: by name, what each of them is made of."""
+
+    schema_version: int = Field(default=1, alias="schema", ge=1, le=SCHEMA)
+    arms: list[Result]
+    sweeps: list[Sweep] = []
+    config: RunSettings = RunSettings()
+    tasks: dict[str, TaskDefinition] = {}
+    versions: dict[str, str] = {}
+    machine: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_last_release(cls, values: Any) -> Any:
+        """Gives the arms of schema 1 the settings that the configuration says they had."""
+        if not isinstance(values, Mapping) or "schema" in values:
+            return values
+        config, arms = values.get("config"), values.get("arms")
+        if not isinstance(config, Mapping) or not isinstance(arms, list):
+            return values
+        named = {
+            arm["name"]: arm
+            for arm in config.get("arms") or []
+            if isinstance(arm, Mapping) and "name" in arm
+        }
+        sweep = config.get("sweep")
+        of_cells = sweep.get("settings", {}) if isinstance(sweep, Mapping) else None
+        return {**values, "arms": [_with_settings(arm, named, of_cells) for arm in arms]}
+
+    def as_json(self) -> dict[str, Any]:
+        values = self.model_dump(mode="python", by_alias=True, exclude={"config"})
+        for entry, row in zip(values["arms"], self.arms, strict=True):
+            entry["arm"] = None if row.arm is None else row.arm.model_dump(mode="json")
+        return {**values, "config": self.config.as_written()}
+
+
+def _with_settings(entry: Any, named: Mapping[str, Any], of_cells: Mapping[str, Any] | None) -> Any:
+    if not isinstance(entry, Mapping) or "arm" in entry:
+        return entry
+    name = entry.get("name")
+    if isinstance(name, str) and name in named:
+        return {**entry, "arm": named[name]}
+    if of_cells is None or not {"steps", "lr"} <= entry.keys():
+        return entry
+    return {**entry, "arm": {**of_cells, **{k: entry[k] for k in ("name", "steps", "lr")}}}

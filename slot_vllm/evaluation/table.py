@@ -1,0 +1,111 @@
+"""The tables and the words on the terminal."""
+
+from collections.abc import Sequence
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from slot_vllm.evaluation.record import BASELINE, CONDUCT, Compared, Estimate, Result, RunRecord
+from slot_vllm.evaluation.statistics import Interval
+
+_WIDE = 200
+_SCORES = ("task", "metric", "arm", "steps, lr", "value", "difference", "p (Holm)")
+_COSTS = ("task", "arm", "problems", "tokens", "tok/s", "seconds", "prompt loss")
+_TEXTS = {"task", "metric", "arm", "steps, lr"}
+
+
+def scores_table(results: Sequence[Result]) -> Table:
+    """A block per task and metric, its arms below each other."""
+    grid = _grid(_SCORES)
+    for task, metric in dict.fromkeys((r.task, m) for r in _by_task(results) for m in r.metrics):
+        label = f"{metric} (less is better)" if metric in CONDUCT else metric
+        for row in results:
+            if row.task == task and metric in row.metrics:
+                found = row.metrics[metric]
+                setting = f"{row.steps}, {row.lr:g}" if row.steps else "-"
+                holm = "-" if found.p_value_holm is None else f"{found.p_value_holm:.2g}"
+                numbers = (_value(found), _difference(found), holm)
+                grid.add_row(task, label, row.name, setting, *numbers)
+        grid.add_section()
+    return grid
+
+
+def costs_table(results: Sequence[Result]) -> Table:
+    """A block per task: how much was asked, and how long it took."""
+    grid = _grid(_COSTS)
+    for task in dict.fromkeys(row.task for row in results):
+        for row in (row for row in results if row.task == task):
+            rate = f"{row.generated_tokens / row.seconds:.0f}" if row.seconds else "-"
+            loss = "-"
+            if row.first_loss is not None and row.last_loss is not None:
+                loss = f"{row.first_loss:.3f} → {row.last_loss:.3f}"
+            counts = (str(row.samples), str(row.generated_tokens), rate, f"{row.seconds:.1f}")
+            grid.add_row(task, row.name, *counts, loss)
+        grid.add_section()
+    return grid
+
+
+def groups_table(results: Sequence[Result], column: str) -> Table:
+    """The results by the groups of one column: a row per group, arms beside each other."""
+    grid = _grid((column, "problems", *(row.name for row in results)), {column})
+    for group in dict.fromkeys(group for row in results for group in row.breakdown[column]):
+        found = [row.breakdown[column].get(group) for row in results]
+        count = max(figures.samples for figures in found if figures is not None)
+        values = ("-" if figures is None else _value(figures) for figures in found)
+        grid.add_row(group, str(count), *values)
+    return grid
+
+
+def show(run: RunRecord) -> None:
+    """Prints the tables, as wide as needed where no terminal limits them, and the words."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = _WIDE
+    console.print(scores_table(run.arms))
+    console.print(costs_table(run.arms))
+    cells = {cell.arm for sweep in run.sweeps for cell in sweep.cells}
+    cells -= {sweep.best for sweep in run.sweeps if sweep.best is not None}
+    rows = [row for row in run.arms if row.name == BASELINE or row.name not in cells]
+    for task in dict.fromkeys(row.task for row in rows):
+        of_task = [row for row in rows if row.task == task]
+        columns = dict.fromkeys(column for row in of_task for column in row.breakdown)
+        for column in columns:
+            if all(column in row.breakdown for row in of_task) and column != "finish_reason":
+                console.print(groups_table(of_task, column))
+    for row in rows:
+        if row.said:
+            words = [f"{row.task}, {row.name} against the baseline:"]
+            words += [f"  {metric}: {said}" for metric, said in row.said.items()]
+            console.print("\n".join(words), highlight=False, markup=False)
+    for sweep in run.sweeps:
+        console.print(sweep.words, highlight=False, markup=False)
+
+
+def _by_task(results: Sequence[Result]) -> list[Result]:
+    tasks = list(dict.fromkeys(row.task for row in results))
+    return sorted(results, key=lambda row: tasks.index(row.task))
+
+
+def _grid(columns: Sequence[str], texts: set[str] = _TEXTS) -> Table:
+    grid = Table(box=SIMPLE, padding=(0, 1))
+    for name in columns:
+        # Where it is narrow, text is folded, never cut.
+        grid.add_column(name, overflow="fold", justify="left" if name in texts else "right")
+    return grid
+
+
+def _value(figures: Estimate) -> str:
+    if figures.value is None:
+        return "-"
+    return f"{figures.value:.4f}{_bounds(figures.interval, '.4f')}"
+
+
+def _difference(figures: Compared) -> str:
+    if figures.difference is None:
+        return "-"
+    return f"{figures.difference:+.4f}{_bounds(figures.difference_interval, '+.4f')}"
+
+
+def _bounds(interval: Interval | None, form: str) -> str:
+    return "" if interval is None else f" [{interval[0]:{form}}, {interval[1]:{form}}]"
