@@ -26,7 +26,7 @@ from transformers import AutoTokenizer, Qwen2ForCausalLM
 
 from slot_vllm.evaluation import config as configuration
 from slot_vllm.evaluation.comparison import compare
-from slot_vllm.evaluation.config import BASELINE, Arm
+from slot_vllm.evaluation.record import BASELINE, Arm
 from slot_vllm.loss_tokens import LossTokens, flags
 from slot_vllm.optim.head import Head
 from slot_vllm.optim.optimize import Learned, optimize
@@ -121,7 +121,7 @@ def search(reader: Reader, arms: Sequence[Arm]) -> list[dict[str, Any]]:
     own: dict[str, Any] = {"name": BASELINE, "metrics": {}, "formats": {}}
     for score in SCORES:
         own["metrics"][score] = {"value": float(np.mean([*baseline[score].values()]))}
-        compared = compare(score, {n: s[score] for n, s in judged.items()}, baseline[score])
+        compared = compare({n: s[score] for n, s in judged.items()}, baseline[score])
         for name, comparison in compared.items():
             numbers = {k: v for k, v in asdict(comparison).items() if k not in ("method", "words")}
             value = float(np.mean([*judged[name][score].values()]))

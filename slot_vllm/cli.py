@@ -1,4 +1,5 @@
-"""``slot-vllm report | inspect | compare-published``: what is done with runs and with prompts.
+"""``slot-vllm report | inspect | compare-published | rescore | export``: what is done with runs and
+with prompts.
 
 Exit codes: those of ``python -m slot_vllm.evaluation``.
 """
@@ -50,6 +51,29 @@ def _parser() -> argparse.ArgumentParser:
         help="default: logs/published_results.csv of the repository",
     )
     compare.set_defaults(run=_compare_published)
+    rescore = commands.add_parser("rescore", help="score stored answers again, without a model")
+    rescore.add_argument("run_directory", type=Path, metavar="DIR", help="a run's directory")
+    rescore.add_argument(
+        "--task",
+        metavar="NAME",
+        help="one of the run's tasks, or another that scores the answers to its only one",
+    )
+    rescore.set_defaults(run=_rescore)
+    export = commands.add_parser("export", help="a run in the forms that others read")
+    export.add_argument("run_directory", type=Path, metavar="DIR", help="a run's directory")
+    export.add_argument(
+        "--format",
+        required=True,
+        choices=("inspect", "every_eval_ever", "packed"),
+        help="packed: without the benchmark's texts, to be committed",
+    )
+    export.add_argument(
+        "--output",
+        type=Path,
+        metavar="PATH",
+        help="default: in the run's directory, named as the format; a file for every_eval_ever",
+    )
+    export.set_defaults(run=_export)
     return parser
 
 
@@ -67,9 +91,21 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _compare_published(options: argparse.Namespace) -> None:
-    from slot_vllm.evaluation import published
+    from slot_vllm.evaluation import compare_published
 
-    published.show(published.compare(options.results, options.published))
+    compare_published.show(compare_published.compare(options.results, options.published))
+
+
+def _rescore(options: argparse.Namespace) -> None:
+    from slot_vllm.evaluation.rescore import rescore
+
+    print(*rescore(options.run_directory, options.task), sep="\n")
+
+
+def _export(options: argparse.Namespace) -> None:
+    from slot_vllm.evaluation.export import export
+
+    print(*export(options.run_directory, options.format, options.output), sep="\n")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import numpy as np
 from slot_vllm.evaluation import statistics
 from slot_vllm.evaluation.comparison import ProblemScores
 from slot_vllm.evaluation.record import Breakdown, Group
+from slot_vllm.evaluation.run_settings import changed
 
 
 def of_answers(scored: Sequence[tuple[str, float | None]]) -> Breakdown:
@@ -47,11 +48,11 @@ def _figures(ids: Sequence[str], scores: ProblemScores, baseline: ProblemScores 
     if not baseline or not both:
         return group
     arm, own = np.array([(scores[i], baseline[i]) for i in both], float).T
-    compared = {
-        "difference": float((arm - own).mean()),
-        "difference_interval": statistics.difference_interval(arm, own),
-    }
-    return group.model_copy(update=compared)
+    return changed(
+        group,
+        difference=float((arm - own).mean()),
+        difference_interval=statistics.difference_interval(arm, own),
+    )
 
 
 def _mean(values: Sequence[float]) -> float | None:

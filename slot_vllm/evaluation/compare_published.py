@@ -1,20 +1,22 @@
 """A run beside the published runs of its model, task by task and arm by arm."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
-from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from slot_vllm.evaluation import published_table
+from slot_vllm.evaluation import published_table, statistics
 from slot_vllm.evaluation.config import ConfigError
+from slot_vllm.evaluation.directory import read_results
 from slot_vllm.evaluation.published_table import CRITICAL, PublishedRun
+from slot_vllm.evaluation.record import Result, RunRecord
 
+# Tasks of these names are the published ones (`slot_vllm.evaluation.benchmarks`).
+PREFIX = "published:"
 _WIDE = 200
 _COLUMNS = ("task", "model", "steps", "lr", "published", "ours", "difference", "chance")
 _TEXTS = 2
@@ -27,44 +29,12 @@ _NOTES = (
 )
 
 
-class Entry(BaseModel):
-    """What is read here of an entry of ``results.json``."""
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-
-    name: str
-    task: str
-    steps: int
-    lr: float
-    samples: int
-    value: float | None
-    stderr: float | None
-    interval: tuple[float, float] | None
-
-    @property
-    def error(self) -> float | None:
-        """lighteval's standard error; where it has none, or 0 because all problems score alike,
-        half of the interval, divided by 1.96. None where there is neither."""
-        if self.stderr:
-            return self.stderr
-        return (self.interval[1] - self.interval[0]) / 2 / CRITICAL if self.interval else None
-
-
-class _Config(BaseModel):
-    model: str
-
-
-class _Results(BaseModel):
-    arms: list[Entry]
-    config: _Config
-
-
 @dataclass(frozen=True)
 class Line:
     """An arm's value on a task beside one published run of the same setting."""
 
     published: PublishedRun
-    ours: Entry
+    ours: Result
     value: float
     error: float
 
@@ -91,74 +61,153 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """``alone``: in words, the arms and tasks that have no published run beside them."""
+class BesidePublished:
+    """``alone``: in words, the arms and tasks that have no published run beside them.
+
+    needed: in words, how many problems would tell what is published with SLOT from what is
+    published without.
+    """
 
     lines: list[Line]
     alone: list[str]
+    needed: list[str]
 
 
-def compare(results: Path, table: Path | None = None) -> Comparison:
-    """Every arm of a run's ``results.json`` beside each published run of its task and setting.
+def compare(results: Path, table: Path | None = None) -> BesidePublished:
+    """Every arm of a run's ``results.json`` beside the published runs of its model that were run
+    as it was: by its task's definition, its decoding and all of its settings.
 
     table: the published runs; by default the repository's. Raises ConfigError, also for a model
     that has no published run.
     """
-    run = _read(results)
+    run = read_results(results)
     published = published_table.read(table)
-    of_model = [row for row in published if row.is_of(run.config.model)]
+    model = run.config.published_model or run.config.model
+    if not model:
+        raise ConfigError(f"{results}: config.model: it says no model")
+    of_model = [row for row in published if row.is_of(PurePath(model).name)]
     if not of_model:
+        key = "published_model" if run.config.published_model else "model"
         there = ", ".join(dict.fromkeys(row.model for row in published))
         raise ConfigError(
-            f"{results}: config.model={run.config.model!r}: no published run is of such a model; "
+            f"{results}: config.{key}={model!r}: no published run is of such a model; "
             f"there are: {there}"
         )
     lines, alone = [], []
     for entry in run.arms:
+        said = _apart(run, entry, of_model)
         rows = [row for row in of_model if _same_setting(row, entry)]
-        arm = f"{entry.task}, {_arm(entry)}"
-        if entry.value is None or entry.error is None:
-            alone.append(f"{arm}: ours has no {'value' if entry.value is None else 'interval'}")
-        elif not rows:
-            alone.append(f"{arm}: no published run; there are: {_settings(of_model, entry.task)}")
+        error = _error(entry)
+        if said is None and entry.value is not None and error is not None:
+            lines += [Line(row, entry, entry.value, error) for row in rows]
         else:
-            lines += [Line(row, entry, entry.value, entry.error) for row in rows]
-    return Comparison(lines, alone)
+            has_none = f"ours has no {'value' if entry.value is None else 'interval'}"
+            alone.append(f"{entry.task}, {_arm(entry)}: {said or has_none}")
+    tasks = {entry.task.removeprefix(PREFIX) for entry in run.arms}
+    return BesidePublished(lines, alone, _needed([row for row in of_model if row.task in tasks]))
 
 
-def show(comparison: Comparison) -> None:
+def show(found: BesidePublished) -> None:
     """Prints the table, what stands alone, and how to read it."""
     console = Console()
     if not console.is_terminal:
         console.width = _WIDE
-    if comparison.lines:
-        console.print(_table(comparison.lines))
-    for text in [*comparison.alone, *(_NOTES if comparison.lines else ())]:
+    if found.lines:
+        console.print(_table(found.lines))
+    for text in [*found.alone, *found.needed, *(_NOTES if found.lines else ())]:
         console.print(text, highlight=False, markup=False)
 
 
-def _read(path: Path) -> _Results:
-    try:
-        return _Results.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        key = ".".join(map(str, problem["loc"])) or "all"
-        raise ConfigError(f"{path}: not the results of a run: {key}: {problem['msg']}") from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not the results of a run: {error}") from None
+def _apart(run: RunRecord, entry: Result, of_model: Sequence[PublishedRun]) -> str | None:
+    """Why no published run stands beside an arm on a task."""
+    task = entry.task.removeprefix(PREFIX)
+    if task not in published_table.PROBLEMS:
+        return f"no published run; there are: {_settings(of_model, task)}"
+    if not entry.task.startswith(PREFIX):
+        return (
+            f"lighteval's {entry.task} is another definition than the published runs'; "
+            f"theirs is {PREFIX}{task}"
+        )
+    differ = [*_other_decoding(run, entry, of_model[0].context), *_other_arm(entry)]
+    if differ:
+        return f"not as published: {'; '.join(differ)}"
+    if not any(_same_setting(row, entry) for row in of_model):
+        return f"no published run; there are: {_settings(of_model, task)}"
+    return None
 
 
-def _same_setting(row: PublishedRun, entry: Entry) -> bool:
-    if row.task != entry.task or row.steps != entry.steps:
+def _other_decoding(run: RunRecord, entry: Result, context: int) -> list[str]:
+    generation, task = run.config.generation, run.tasks.get(entry.task)
+    own_limit = task.max_new_tokens if task else None
+    limit = generation.max_new_tokens or own_limit
+    here = {
+        "temperature": (generation.temperature, published_table.TEMPERATURE),
+        "top_p": (generation.top_p, published_table.TOP_P),
+        "top_k": (generation.top_k, 0),
+        "min_p": (generation.min_p, 0.0),
+        "repetition_penalty": (generation.repetition_penalty, 1.0),
+        "stop": (generation.stop, []),
+        "chat_template": (run.config.chat_template is not False, True),
+        "system_prompt": (run.config.system_prompt or run.config.system_prompt_file, None),
+        "answers per problem": (task.answers if task else 1, 1),
+    }
+    differ = [
+        f"{key} {ours!r} (theirs {theirs!r})"
+        for key, (ours, theirs) in here.items()
+        if ours != theirs
+    ]
+    # What a model's context does not hold is no limit of ours.
+    tokens = min(published_table.NEW_TOKENS, context)
+    if limit not in (tokens, published_table.NEW_TOKENS):
+        differ.append(f"max_new_tokens {limit} (theirs {published_table.NEW_TOKENS})")
+    if (run.max_model_len or tokens) < tokens:
+        differ.append(f"engine.max_model_len {run.max_model_len} (theirs {tokens})")
+    return differ
+
+
+def _other_arm(entry: Result) -> list[str]:
+    if entry.arm is None:
+        return ["the run does not say all of the arm's settings"]
+    paper = entry.arm.papers
+    return [
+        f"{key} {ours!r} (theirs {paper[key]!r})"
+        for key, ours in entry.arm.differs_from_paper().items()
+    ]
+
+
+def _needed(rows: Sequence[PublishedRun]) -> list[str]:
+    """For each published run with SLOT and each without of the same task."""
+    said = []
+    for row in (row for row in rows if row.steps):
+        for without in (other for other in rows if other.task == row.task and not other.steps):
+            count = statistics.problems_needed_unpaired(row.accuracy, without.accuracy)
+            told = (
+                "the same value"
+                if count is None
+                else f"about {count} problems on each side would be needed to tell it from noise"
+            )
+            said.append(
+                f"{row.task}, published: {row.accuracy:.4f} with {_setting(row.steps, row.lr)}, "
+                f"{without.accuracy:.4f} without, of {row.problems} problems: {told}."
+            )
+    return said
+
+
+def _error(entry: Result) -> float | None:
+    """lighteval's standard error; where it has none, or 0 because all problems score alike, half
+    of the interval, divided by 1.96. None where there is neither."""
+    if entry.stderr:
+        return entry.stderr
+    return (entry.interval[1] - entry.interval[0]) / 2 / CRITICAL if entry.interval else None
+
+
+def _same_setting(row: PublishedRun, entry: Result) -> bool:
+    if row.task != entry.task.removeprefix(PREFIX) or row.steps != entry.steps:
         return False
     return not row.steps or math.isclose(row.lr, entry.lr)
 
 
-def _arm(entry: Entry) -> str:
+def _arm(entry: Result) -> str:
     return f"{entry.name} ({_setting(entry.steps, entry.lr)})"
 
 

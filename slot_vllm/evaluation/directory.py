@@ -13,13 +13,14 @@ from slot_vllm.evaluation.record import (
     SCHEMA,
     Inspection,
     RunRecord,
-    hashed_prompt,
     schema_of,
 )
-from slot_vllm.evaluation.samples import SampleFile, write_whole
+from slot_vllm.evaluation.run_settings import without_system_prompt
+from slot_vllm.evaluation.samples import SAMPLES, SampleFile, write_whole
 
 RESULTS = "results.json"
 INSPECTION = "inspection.json"
+CONFIG = "config.yaml"
 _Model = TypeVar("_Model")
 
 
@@ -32,9 +33,9 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.samples = SampleFile(path / "samples.jsonl")
+        self.samples = SampleFile(path / SAMPLES)
         self.log = path / "run.log"
-        self._config = path / "config.yaml"
+        self._config = path / CONFIG
         self._inspection = path / INSPECTION
         self._results = path / RESULTS
         self._report = path / "report.html"
@@ -99,10 +100,12 @@ class RunDirectory:
             here = None
         if not isinstance(here, dict):
             return f"{self._config.name} cannot be read"
-        now, free = _plain(config), {"name": None, "ray": None, "inspect": None}
-        if here.get("system_prompt") == hashed_prompt(config.system_prompt):
-            free["system_prompt"] = None
-        return _first_difference({**now, **free}, {**here, **free})
+        free = {"name": None, "ray": None, "inspect": None}
+        now, packed = _plain(config), without_system_prompt(_plain(config))
+        differences = [
+            _first_difference({**one, **free}, {**here, **free}) for one in (now, packed)
+        ]
+        return None if None in differences else differences[0]
 
 
 def write_results(results: RunRecord, path: Path) -> Path:

@@ -15,6 +15,12 @@ COLUMNS = ("task", "model", "steps", "lr", "accuracy")
 # How many problems a task has.
 PROBLEMS = {"aime24": 30, "math_500": 500, "gpqa:diamond": 198}
 
+# How the answers were drawn: one to each problem.
+TEMPERATURE, TOP_P, NEW_TOKENS = 0.6, 0.95, 32768
+
+# Positions, of the models that have fewer than these answers may take.
+CONTEXT = dict.fromkeys(("Qwen2.5-Math-1.5B", "Qwen2.5-Math-7B"), 4096)
+
 # Of an interval at 95 %.
 CRITICAL = 1.96
 
@@ -33,6 +39,11 @@ class PublishedRun:
     @property
     def problems(self) -> int:
         return PROBLEMS[self.task]
+
+    @property
+    def context(self) -> int:
+        """Positions of the model, as far as they limit an answer."""
+        return CONTEXT.get(self.model, NEW_TOKENS)
 
     @property
     def stderr(self) -> float:

@@ -4,7 +4,6 @@
 Inspection. What writes them, reads them or goes on from them takes their fields from here.
 """
 
-import hashlib
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -17,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from slot_vllm.evaluation.run_settings import RunSettings, text_hash
 from slot_vllm.params import SlotParams
 
 # Of results.json. 1, which did not say so: arms without their settings, no words per metric.
@@ -31,28 +31,9 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Bounds = tuple[float, float]
 
 
-def text_hash(*texts: str) -> str:
-    """SHA-256, in hexadecimal, of texts and where each of them ends."""
-    digest = hashlib.sha256()
-    for text in texts:
-        part = text.encode("utf-8", "surrogatepass")
-        digest.update(len(part).to_bytes(8, "big") + part)
-    return digest.hexdigest()
-
-
-def hashed_prompt(text: str | None) -> str | None:
-    """What the packed form says of a system prompt in place of its text."""
-    return None if text is None else f"sha256:{text_hash(text)}"
-
-
 def schema_of(values: Any) -> Any:
     """What results.json says that its schema is; the first did not say so."""
     return values.get("schema", 1) if isinstance(values, Mapping) else 1
-
-
-def name_of(item: Mapping[str, Any], default: Any) -> Any:
-    """What an item of a list in the configuration is called."""
-    return item.get("name", default)
 
 
 class Arm(SlotParams):
@@ -67,11 +48,15 @@ class Arm(SlotParams):
         settings = self.model_dump(mode="json", exclude={"name"})
         return {f"slot_{key}": value for key, value in settings.items()}
 
+    @property
+    def papers(self) -> dict[str, Any]:
+        """The settings of the paper's method with these steps and lr."""
+        return dict(SlotParams(steps=self.steps, lr=self.lr))
+
     def differs_from_paper(self) -> dict[str, Any]:
-        """The settings besides steps and lr that are not the paper's."""
-        paper = SlotParams(steps=self.steps, lr=self.lr)
-        settings = {key: getattr(self, key) for key in SlotParams.model_fields if key != "preset"}
-        return {k: v for k, v in settings.items() if self.steps and v != getattr(paper, k)}
+        """The settings that the paper does not have; without SLOT none says anything."""
+        paper = self.papers if self.steps else {}
+        return {key: getattr(self, key) for key in paper if getattr(self, key) != paper[key]}
 
 
 class Recorded(BaseModel):
@@ -179,6 +164,7 @@ class Metric(Compared):
     """One metric of a task. stderr: lighteval's, None where it computes none."""
 
     stderr: float | None = None
+    lower_is_better: bool = False
     method: str | None = None
     words: str | None = None
 
@@ -241,6 +227,12 @@ class Cell(Compared):
     scale: float | None = None
     applied: float | None = None
     truncated: float | None = None
+
+    @classmethod
+    def of(cls, row: Result) -> "Cell":
+        """Of an arm's result on the problems that the sweep is measured on."""
+        shared = {key: getattr(row, key) for key in cls.model_fields.keys() & Result.model_fields}
+        return cls(**{**shared, "arm": row.name, "lr": row.lr if row.steps else None})
 
 
 class Sweep(Recorded):
@@ -328,48 +320,6 @@ class TaskDefinition(Recorded):
     max_new_tokens: int | None = None
 
 
-class Generation(Recorded):
-    """What a record is asked of the run's ``generation``; it holds all of it."""
-
-    model_config = ConfigDict(extra="allow")
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    max_new_tokens: int | None = None
-    stop: list[str] = []
-
-
-class TaskOfRun(Recorded):
-    """An item of the run's ``tasks``."""
-
-    model_config = ConfigDict(extra="allow")
-
-    name: str
-    data: str | None = None
-
-
-class RunSettings(Recorded):
-    """The run's configuration. It holds all of it; these are what a record is asked for."""
-
-    model_config = ConfigDict(extra="allow")
-
-    name: str | None = None
-    model: str | None = None
-    published_model: str | None = None
-    engine: dict[str, Any] = {}
-    generation: Generation = Generation()
-    chat_template: bool | str = "auto"
-    system_prompt: str | None = None
-    tasks: list[TaskOfRun] = []
-    arms: list[dict[str, Any]] = []
-
-    def as_written(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", exclude_unset=True)
-
-
 class RunRecord(Recorded):
     """``results.json``. ``tasks``: by name, what each of them is made of."""
 
@@ -380,6 +330,11 @@ class RunRecord(Recorded):
     tasks: dict[str, TaskDefinition] = {}
     versions: dict[str, str] = {}
     machine: dict[str, Any] = {}
+
+    @property
+    def max_model_len(self) -> int | None:
+        """Tokens, where the engine was told."""
+        return self.config.engine.get("max_model_len")
 
     @model_validator(mode="before")
     @classmethod

@@ -24,10 +24,10 @@ from slot_vllm.evaluation.record import (
     Metric,
     Result,
     RunRecord,
-    RunSettings,
     Sample,
     Sweep,
 )
+from slot_vllm.evaluation.run_settings import RunSettings, changed
 from slot_vllm.evaluation.scoring import Scores, Value, aggregate, mean
 from slot_vllm.evaluation.statistics import Interval, mean_interval
 from slot_vllm.evaluation.task_definition import definition
@@ -43,10 +43,12 @@ def result(
     values = aggregate(task, scores)
     first = next(iter(values))
     values |= {name: _conduct(samples, name) for name in CONDUCT}
+    lower = {*CONDUCT, *_lower_is_better(task)}
     metrics = {
         name: Metric(
             value=value.value,
             stderr=value.stderr,
+            lower_is_better=name in lower,
             interval=_interval(_problem_scores(samples, name, value.value)),
         )
         for name, value in values.items()
@@ -58,6 +60,7 @@ def result(
         metric=first,
         value=metrics[first].value,
         stderr=metrics[first].stderr,
+        lower_is_better=metrics[first].lower_is_better,
         interval=metrics[first].interval,
         samples=len(scores),
         seconds=round(max(sample.seconds for sample in samples), 3),
@@ -114,7 +117,7 @@ def _with_comparisons(
 ) -> Result:
     of_arm = {metric: found[row.name] for metric, found in comparisons.items() if row.name in found}
     metrics = {
-        name: metric.model_copy(update=dict(of_arm[name])) if name in of_arm else metric
+        name: changed(metric, **dict(of_arm[name])) if name in of_arm else metric
         for name, metric in row.metrics.items()
     }
     baseline = None if row.name == BASELINE else scores.get(BASELINE, {})
@@ -123,13 +126,13 @@ def _with_comparisons(
         for column, of_problem in groups.items()
         if scores[row.name]
     }
-    update: dict[str, Any] = {"metrics": metrics, "breakdown": row.breakdown | by_group}
+    row = changed(row, metrics=metrics, breakdown=row.breakdown | by_group)
     if row.metric in of_arm:
-        update |= dict(of_arm[row.metric])
+        row = changed(row, **dict(of_arm[row.metric]))
     if of_arm:
         said = " ".join(f"{metric}: {found.words}" for metric, found in of_arm.items())
-        update["words"] = f"{row.task}, {row.name} against the baseline: {said}"
-    return row.model_copy(update=update)
+        row = changed(row, words=f"{row.task}, {row.name} against the baseline: {said}")
+    return row
 
 
 def record(
@@ -148,6 +151,15 @@ def record(
         versions=_versions(),
         machine=_machine(),
     )
+
+
+def _lower_is_better(task: EvaluationTask) -> set[str]:
+    """The metrics of which less is better."""
+    better: dict[str, bool] = {}
+    for metric in task.task.metrics:
+        named = metric.higher_is_better
+        better |= named if isinstance(named, dict) else {str(metric.metric_name): bool(named)}
+    return {name for name, higher in better.items() if not higher}
 
 
 def _conduct(samples: Sequence[Sample], name: str) -> Value:

@@ -15,7 +15,8 @@ from slot_vllm.evaluation.lighteval_model import Answer, SlotModel
 from slot_vllm.evaluation.model_script import make_model
 from slot_vllm.evaluation.plan import Part, Plan
 from slot_vllm.evaluation.progress import Progress
-from slot_vllm.evaluation.record import RunRecord, Sample, text_hash
+from slot_vllm.evaluation.record import RunRecord, Sample
+from slot_vllm.evaluation.run_settings import changed, text_hash
 from slot_vllm.evaluation.scoring import graded, number, score, score_stored
 from slot_vllm.evaluation.task_definition import item_hash
 
@@ -79,6 +80,7 @@ def _recall(part: Part, model: SlotModel) -> None:
         if any(
             (s.prompt_sha256, s.item_sha256 or item, s.steps, s.lr) != asked
             or s.seed != seed + s.sample
+            or s.prompt not in (None, prompt)
             or s.gold not in (None, golds)
             for s in samples
         ):
@@ -87,9 +89,10 @@ def _recall(part: Part, model: SlotModel) -> None:
                 "asked; --resume needs the same data, model and settings"
             )
         scores = score_stored(part.task, doc, samples)
-        texts = {"prompt": prompt, "gold": golds, "item_sha256": item}
         part.scores[problem] = scores
-        part.samples[problem] = [s.model_copy(update=texts) for s in graded(samples, scores)]
+        part.samples[problem] = [
+            changed(s, prompt=prompt, gold=golds, item_sha256=item) for s in graded(samples, scores)
+        ]
 
 
 def _answer(part: Part, model: SlotModel, directory: RunDirectory) -> None:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from slot_vllm.evaluation.config import ConfigError
 from slot_vllm.evaluation.record import Sample
 
+SAMPLES = "samples.jsonl"
 PACKED = ".gz"
 
 

@@ -14,6 +14,7 @@ from lighteval.utils.utils import remove_reasoning_tags
 
 from slot_vllm.evaluation.conduct import conduct
 from slot_vllm.evaluation.record import Sample
+from slot_vllm.evaluation.run_settings import changed
 from slot_vllm.evaluation.tasks import EvaluationTask, fresh
 
 # As in lighteval's pipeline.
@@ -49,8 +50,9 @@ def score_stored(task: EvaluationTask, doc: Doc, samples: Sequence[Sample]) -> S
 def graded(samples: Sequence[Sample], scores: Scores) -> list[Sample]:
     """A problem's answers with its scores, the shares that are cut off and that loop among them."""
     numbers = {metric: number(value) for metric, value in scores.items()}
-    update = {"score": next(iter(numbers.values()), None), "scores": numbers | conduct(samples)}
-    return [sample.model_copy(update=update) for sample in samples]
+    main = next(iter(numbers.values()), None)
+    every = {**numbers, **conduct(samples)}
+    return [changed(sample, score=main, scores=every) for sample in samples]
 
 
 def aggregate(task: EvaluationTask, scores: Sequence[Scores]) -> dict[str, Value]:

@@ -18,7 +18,10 @@ from scipy.optimize import brentq
 from scipy.stats import bootstrap, norm, permutation_test
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.power import normal_sample_size_one_tail
-from statsmodels.stats.proportion import proportion_confint
+from statsmodels.stats.proportion import (
+    proportion_confint,
+    samplesize_proportions_2indep_onetail,
+)
 from statsmodels.stats.weightstats import DescrStatsW
 
 Numbers = npt.NDArray[np.float64]
@@ -144,6 +147,21 @@ def problems_needed(arm: Numbers, baseline: Numbers, alpha: float = ALPHA) -> in
     # n problems that all differ the same way have p = 2 / 2 ** n.
     one_sided = math.ceil(math.log2(2 / alpha)) / np.count_nonzero(differences) * len(differences)
     return math.ceil(max(float(needed), one_sided))
+
+
+def problems_needed_unpaired(one: float, other: float, alpha: float = ALPHA) -> int | None:
+    """How many problems on each side would show two shares of right answers to differ, in 80 % of
+    all draws, where nothing is known of which problems both solve.
+
+    Of the two-sided z test of independent proportions at alpha, its variance pooled under no
+    difference and not under the given one (Fleiss, Statistical Methods for Rates and Proportions,
+    chapter 4); computed by statsmodels. Sides that answer the same problems need fewer, if
+    anything. None where the shares are equal.
+    """
+    if math.isclose(one, other, abs_tol=1e-12):
+        return None
+    needed = samplesize_proportions_2indep_onetail(one - other, other, POWER, alpha=alpha)
+    return math.ceil(needed)
 
 
 def _joined(values: Numbers, ends: tuple[int, int], weight: float) -> DescrStatsW:

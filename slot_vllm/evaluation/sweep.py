@@ -50,7 +50,7 @@ class Grid:
             selected_by=[doc.id for doc in self.docs] if self._split else [],
             selected_on="a part of the problems" if self._split else "test data",
             words=self._words(by_name[best], by_name.get(BASELINE)),
-            cells=[_cell(row) for row in results if row.name in self.cells],
+            cells=[Cell.of(row) for row in results if row.name in self.cells],
         )
 
     def _words(self, best: Result, baseline: Result | None) -> str:
@@ -74,11 +74,6 @@ class Grid:
         """Less is better; a row without a value comes last."""
         sign = -1 if self.task.higher_is_better else 1
         return row.value is None, sign * (row.value or 0.0)
-
-
-def _cell(row: Result) -> Cell:
-    shared = {key: getattr(row, key) for key in Cell.model_fields.keys() & Result.model_fields}
-    return Cell(**{**shared, "arm": row.name, "lr": row.lr if row.steps else None})
 
 
 def _draw(count: int, share: float, seed: str) -> set[int]:

@@ -6,7 +6,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from slot_vllm.evaluation.record import BASELINE, CONDUCT, Compared, Estimate, Result, RunRecord
+from slot_vllm.evaluation.record import BASELINE, Compared, Estimate, Result, RunRecord
 from slot_vllm.evaluation.statistics import Interval
 
 _WIDE = 200
@@ -19,10 +19,10 @@ def scores_table(results: Sequence[Result]) -> Table:
     """A block per task and metric, its arms below each other."""
     grid = _grid(_SCORES)
     for task, metric in dict.fromkeys((r.task, m) for r in _by_task(results) for m in r.metrics):
-        label = f"{metric} (less is better)" if metric in CONDUCT else metric
         for row in results:
             if row.task == task and metric in row.metrics:
                 found = row.metrics[metric]
+                label = f"{metric} (less is better)" if found.lower_is_better else metric
                 setting = f"{row.steps}, {row.lr:g}" if row.steps else "-"
                 holm = "-" if found.p_value_holm is None else f"{found.p_value_holm:.2g}"
                 numbers = (_value(found), _difference(found), holm)

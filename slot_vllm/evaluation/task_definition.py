@@ -7,7 +7,8 @@ from typing import Any
 
 from lighteval.tasks.requests import Doc
 
-from slot_vllm.evaluation.record import TaskDefinition, text_hash
+from slot_vllm.evaluation.record import TaskDefinition
+from slot_vllm.evaluation.run_settings import text_hash
 from slot_vllm.evaluation.tasks import EvaluationTask
 
 _DIGITS = 12

@@ -2,14 +2,15 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from slot_vllm.evaluation.comparison import compare
-from slot_vllm.evaluation.samples import Sample, SampleFile
+from slot_vllm.evaluation.record import Arm, Metric, Result, Sample
+from slot_vllm.evaluation.run_settings import text_hash
+from slot_vllm.evaluation.samples import SampleFile
 from slot_vllm.evaluation.statistics import mean_interval
 
 Scores = Mapping[str, Sequence[float]]
@@ -38,7 +39,8 @@ def answer(arm: str, problem: int, score: float, **settings: Any) -> Sample:
         "generated_tokens": 100 + problem,
         "seconds": 2.0,
     }
-    return Sample(**{**values, **settings})
+    values |= settings
+    return Sample(**{**values, "prompt_sha256": text_hash(values["prompt"])})
 
 
 def answers(scores: Scores, **settings: Any) -> list[Sample]:
@@ -61,30 +63,29 @@ def entries(samples: Sequence[Sample]) -> list[dict[str, Any]]:
         values = np.array(list(of_arm.values()), float)
         baseline = scores.get((task, "baseline"), {})
         arms = {a: s for (t, a), s in scores.items() if t == task and a != "baseline"}
-        comparison = compare(task, arms, baseline).get(arm)
+        comparison = compare(arms, baseline).get(arm)
         losses = [(s.first_loss, s.last_loss) for s in of_part if s.first_loss is not None]
         first, last = np.array(losses, float).mean(axis=0).tolist() if losses else (None, None)
-        found.append(
-            {
-                "name": arm,
-                "task": task,
-                "metric": "exact",
-                "value": float(values.mean()),
-                "stderr": 0.0,
-                "interval": mean_interval(values),
-                "samples": len(values),
-                "seconds": max(s.seconds for s in of_part),
-                "generated_tokens": sum(s.generated_tokens for s in of_part),
-                "steps": of_part[0].steps,
-                "lr": of_part[0].lr,
-                "first_loss": first,
-                "last_loss": last,
-                "metrics": {},
-                "pass_at_k": {},
-                "breakdown": {},
-                **(asdict(comparison) if comparison else {}),
-            }
+        metric = Metric(value=float(values.mean()), stderr=0.0, interval=mean_interval(values))
+        if comparison:
+            metric = metric.model_copy(update=dict(comparison))
+        words = f"{task}, {arm} against the baseline: exact: {metric.words}" if comparison else None
+        result = Result(
+            **{**dict(metric), "words": words},
+            name=arm,
+            task=task,
+            metric="exact",
+            samples=len(values),
+            seconds=max(s.seconds for s in of_part),
+            generated_tokens=sum(s.generated_tokens for s in of_part),
+            steps=of_part[0].steps,
+            lr=of_part[0].lr,
+            arm=Arm(name=arm, steps=of_part[0].steps, lr=of_part[0].lr),
+            first_loss=first,
+            last_loss=last,
+            metrics={"exact": metric},
         )
+        found.append(result.model_dump(mode="json"))
     return found
 
 
@@ -93,6 +94,7 @@ def store(path: Path, samples: Sequence[Sample], **results: Any) -> Path:
     path.mkdir(parents=True)
     SampleFile(path / "samples.jsonl").rewrite(samples)
     values = {
+        "schema": 2,
         "arms": entries(samples),
         "config": {"name": path.name, "model": "models/tiny", "generation": {"temperature": 0.6}},
         "versions": {"vllm": "0.32.0"},

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from slot_vllm.evaluation import statistics
-from slot_vllm.evaluation.comparison import Comparison, compare
+from slot_vllm.evaluation.comparison import compare
+from slot_vllm.evaluation.record import Comparison
 
 
 def by_id(scores: Sequence[float]) -> dict[str, float]:
@@ -14,7 +15,7 @@ def by_id(scores: Sequence[float]) -> dict[str, float]:
 
 
 def one(arm: Sequence[float], baseline: Sequence[float]) -> Comparison:
-    return compare("task", {"slot": by_id(arm)}, by_id(baseline))["slot"]
+    return compare({"slot": by_id(arm)}, by_id(baseline))["slot"]
 
 
 def test_too_few_problems() -> None:
@@ -24,7 +25,7 @@ def test_too_few_problems() -> None:
     assert (found.p_value, found.p_value_holm) == (1, 1)
     assert found.method == "Tango's score interval; McNemar's exact test"
     assert found.words == (
-        "task, slot against the baseline: no difference can be told from 30 problems (p = 1); "
+        "no difference can be told from 30 problems (p = 1); "
         "about 710 would be needed for one as large as observed."
     )
 
@@ -32,7 +33,7 @@ def test_too_few_problems() -> None:
 def test_a_difference() -> None:
     found = one([1] * 10 + [0] * 20, [0] * 30)
     assert found.p_value == pytest.approx(2 * 0.5**10)
-    assert found.words == "task, slot against the baseline: higher by 0.3333 (p = 0.002)."
+    assert found.words == "higher by 0.3333 (p = 0.002)."
     assert "lower by 0.3333" in one([0] * 30, [1] * 10 + [0] * 20).words
 
 
@@ -43,7 +44,7 @@ def test_no_difference_at_all() -> None:
 
 def test_holms_correction() -> None:
     arms = {f"slot{wins}": by_id([1] * wins + [0] * (20 - wins)) for wins in (5, 7, 10)}
-    found = compare("task", arms, by_id([0] * 20))
+    found = compare(arms, by_id([0] * 20))
     p = [2 * 0.5**wins for wins in (5, 7, 10)]
     assert [c.p_value for c in found.values()] == pytest.approx(p)
     assert [c.p_value_holm for c in found.values()] == pytest.approx([p[0], 2 * p[1], 3 * p[2]])
@@ -65,12 +66,12 @@ def test_other_scores_than_right_or_wrong() -> None:
 
 
 def test_only_the_problems_that_both_answered_count() -> None:
-    found = compare("task", {"slot": {"b": 1.0, "a": 0.0}, "none": {}}, {"a": 1.0, "c": 1.0})
+    found = compare({"slot": {"b": 1.0, "a": 0.0}, "none": {}}, {"a": 1.0, "c": 1.0})
     assert list(found) == ["slot"]
     assert found["slot"].difference == -1
-    assert compare("task", {"slot": {"a": 1.0}}, {}) == {}
+    assert compare({"slot": {"a": 1.0}}, {}) == {}
     # Whatever order they finished in, to the last digit.
     random = np.random.default_rng(0)
     arm, baseline = by_id(random.random(40).tolist()), by_id(random.random(40).tolist())
     turned = dict(reversed(arm.items()))
-    assert compare("task", {"slot": arm}, baseline) == compare("task", {"slot": turned}, baseline)
+    assert compare({"slot": arm}, baseline) == compare({"slot": turned}, baseline)

@@ -18,7 +18,7 @@ from slot_vllm.evaluation import config as configuration
 from slot_vllm.evaluation.generation import Request, Shifted
 from slot_vllm.evaluation.inspection import inspect
 from slot_vllm.evaluation.lighteval_model import SlotModel
-from slot_vllm.evaluation.token_shifts import TokenShift
+from slot_vllm.evaluation.record import TokenShift
 from tests.conftest import ROOT
 from tests.evaluation.conftest import ARMS, RunMain, WriteConfig
 
@@ -224,7 +224,7 @@ def test_inspecting_a_prompt(
     numbers = sorted(map(float, re.findall(r"[+-]\d+\.\d{4}", printed)))
     expected = (*found.raised, *found.lowered)
     shifts = [token.shift for token in expected]
-    assert numbers == pytest.approx(sorted([*shifts, found.vocabulary_mean]), abs=1e-3)
+    assert numbers == pytest.approx(sorted([*shifts, found.vocabulary_mean or 0.0]), abs=1e-3)
     assert all(token.token in printed for token in expected)
 
 

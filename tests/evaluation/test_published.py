@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from slot_vllm.evaluation.published import Comparison, compare, show
 
 from slot_vllm import cli
 from slot_vllm.evaluation import published_table
 from slot_vllm.evaluation.config import ConfigError
-from slot_vllm.evaluation.published import Comparison, compare, show
 from slot_vllm.evaluation.published_table import PROBLEMS, TABLE, PublishedRun
 
 MODEL = "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"

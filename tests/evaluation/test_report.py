@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import tomllib
 from collections.abc import Callable
-from dataclasses import replace
 from fnmatch import fnmatch
 from html.parser import HTMLParser
 from pathlib import Path
@@ -103,7 +102,6 @@ def test_the_table_and_the_words(page: Callable[..., Page]) -> None:
     samples = answers(SCORES)
     found = page(samples)
     slot = compare(
-        "sums",
         {"slot": {str(i): score for i, score in enumerate(SCORES["slot"])}},
         {str(i): score for i, score in enumerate(SCORES["baseline"])},
     )["slot"]
@@ -283,7 +281,7 @@ def test_many_arms_are_summed_up(page: Callable[..., Page]) -> None:
     scores |= {f"slot-{i:02}": [1.0] * 20 + [0.0] * 10 for i in range(3)}
     scores |= {f"slot-{i:02}": [0.0] * 30 for i in range(3, 25)}
     found = page(answers(scores))
-    assert "3 of 25 arms differ from the baseline, at 5 % after correction" in found.text
+    assert "3 of 25 arms differ from the baseline in exact, at 5 % after correction" in found.text
     assert "The other 22" in found.text
 
 
@@ -320,7 +318,7 @@ def test_a_run_of_the_repository(tmp_path: Path) -> None:
 def test_two_runs(tmp_path: Path) -> None:
     better = {**SCORES, "slot": [1.0] * 25 + [0.0] * 5}
     changed = [
-        replace(sample, prompt="another") if sample.id == "29" else sample
+        sample.model_copy(update={"prompt_sha256": "another"}) if sample.id == "29" else sample
         for sample in answers(better)
     ]
     only = answers(SCORES, task="only")
@@ -333,13 +331,14 @@ def test_two_runs(tmp_path: Path) -> None:
         ["b", "sums", "slot"],
         ["b", "only", "slot"],
     ]
-    (row,) = [row for row in found.rows if row[:3] == ["slot", "5, 0.1", "5, 0.1"]]
+    (row,) = [row for row in found.rows if row[:4] == ["exact", "slot", "5, 0.1", "5, 0.1"]]
     # 13 gained and none lost of the 29 with the same prompt.
-    assert row[3:5] == ["29", "30 and 30"]
-    assert row[5].startswith("+0.4483 [")
-    assert row[6:] == ["0.00024", "0.00049"]
-    assert "sums, slot, b against a: higher by 0.4483 (p = 0.00049, corrected for 2 arms)" in (
-        found.text
+    assert row[4:6] == ["29", "30 and 30"]
+    assert row[6].startswith("+0.4483 [")
+    assert row[7:] == ["0.00024", "0.00049"]
+    assert (
+        "sums, slot, b against a, exact: higher by 0.4483 (p = 0.00049, corrected for 2 arms)"
+        in (found.text)
     )
     assert "Only b has this task: nothing is compared." in found.text
     assert ["model", "models/tiny", "models/large"] in found.rows
@@ -357,7 +356,7 @@ def test_two_runs_that_share_no_problem(tmp_path: Path) -> None:
     ("changed", "remark"),
     [
         ({"metric": "other"}, "slot: scored by exact in one run, by other in the other."),
-        ({"value": 0.9}, "slot: its metric is not the mean of its problems' scores."),
+        ({"value": 0.9}, "slot: exact is not the mean of its problems' scores."),
     ],
 )
 def test_two_runs_whose_scores_cannot_be_compared(
@@ -368,8 +367,8 @@ def test_two_runs_whose_scores_cannot_be_compared(
     b = store(tmp_path / "b", answers(SCORES), arms=[rows[0], rows[1] | changed])
     found = Page(report.write([a, b]))
     assert remark in found.text
-    assert "sums, baseline, b against a: no difference can be told" in found.text
-    assert "sums, slot, b against a" not in found.text
+    assert "sums, baseline, b against a, exact: no difference can be told" in found.text
+    assert "sums, slot, b against a, exact" not in found.text
 
 
 def test_runs_of_the_same_name(tmp_path: Path) -> None:

@@ -2,17 +2,16 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import pytest
 from lighteval.tasks.lighteval_task import LightevalTask, LightevalTaskConfig
 from lighteval.tasks.tasks.aime import aime24_avg
 
 from slot_vllm.evaluation import tasks
-from slot_vllm.evaluation.config import Arm
-from slot_vllm.evaluation.results import Result, Results, compared, result, show
-from slot_vllm.evaluation.samples import Sample
+from slot_vllm.evaluation.record import Arm, Estimate, Result, RunRecord, Sample
+from slot_vllm.evaluation.results import compared, result
 from slot_vllm.evaluation.statistics import tango
+from slot_vllm.evaluation.table import show
 from slot_vllm.evaluation.tasks import EvaluationTask
 
 BASELINE = Arm(name="baseline", steps=0)
@@ -31,6 +30,7 @@ def samples(arm: Arm, metric: str, scores: Sequence[float], answers: int = 1) ->
             id=str(problem),
             sample=answer,
             prompt="",
+            prompt_sha256="",
             completion="",
             gold=[],
             score=score,
@@ -72,7 +72,9 @@ def results(
 def test_the_entries_of_results_json() -> None:
     metric = "extractive_match"
     scores = {"baseline": [1] * 10 + [0] * 20, "slot": [0] + [1] * 12 + [0] * 17}
-    baseline, slot = json.loads(json.dumps([r.as_json() for r in results(gsm8k(), metric, scores)]))
+    baseline, slot = json.loads(
+        json.dumps([r.model_dump() for r in results(gsm8k(), metric, scores)])
+    )
     assert baseline["value"] == pytest.approx(1 / 3)
     assert baseline["interval"] == pytest.approx([0.1923, 0.5122], abs=1e-4)  # Wilson, 10 of 30
     assert baseline["metrics"][metric]["interval"] == baseline["interval"]
@@ -83,7 +85,9 @@ def test_the_entries_of_results_json() -> None:
         assert slot["metrics"][metric][key] == slot[key]
         assert key not in baseline["metrics"][metric]
     assert slot["p_value"] == slot["p_value_holm"] == 0.625
-    assert slot["words"].startswith("task, slot against the baseline: no difference can be told")
+    assert slot["words"].startswith(
+        f"task, slot against the baseline: {metric}: no difference can be told"
+    )
     assert slot["pass_at_k"] == {}
 
 
@@ -95,19 +99,20 @@ def test_several_answers_per_problem() -> None:
     assert baseline.interval is not None
     assert baseline.interval[1] - baseline.interval[0] > 0.6
     assert list(baseline.pass_at_k) == ["1", "2", "4", "8", "16", "32", "64"]
-    assert baseline.pass_at_k["1"] == {"value": 0.5, "interval": baseline.interval}
-    assert baseline.pass_at_k["2"]["value"] == pytest.approx((1 - 31 / 126 + 1) / 3)
-    assert baseline.pass_at_k["64"]["value"] == pytest.approx(2 / 3)
-    assert slot.comparison is not None
-    assert slot.comparison.difference == pytest.approx(1 / 6)
-    assert "permutation test" in slot.comparison.method
+    assert baseline.pass_at_k["1"] == Estimate(value=0.5, interval=baseline.interval)
+    assert baseline.pass_at_k["2"].value == pytest.approx((1 - 31 / 126 + 1) / 3)
+    assert baseline.pass_at_k["64"].value == pytest.approx(2 / 3)
+    assert slot.difference == pytest.approx(1 / 6)
+    assert "permutation test" in str(slot.method)
 
 
 def test_a_metric_that_is_no_mean_has_no_interval() -> None:
     metric = "extractive_match"
     row = results(gsm8k(), metric, {"baseline": [1, 0]})[0]
     assert row.interval is not None
-    lost = [replace(sample, scores={}) for sample in samples(BASELINE, metric, [1, 0])]
+    lost = [
+        sample.model_copy(update={"scores": {}}) for sample in samples(BASELINE, metric, [1, 0])
+    ]
     other = samples(BASELINE, metric, [1, 1])
     task = EvaluationTask("task", LightevalTask(gsm8k()), [], {})
     for kept in (lost, other):
@@ -116,13 +121,14 @@ def test_a_metric_that_is_no_mean_has_no_interval() -> None:
 
 def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     scores = {"baseline": [1] * 10 + [0] * 20, "slot": [0] + [1] * 12 + [0] * 17}
-    show(Results(results(gsm8k(), "extractive_match", scores), []))
+    show(RunRecord(arms=results(gsm8k(), "extractive_match", scores)))
     lines = capsys.readouterr().out.splitlines()
     assert "0.3333 [0.1923, 0.5122]" in next(line for line in lines if " baseline " in line)
     low, high = tango(3, 1, 30)
     row = next(line for line in lines if " slot " in line)
     assert f"+0.0667 [{low:+.4f}, {high:+.4f}]" in row
-    assert lines[-1].startswith("task, slot against the baseline: no difference can be told")
+    said = lines.index("task, slot against the baseline:")
+    assert lines[said + 1].startswith("  extractive_match: no difference can be told")
 
 
 def test_groups_of_problems(capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,13 +137,13 @@ def test_groups_of_problems(capsys: pytest.CaptureFixture[str]) -> None:
     rows = results(gsm8k(), "extractive_match", scores, groups=groups)
     baseline, slot = (row.breakdown["format"] for row in rows)
     assert list(baseline) == ["rare", "plain"]
-    assert (baseline["rare"]["value"], baseline["rare"]["samples"]) == (1, 2)
-    assert baseline["rare"]["interval"] == pytest.approx([0.3424, 1], abs=1e-4)  # Wilson, 2 of 2
-    assert "difference" not in baseline["rare"]
-    assert slot["rare"]["difference"] == -0.5
-    assert slot["plain"]["difference"] == pytest.approx(1 / 3)
-    assert slot["plain"]["difference_interval"] == tango(1, 0, 3)
-    show(Results(rows, []))
+    assert (baseline["rare"].value, baseline["rare"].samples) == (1, 2)
+    assert baseline["rare"].interval == pytest.approx([0.3424, 1], abs=1e-4)  # Wilson, 2 of 2
+    assert baseline["rare"].difference is None
+    assert slot["rare"].difference == -0.5
+    assert slot["plain"].difference == pytest.approx(1 / 3)
+    assert slot["plain"].difference_interval == tango(1, 0, 3)
+    show(RunRecord(arms=rows))
     shown = capsys.readouterr().out.splitlines()
     row = next(line for line in shown if line.split()[:2] == ["plain", "3"])
     assert "0.3333" in row and "0.6667" in row

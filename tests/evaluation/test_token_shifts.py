@@ -9,15 +9,22 @@ import pytest
 from transformers import AutoTokenizer
 
 from slot_vllm.evaluation import inspection_view
-from slot_vllm.evaluation.token_shifts import Inspection, Mean, TokenShift, extremes
+from slot_vllm.evaluation.record import Inspection, TokenShift
+from slot_vllm.evaluation.token_shifts import Mean, extremes
 from slot_vllm.evaluation.token_text import TokenText
 
 
 def test_extremes_are_signed_sorted_and_limited() -> None:
     shifts = np.array([0.5, -1.0, 2.0, 0.0, -3.0, 2.0], np.float32)
     raised, lowered = extremes(shifts, 2, str)
-    assert raised == [TokenShift(2, "2", 2.0), TokenShift(5, "5", 2.0)]
-    assert lowered == [TokenShift(4, "4", -3.0), TokenShift(1, "1", -1.0)]
+    assert raised == [
+        TokenShift(id=2, token="2", shift=2.0),
+        TokenShift(id=5, token="5", shift=2.0),
+    ]
+    assert lowered == [
+        TokenShift(id=4, token="4", shift=-3.0),
+        TokenShift(id=1, token="1", shift=-1.0),
+    ]
     raised, lowered = extremes(shifts, 100, str)
     assert [token.id for token in raised] == [2, 5, 0]
     assert [token.id for token in lowered] == [4, 1]
@@ -79,12 +86,15 @@ def test_leading_spaces_that_a_tokenizer_drops_at_the_start() -> None:
 
 def _inspection(tokens: list[TokenShift], arm: str = "slot") -> Inspection:
     raised = [token for token in tokens if token.shift > 0]
-    return Inspection(arm, "aime24", 3, 0.25, raised, [t for t in tokens if t.shift < 0], [])
+    lowered = [token for token in tokens if token.shift < 0]
+    return Inspection(
+        arm=arm, task="aime24", problems=3, vocabulary_mean=0.25, raised=raised, lowered=lowered
+    )
 
 
 def test_the_chart_has_a_bar_for_every_token(tmp_path: Path) -> None:
     # As a formula this would not parse.
-    tokens = [TokenShift(i, f"'$\\frac{i}$'", i - 4.5) for i in range(10)]
+    tokens = [TokenShift(id=i, token=f"'$\\frac{i}$'", shift=i - 4.5) for i in range(10)]
     inspections = [_inspection(tokens), _inspection(tokens[:2], "other"), _inspection([], "none")]
     first, second, empty = inspection_view.chart(inspections).axes
     assert [label.get_text() for label in first.get_yticklabels()] == [
@@ -99,7 +109,7 @@ def test_the_chart_has_a_bar_for_every_token(tmp_path: Path) -> None:
 
 
 def test_very_many_bars_are_still_drawn(tmp_path: Path) -> None:
-    tokens = [TokenShift(i, "'x'", i - 39.5) for i in range(80)]
+    tokens = [TokenShift(id=i, token="'x'", shift=i - 39.5) for i in range(80)]
     (panel, *_) = inspection_view.chart([_inspection(tokens)] * 2).axes
     assert len(panel.patches) == 50
     assert inspection_view.chart([_inspection(tokens)] * 60).bbox.height < 2**16

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from slot_vllm.evaluation.comparison import compare
-from slot_vllm.evaluation.record import CONDUCT, Comparison, name_of
+from slot_vllm.evaluation.record import CONDUCT, Comparison
 from slot_vllm.evaluation.report.stored_run import StoredPart, StoredRun
+from slot_vllm.evaluation.run_settings import name_of
 
 
 @dataclass(frozen=True)
@@ -62,17 +63,14 @@ def _task(task: str, first: StoredRun, second: StoredRun) -> TaskAcrossRuns:
     if not pairs:
         return TaskAcrossRuns(task, [], ["No arm has the same name in both runs."])
     remarks = _other_settings(pairs)
-    alone = [name for name, pair in pairs.items() if not _shared(*pair)]
-    remarks += [
-        f"{name}: no problem with the same id and prompt was answered in both runs."
-        for name in alone
-    ]
-    pairs = {name: pair for name, pair in pairs.items() if name not in alone}
+    refused = {name: remark for name, pair in pairs.items() if (remark := _apart(*pair))}
+    remarks += [f"{name}: {remark}" for name, remark in refused.items()]
+    pairs = {name: pair for name, pair in pairs.items() if name not in refused}
     arms = []
     for metric in _metrics(pairs):
-        refused = _other_scorer(task, metric, first, second)
-        if refused:
-            remarks.append(f"{metric}: {refused}")
+        other = _other_scorer(task, metric, first, second)
+        if other:
+            remarks.append(f"{metric}: {other}")
             continue
         found, said = _in_metric(metric, pairs)
         remarks += said
@@ -106,7 +104,7 @@ def _in_metric(metric: str, pairs: _Pairs) -> tuple[dict[str, tuple[int, Compari
     for name, (first, second) in pairs.items():
         remark = _incomparable(metric, first, second)
         if remark:
-            remarks.append(f"{name}, {metric}: {remark}")
+            remarks.append(f"{name}: {metric} {remark}")
             continue
         # An arm's own name before each problem's: every arm has a reference of its own, and all
         # of them are corrected together.
@@ -141,13 +139,20 @@ def _other_scorer(task: str, metric: str, first: StoredRun, second: StoredRun) -
     return None
 
 
+def _apart(first: StoredPart, second: StoredPart) -> str | None:
+    """Why nothing of the two is compared."""
+    if first.entry and second.entry and first.entry.metric != second.entry.metric:
+        return f"scored by {first.entry.metric} in one run, by {second.entry.metric} in the other."
+    if not _shared(first, second):
+        return "no problem with the same id and prompt was answered in both runs."
+    return None
+
+
 def _incomparable(metric: str, first: StoredPart, second: StoredPart) -> str | None:
-    lacking = [not part.scores_in(metric) for part in (first, second)]
-    if any(lacking):
-        other = ", ".join((second if lacking[1] else first).metrics) or "nothing"
-        return f"only one of the runs has this metric; the other is scored by {other}."
+    if not first.scores_in(metric) or not second.scores_in(metric):
+        return "is in only one of the runs."
     if not (_is_mean(metric, first) and _is_mean(metric, second)):
-        return "it is not the mean of its problems' scores."
+        return "is not the mean of its problems' scores."
     return None
 
 

@@ -10,7 +10,7 @@ from slot_vllm.evaluation.conduct import conduct
 from slot_vllm.evaluation.config import ConfigError
 from slot_vllm.evaluation.directory import RESULTS, read_inspections, read_results
 from slot_vllm.evaluation.record import BASELINE, CONDUCT, Inspection, Result, RunRecord, Sample
-from slot_vllm.evaluation.samples import SampleFile
+from slot_vllm.evaluation.samples import SAMPLES, SampleFile
 
 
 @dataclass(frozen=True)
@@ -108,16 +108,23 @@ def read_all(paths: Sequence[Path]) -> list[StoredRun]:
         for name, path in zip(names, paths, strict=True)
     ]
     return [
-        StoredRun(path, label, found, _samples(path), read_inspections(path))
+        StoredRun(path, label, found, _samples(path, found), read_inspections(path))
         for path, label, found in zip(paths, labels, results, strict=True)
     ]
 
 
-def _samples(path: Path) -> list[Sample]:
-    file = SampleFile(path / "samples.jsonl")
+def _samples(path: Path, results: RunRecord) -> list[Sample]:
+    file = SampleFile(path / SAMPLES)
     samples = file.read()
     if not samples:
         raise ConfigError(f"{file.path}: no samples; a run writes them as answers finish")
+    data = [Path(task.data) for task in results.config.tasks if task.data]
+    local = len(data) == len(results.config.tasks) and all(path.exists() for path in data)
+    if file.found == file.packed and local:
+        # Here, not above: importing lighteval takes seconds, and only packed answers need it.
+        from slot_vllm.evaluation.stored_tasks import with_texts
+
+        return with_texts(results, samples, path)
     return samples
 
 

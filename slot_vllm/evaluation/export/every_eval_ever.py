@@ -1,0 +1,132 @@
+"""The shared form of evaluation results of Every Eval Ever (its schema's version 0.3.0)."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from slot_vllm.evaluation.directory import RESULTS, read_results
+from slot_vllm.evaluation.record import Metric, Result, RunRecord
+from slot_vllm.evaluation.samples import write_whole
+
+SCHEMA_VERSION = "0.3.0"
+_UNKNOWN = "unknown"
+
+
+def write(directory: Path, output: Path) -> list[Path]:
+    """Writes one file about a run: an evaluation result per task, arm and metric.
+
+    Raises ConfigError for a directory without a finished run.
+    """
+    path = directory / RESULTS
+    results = read_results(path)
+    values = _log(results, int(path.stat().st_mtime))
+    write_whole(output, json.dumps(values, indent=2, allow_nan=False) + "\n")
+    return [output]
+
+
+def _log(results: RunRecord, when: int) -> dict[str, Any]:
+    config = results.config
+    model = config.published_model or config.model or _UNKNOWN
+    retrieved = str(int(time.time()))
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "evaluation_id": f"{config.name or _UNKNOWN}/{model}/{retrieved}",
+        "evaluation_timestamp": str(when),
+        "retrieved_timestamp": retrieved,
+        "source_metadata": {
+            "source_name": "slot-vllm",
+            "source_type": "evaluation_run",
+            "source_organization_name": _UNKNOWN,
+            "evaluator_relationship": "other",
+        },
+        "eval_library": {
+            "name": "slot-vllm",
+            "version": results.versions.get("slot-vllm", _UNKNOWN),
+            "additional_details": dict(results.versions),
+        },
+        "model_info": {
+            "name": model,
+            "id": model,
+            "inference_engine": {"name": "vllm", "version": results.versions.get("vllm")},
+            "additional_details": {"deployment_type": "self_deployed"},
+        },
+        "evaluation_results": [
+            _result(results, row, name, metric)
+            for row in results.arms
+            for name, metric in _metrics(row)
+        ],
+    }
+
+
+def _metrics(row: Result) -> Iterator[tuple[str, Metric]]:
+    """Those that have a value."""
+    metrics = row.metrics or {row.metric: row}
+    yield from ((name, metric) for name, metric in metrics.items() if metric.value is not None)
+
+
+def _result(results: RunRecord, row: Result, name: str, metric: Metric) -> dict[str, Any]:
+    return {
+        "evaluation_result_id": f"{row.task}/{row.name}/{name}",
+        "evaluation_name": row.task,
+        "source_data": {
+            "dataset_name": row.task,
+            "source_type": "other",
+            "additional_details": {"problems": str(row.samples)},
+        },
+        "metric_config": {
+            "metric_id": f"{row.task}/{name}",
+            "metric_name": name,
+            "lower_is_better": metric.lower_is_better,
+        },
+        "score_details": {
+            "score": metric.value,
+            "details": _strings(
+                {
+                    "difference_to_baseline": metric.difference,
+                    "p_value": metric.p_value,
+                    "p_value_holm": metric.p_value_holm,
+                    "words": metric.words,
+                }
+            ),
+            "uncertainty": _uncertainty(row, metric),
+        },
+        "generation_config": {
+            "generation_args": _generation(results),
+            "additional_details": {"slot_arm": row.name, **_settings(row)},
+        },
+    }
+
+
+def _uncertainty(row: Result, metric: Metric) -> dict[str, Any]:
+    found: dict[str, Any] = {"num_samples": row.samples}
+    if metric.stderr is not None:
+        found["standard_error"] = {"value": metric.stderr}
+    if metric.interval is not None:
+        lower, upper = metric.interval
+        found["confidence_interval"] = {"lower": lower, "upper": upper, "confidence_level": 0.95}
+    return found
+
+
+def _generation(results: RunRecord) -> dict[str, Any]:
+    generation = results.config.generation
+    found = {"temperature": generation.temperature, "top_p": generation.top_p}
+    # Here 0 and None say that there is no limit.
+    top_k = {"top_k": generation.top_k} if generation.top_k else {}
+    limit = {"max_tokens": generation.max_new_tokens} if generation.max_new_tokens else {}
+    return {**found, **top_k, **limit}
+
+
+def _settings(row: Result) -> dict[str, str]:
+    """The arm's requests."""
+    asked = row.arm.request_args() if row.arm else {"slot_steps": row.steps, "slot_lr": row.lr}
+    return _strings(asked)
+
+
+def _strings(values: dict[str, Any]) -> dict[str, str]:
+    return {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in values.items()
+        if value is not None
+    }

@@ -1,0 +1,115 @@
+"""``slot-vllm rescore``: stored answers scored again by today's scorers, without a model."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from slot_vllm.evaluation import stored_tasks, tasks
+from slot_vllm.evaluation.config import ConfigError, RunConfig, Task
+from slot_vllm.evaluation.directory import RESULTS, read_results, write_results
+from slot_vllm.evaluation.plan import Part, Plan
+from slot_vllm.evaluation.record import RunRecord, Sample
+from slot_vllm.evaluation.run_settings import changed
+from slot_vllm.evaluation.samples import SAMPLES, SampleFile
+from slot_vllm.evaluation.scoring import graded, score_stored
+from slot_vllm.evaluation.tasks import EvaluationTask
+
+RESCORED = "results.rescored.json"
+
+
+def rescore(directory: Path, task: str | None = None) -> list[str]:
+    """Writes ``results.rescored.json`` beside ``results.json`` and returns, in words, what changed.
+
+    task: one of the run's, which alone is then scored; or, where the run has one task, another that
+    scores its answers, from the same data. Raises ConfigError; then nothing is written.
+    """
+    old = read_results(directory / RESULTS)
+    config = stored_tasks.configuration(old, directory / RESULTS)
+    samples = SampleFile(directory / SAMPLES).read()
+    loaded = tasks.load(config)
+    named = [one for one in loaded if one.name == task]
+    if task is not None and not named:
+        # What was answered is known by the task that asked it.
+        stored_tasks.documents(loaded, samples, directory)
+        config, loaded = _as(task, config, loaded)
+        samples = [_of_task(sample, loaded[0]) for sample in samples]
+    else:
+        loaded = named or loaded
+        samples = [s for s in samples if s.task in {one.name for one in loaded}]
+        stored_tasks.documents(loaded, samples, directory)
+    plan = Plan(config, loaded, samples)
+    for part in plan.parts:
+        _score(part)
+    for part in plan.wanted:
+        if part.pending:
+            raise ConfigError(
+                f"{directory}: {part.arm.name} has no answers to {len(part.pending)} of "
+                f"{len(part.docs)} problems of {part.task.name}; rescore needs all of them"
+            )
+    new = changed(plan.record(), versions=old.versions, machine=old.machine)
+    said = _changes(old, new, samples, [s for p in plan.wanted for s in p.answered])
+    return [*said, str(write_results(new, directory / RESCORED))]
+
+
+def _as(
+    name: str, config: RunConfig, loaded: Sequence[EvaluationTask]
+) -> tuple[RunConfig, list[EvaluationTask]]:
+    there = ", ".join(task.name for task in loaded)
+    if len(loaded) != 1 or len(config.tasks) != 1:
+        raise ConfigError(f"--task {name}: the run has several tasks; allowed: one of {there}")
+    asked = config.tasks[0].model_dump(exclude={"name"})
+    other = config.model_copy(update={"tasks": [Task(name=name, **asked)]})
+    found = tasks.load(other)
+    if len(found) != 1:
+        raise ConfigError(f"--task {name}: it is a group of tasks; allowed: a single one")
+    missing = {doc.id for doc in loaded[0].docs} - {doc.id for doc in found[0].docs}
+    if missing:
+        raise ConfigError(f"--task {name}: it has no problem {min(missing)}, which {there} has")
+    return other, found
+
+
+def _of_task(sample: Sample, task: EvaluationTask) -> Sample:
+    return changed(sample, task=task.name, item_sha256=None, gold=None)
+
+
+def _score(part: Part) -> None:
+    docs = {doc.id: doc for doc in part.docs}
+    for problem, answers in part.samples.items():
+        scores = score_stored(part.task, docs[problem], answers)
+        part.scores[problem] = scores
+        part.samples[problem] = graded(answers, scores)
+
+
+def _changes(
+    old: RunRecord, new: RunRecord, before: Sequence[Sample], after: Sequence[Sample]
+) -> list[str]:
+    """A line per task and metric."""
+    known = {sample.key: sample.scores for sample in before}
+    compared: Counter[tuple[str, str]] = Counter()
+    changed: Counter[tuple[str, str]] = Counter()
+    for sample in after:
+        for metric, score in sample.scores.items():
+            earlier = known[sample.key]
+            compared[sample.task, metric] += metric in earlier
+            changed[sample.task, metric] += metric in earlier and earlier[metric] != score
+    values = {
+        (row.task, name, row.name): metric.value
+        for row in old.arms
+        for name, metric in row.metrics.items()
+    }
+    lines = []
+    for task, metric in dict.fromkeys((row.task, name) for row in new.arms for name in row.metrics):
+        arms = [
+            f"{row.name} {_moved(values.get((task, metric, row.name)), row.metrics[metric].value)}"
+            for row in new.arms
+            if row.task == task and metric in row.metrics
+        ]
+        count = compared[task, metric]
+        said = f"{changed[task, metric]} of {count} scores changed" if count else "new"
+        lines.append(f"{task}, {metric}: {said}; {', '.join(arms)}")
+    return lines
+
+
+def _moved(before: float | None, after: float | None) -> str:
+    now = "-" if after is None else f"{after:.4f}"
+    return now if before is None or before == after else f"{before:.4f} -> {now}"

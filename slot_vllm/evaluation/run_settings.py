@@ -1,0 +1,82 @@
+"""The configuration of a run as its record holds it, whichever release wrote it."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def text_hash(*texts: str) -> str:
+    """SHA-256, in hexadecimal, of texts and where each of them ends."""
+    digest = hashlib.sha256()
+    for text in texts:
+        part = text.encode("utf-8", "surrogatepass")
+        digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.hexdigest()
+
+
+def changed(model: _Model, **values: Any) -> _Model:
+    """A copy with other values of these fields. Raises TypeError for a field that it lacks."""
+    unknown = values.keys() - type(model).model_fields.keys()
+    if unknown:
+        raise TypeError(f"{type(model).__name__} has no field {min(unknown)}")
+    return model.model_copy(update=values)
+
+
+class Generation(BaseModel):
+    """What a record is asked of the run's ``generation``; it holds all of it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    max_new_tokens: int | None = None
+    stop: list[str] = []
+
+
+class TaskOfRun(BaseModel):
+    """An item of the run's ``tasks``."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    name: str
+    data: str | None = None
+
+
+class RunSettings(BaseModel):
+    """The run's configuration. It holds all of it; these are what a record is asked for."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    name: str | None = None
+    model: str | None = None
+    published_model: str | None = None
+    engine: dict[str, Any] = {}
+    generation: Generation = Generation()
+    chat_template: bool | str = "auto"
+    system_prompt: str | None = None
+    system_prompt_file: str | None = None
+    tasks: list[TaskOfRun] = []
+    arms: list[dict[str, Any]] = []
+
+    def as_written(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+def name_of(item: Mapping[str, Any], default: Any) -> Any:
+    """What an item of a list in the configuration is called."""
+    return item.get("name", default)
+
+
+def without_system_prompt(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with the hash of its system prompt in the text's place."""
+    text = config.get("system_prompt")
+    return (
+        {**config, "system_prompt": f"sha256:{text_hash(text)}"} if text is not None else {**config}
+    )

@@ -1,0 +1,60 @@
+"""A stored run's tasks with today's data and scorers; the texts that a packed run lacks."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from lighteval.tasks.requests import Doc
+from pydantic import ValidationError
+
+from slot_vllm.evaluation import tasks
+from slot_vllm.evaluation.config import ConfigError, RunConfig
+from slot_vllm.evaluation.record import RunRecord, Sample
+from slot_vllm.evaluation.run_settings import changed
+from slot_vllm.evaluation.task_definition import item_hash
+from slot_vllm.evaluation.tasks import EvaluationTask
+from slot_vllm.validation_errors import describe
+
+
+def configuration(run: RunRecord, where: Path) -> RunConfig:
+    """The run's, as ``where`` says it. Raises ConfigError."""
+    try:
+        return RunConfig(**run.config.as_written())
+    except ValidationError as error:
+        raise ConfigError(f"{where}: config: {describe(error, RunConfig)}") from None
+
+
+def with_texts(run: RunRecord, samples: Sequence[Sample], where: Path) -> list[Sample]:
+    """Samples with the problems and gold answers that the packed form leaves out.
+
+    A prompt is then the problem's, without the model's chat template. Raises ConfigError if the
+    data are not there or are others.
+    """
+    if all(sample.prompt is not None and sample.gold is not None for sample in samples):
+        return list(samples)
+    loaded = tasks.load(configuration(run, where))
+    asked = documents(loaded, samples, where)
+    return [
+        changed(sample, prompt=sample.prompt or doc.query, gold=sample.gold or doc.get_golds())
+        for sample, doc in zip(samples, asked, strict=True)
+    ]
+
+
+def documents(
+    loaded: Iterable[EvaluationTask], samples: Iterable[Sample], where: Path
+) -> list[Doc]:
+    """The problem of each sample. Raises ConfigError if today's data have another or none."""
+    by_id = {(task.name, doc.id): doc for task in loaded for doc in task.docs}
+    return [_document(by_id, sample, where) for sample in samples]
+
+
+def _document(by_id: Mapping[tuple[str, str], Doc], sample: Sample, where: Path) -> Doc:
+    doc = by_id.get((sample.task, sample.id))
+    problem = f"{where}: {sample.task}, problem {sample.id}"
+    if doc is None:
+        raise ConfigError(f"{problem}: the task's data have no such problem today")
+    same_text = sample.item_sha256 in (None, item_hash(doc))
+    if not same_text or sample.gold not in (None, doc.get_golds()):
+        raise ConfigError(
+            f"{problem}: the task's data have another text or gold answer than what was answered"
+        )
+    return doc
