@@ -138,7 +138,7 @@ def _apart(run: RunRecord, entry: Result, of_model: Sequence[PublishedRun]) -> s
 
 def _other_decoding(run: RunRecord, entry: Result, context: int) -> list[str]:
     generation, task = run.config.generation, run.tasks.get(entry.task)
-    own_limit = task.max_new_tokens if task else None
+    own_limit = task.token_limit if task else None
     limit = generation.max_new_tokens or own_limit
     here = {
         "temperature": (generation.temperature, published_table.TEMPERATURE),

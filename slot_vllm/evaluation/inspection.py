@@ -17,6 +17,7 @@ from slot_vllm.evaluation.lighteval_model import SlotModel
 from slot_vllm.evaluation.model_script import make_model
 from slot_vllm.evaluation.progress import Progress
 from slot_vllm.evaluation.record import Arm, Inspection, PromptShifts
+from slot_vllm.evaluation.run_settings import changed
 from slot_vllm.evaluation.tasks import EvaluationTask
 from slot_vllm.evaluation.token_shifts import Mean, Shifts, extremes
 from slot_vllm.evaluation.token_text import TokenText
@@ -93,7 +94,7 @@ def command(options: argparse.Namespace) -> None:
     try:
         if options.prompt is not None:
             # The tasks, and so their data, are not needed.
-            config = config.model_copy(update={"tasks": []})
+            config = changed(config, tasks=[])
         configuration.check_paths(config)
         arms = _arms(config, options.arm)
         RunLog()

@@ -310,14 +310,14 @@ class TaskDefinition(Recorded):
     """What a task is made of, by which two runs know whether they scored alike.
 
     prompt: the function that makes prompts. metrics: by name, the scorer and a hash of its source.
-    lighteval: its version. answers: per problem. max_new_tokens: the task's own limit.
+    lighteval: its version. answers: per problem. token_limit: the task's own, of new tokens.
     """
 
     prompt: str
     metrics: dict[str, str]
     lighteval: str
     answers: int
-    max_new_tokens: int | None = None
+    token_limit: int | None = None
 
 
 class RunRecord(Recorded):

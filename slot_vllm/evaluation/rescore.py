@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from slot_vllm.evaluation import stored_tasks, tasks
-from slot_vllm.evaluation.config import ConfigError, RunConfig, Task
+from slot_vllm.evaluation.config import ConfigError, RunConfig
 from slot_vllm.evaluation.directory import RESULTS, read_results, write_results
 from slot_vllm.evaluation.plan import Part, Plan
 from slot_vllm.evaluation.record import RunRecord, Sample
@@ -57,8 +57,7 @@ def _as(
     there = ", ".join(task.name for task in loaded)
     if len(loaded) != 1 or len(config.tasks) != 1:
         raise ConfigError(f"--task {name}: the run has several tasks; allowed: one of {there}")
-    asked = config.tasks[0].model_dump(exclude={"name"})
-    other = config.model_copy(update={"tasks": [Task(name=name, **asked)]})
+    other = changed(config, tasks=[changed(config.tasks[0], name=name)])
     found = tasks.load(other)
     if len(found) != 1:
         raise ConfigError(f"--task {name}: it is a group of tasks; allowed: a single one")

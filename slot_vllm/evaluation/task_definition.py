@@ -22,7 +22,7 @@ def definition(task: EvaluationTask) -> TaskDefinition:
         metrics={_name(metric): _scorer(metric) for metric in task.task.metrics},
         lighteval=version("lighteval"),
         answers=doc.num_samples,
-        max_new_tokens=doc.generation_size,
+        token_limit=doc.generation_size,
     )
 
 

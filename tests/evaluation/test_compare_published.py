@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from slot_vllm.evaluation.published import Comparison, compare, show
 
 from slot_vllm import cli
 from slot_vllm.evaluation import published_table
+from slot_vllm.evaluation.compare_published import BesidePublished, compare, show
 from slot_vllm.evaluation.config import ConfigError
 from slot_vllm.evaluation.published_table import PROBLEMS, TABLE, PublishedRun
+from slot_vllm.evaluation.record import Arm
 
 MODEL = "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"
+GENERATION = {"temperature": 0.6, "top_p": 0.95, "max_new_tokens": 32768, "seed": 0}
 Write = Callable[..., Path]
 
 
@@ -21,7 +23,7 @@ def entry(**values: Any) -> dict[str, Any]:
     """Of results.json: without SLOT, 18 of AIME's 30 problems solved."""
     entry = {
         "name": "baseline",
-        "task": "aime24",
+        "task": "published:aime24",
         "metric": "pass@k:k=1",
         "value": 0.6,
         "stderr": 0.090972,  # sqrt(0.6 0.4 / 29)
@@ -30,16 +32,27 @@ def entry(**values: Any) -> dict[str, Any]:
         "steps": 0,
         "lr": 0.1,
     }
-    return {**entry, **values}
+    entry |= values
+    arm = {"name": "arm", "steps": entry["steps"], "lr": entry["lr"]}
+    return {"arm": arm, **entry}
 
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """write(*entries, model=...): the path of a results.json."""
+    """write(*entries, model=..., **config): the path of a results.json."""
 
-    def write(*entries: dict[str, Any], model: str = MODEL) -> Path:
+    def write(
+        *entries: dict[str, Any], model: str = MODEL, answers: int = 1, **config: Any
+    ) -> Path:
         path = tmp_path / "results.json"
-        path.write_text(json.dumps({"arms": entries, "config": {"model": model}, "versions": {}}))
+        task = {"prompt": "", "metrics": {}, "lighteval": "", "answers": answers}
+        values = {
+            "schema": 2,
+            "arms": entries,
+            "config": {"model": model, "generation": GENERATION, **config},
+            "tasks": {entry["task"]: task for entry in entries},
+        }
+        path.write_text(json.dumps(values))
         return path
 
     return write
@@ -130,28 +143,31 @@ def test_the_model_s_name(write: Write, model: str, found: str) -> None:
 
 def test_several_published_runs_of_one_setting(write: Write) -> None:
     model = "meta-llama/Llama-3.1-8B-Instruct"
-    lines = compare(write(entry(task="gpqa:diamond", samples=198), model=model)).lines
+    lines = compare(write(entry(task="published:gpqa:diamond", samples=198), model=model)).lines
     assert [line.published.accuracy for line in lines] == [0.2929, 0.298]
 
 
 def test_slot_needs_the_same_setting_and_the_baseline_no_learning_rate(write: Write) -> None:
     model = "Qwen/Qwen2.5-Math-7B"
-    arms = [entry(task="gpqa:diamond", name=f"slot-{lr}", steps=3, lr=lr) for lr in (1.0, 0.1, 0.5)]
-    baseline = entry(task="gpqa:diamond", lr=0.7)
-    other_steps = entry(task="gpqa:diamond", name="more", steps=5, lr=0.1)
+    arms = [
+        entry(task="published:gpqa:diamond", name=f"slot-{lr}", steps=3, lr=lr)
+        for lr in (1.0, 0.1, 0.5)
+    ]
+    baseline = entry(task="published:gpqa:diamond", lr=0.7)
+    other_steps = entry(task="published:gpqa:diamond", name="more", steps=5, lr=0.1)
     compared = compare(write(baseline, *arms, other_steps, model=model))
     assert [line.published.accuracy for line in compared.lines] == [0.2576, 0.2626, 0.3283]
     there = "no published run; there are: steps 0; steps 3, lr 0.1; steps 3, lr 1"
     assert compared.alone == [
-        f"gpqa:diamond, slot-0.5 (steps 3, lr 0.5): {there}",
-        f"gpqa:diamond, more (steps 5, lr 0.1): {there}",
+        f"published:gpqa:diamond, slot-0.5 (steps 3, lr 0.5): {there}",
+        f"published:gpqa:diamond, more (steps 5, lr 0.1): {there}",
     ]
 
 
 def test_what_stands_alone(write: Write) -> None:
     without = compare(write(entry(), model="deepseek-ai/DeepSeek-R1-Distill-Qwen-32B"))
-    assert without == Comparison(
-        [], ["aime24, baseline (steps 0): no published run; there are: steps 3, lr 1"]
+    assert without == BesidePublished(
+        [], ["published:aime24, baseline (steps 0): no published run; there are: steps 3, lr 1"], []
     )
     arms = [
         entry(task="gsm8k"),
@@ -160,8 +176,8 @@ def test_what_stands_alone(write: Write) -> None:
     ]
     assert compare(write(*arms)).alone == [
         "gsm8k, baseline (steps 0): no published run; there are: none of this task",
-        "aime24, baseline (steps 0): ours has no value",
-        "aime24, bare (steps 0): ours has no interval",
+        "published:aime24, baseline (steps 0): ours has no value",
+        "published:aime24, bare (steps 0): ours has no interval",
     ]
 
 
@@ -173,9 +189,89 @@ def test_what_is_printed(write: Write, capsys: pytest.CaptureFixture[str]) -> No
         "aime24 DeepSeek-R1-Distill-Qwen-7B 0 - 0.5000 ± 0.0928 0.6000 ± 0.0910 +0.1000 ± 0.1300 "
         "within chance (z = +0.77)"
     )
-    assert "aime24, slot (steps 5, lr 0.1): no published run" in printed
+    assert "published:aime24, slot (steps 5, lr 0.1): no published run" in printed
     assert "Both sides answer the same problems" in printed
     assert "A published value is one run." in printed
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"preset": "safe"}, "guard 'holdout' (theirs 'none')"),
+        ({"rounding": "model"}, "rounding 'model' (theirs 'exact')"),
+        ({"optimizer": "sgd"}, "optimizer 'sgd' (theirs 'adamw')"),
+    ],
+)
+def test_an_arm_of_other_settings_stands_alone(
+    write: Write, changed: dict[str, Any], said: str
+) -> None:
+    arm = Arm(name="slot", steps=1, lr=0.1, **changed).model_dump(mode="json")
+    found = compare(write(entry(name="slot", steps=1, arm=arm)))
+    assert found.lines == []
+    assert found.alone[0].startswith("published:aime24, slot (steps 1, lr 0.1): not as published: ")
+    assert said in found.alone[0]
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"generation": {**GENERATION, "temperature": 0.0}}, "temperature 0.0 (theirs 0.6)"),
+        ({"generation": {**GENERATION, "top_p": 1.0}}, "top_p 1.0 (theirs 0.95)"),
+        ({"generation": {**GENERATION, "max_new_tokens": 512}}, "max_new_tokens 512 (theirs 32768"),
+        ({"generation": {**GENERATION, "max_new_tokens": None}}, "max_new_tokens None"),
+        ({"generation": {**GENERATION, "min_p": 0.1}}, "min_p 0.1 (theirs 0.0)"),
+        ({"engine": {"max_model_len": 4096}}, "engine.max_model_len 4096 (theirs 32768)"),
+        ({"system_prompt": "Think."}, "system_prompt 'Think.' (theirs None)"),
+        ({"chat_template": False}, "chat_template False (theirs True)"),
+        ({"answers": 16}, "answers per problem 16 (theirs 1)"),
+    ],
+)
+def test_other_decoding_stands_alone(write: Write, config: dict[str, Any], said: str) -> None:
+    found = compare(write(entry(), **config))
+    assert found.lines == []
+    [alone] = found.alone
+    assert alone.startswith("published:aime24, baseline (steps 0): not as published: ")
+    assert said in alone
+
+
+def test_lightevals_own_task_is_another(write: Write) -> None:
+    found = compare(write(entry(task="aime24")))
+    assert found.lines == []
+    assert found.alone == [
+        "aime24, baseline (steps 0): lighteval's aime24 is another definition than the published "
+        "runs'; theirs is published:aime24"
+    ]
+
+
+def test_a_run_that_does_not_say_its_settings_stands_alone(write: Write) -> None:
+    [alone] = compare(write(entry(arm=None))).alone
+    assert alone.endswith("not as published: the run does not say all of the arm's settings")
+
+
+def test_a_short_context_is_no_other_limit(write: Write) -> None:
+    run = entry(task="published:math_500", samples=500)
+    short = {
+        "generation": {**GENERATION, "max_new_tokens": 4096},
+        "engine": {"max_model_len": 4096},
+    }
+    assert compare(write(run, model="Qwen/Qwen2.5-Math-7B", **short)).lines
+    assert compare(write(run, model=MODEL, **short)).lines == []
+
+
+def test_the_configuration_may_name_the_published_model(write: Write) -> None:
+    (line,) = compare(write(entry(), model="models/mine", published_model=MODEL)).lines
+    assert line.published.model == MODEL.split("/")[1]
+    with pytest.raises(ConfigError, match=r"config\.published_model='mine'"):
+        compare(write(entry(), published_model="mine"))
+
+
+def test_how_many_problems_would_tell(write: Write) -> None:
+    # 0.5 and 0.5667: (1.95996 sqrt(2 m (1 - m)) + 0.84162 sqrt(0.25 + 0.24555))² / 0.0667²,
+    # with m their mean.
+    assert compare(write(entry())).needed == [
+        "aime24, published: 0.5667 with steps 1, lr 0.1, 0.5000 without, of 30 problems: about 878 "
+        "problems on each side would be needed to tell it from noise."
+    ]
 
 
 def test_an_unknown_model_names_the_known(write: Write) -> None:
@@ -189,11 +285,11 @@ def test_an_unknown_model_names_the_known(write: Write) -> None:
     ("text", "said"),
     [
         (None, "results.json: no such file"),
-        ("{", "not the results of a run"),
-        ("[]", "all: Input should be a valid dictionary"),
+        ("{", "not JSON"),
+        ("[]", "Input should be a valid dictionary"),
         ('{"config": {"model": "x"}}', "arms: Field required"),
-        ('{"arms": [], "config": {}}', "config.model: Field required"),
-        ('{"arms": [{"name": 1}], "config": {"model": "x"}}', "arms.0.name"),
+        ('{"arms": [], "config": {}}', "config.model: it says no model"),
+        ('{"arms": [{"name": 1, "value": 0}], "config": {"model": "x"}}', "arms.0.name"),
         (
             json.dumps({"arms": [entry(value=float("nan"))], "config": {"model": MODEL}}),
             "arms.0.value: Input should be a finite number",
