@@ -40,7 +40,7 @@ FIELDS = {
 }  # fmt: skip
 
 
-def named_keys(tree: ast.AST) -> Iterator[tuple[int, str]]:
+def named_keys(tree: ast.Module) -> Iterator[tuple[int, str]]:
     """The strings by which a module takes something out of a mapping or an object."""
     for node in ast.walk(tree):
         keys: list[ast.expr] = []
@@ -56,7 +56,7 @@ def named_keys(tree: ast.AST) -> Iterator[tuple[int, str]]:
             keys = node.args[1:2] if node.func.id in ("getattr", "hasattr", "setattr") else []
         for key in keys:
             if isinstance(key, ast.Constant) and isinstance(key.value, str):
-                yield node.lineno, key.value
+                yield key.lineno, key.value
 
 
 def test_no_other_module_names_a_field() -> None:

@@ -20,6 +20,7 @@ from slot_vllm.evaluation import report
 from slot_vllm.evaluation.comparison import compare
 from slot_vllm.evaluation.config import ConfigError
 from slot_vllm.evaluation.report import sample_browser
+from slot_vllm.evaluation.samples import SampleFile
 from tests.conftest import ROOT
 from tests.evaluation.stored_runs import answers, entries, store
 
@@ -369,6 +370,40 @@ def test_two_runs_whose_scores_cannot_be_compared(
     assert remark in found.text
     assert "sums, baseline, b against a, exact: no difference can be told" in found.text
     assert "sums, slot, b against a, exact" not in found.text
+
+
+def test_two_runs_that_scored_differently_are_refused_by_name(tmp_path: Path) -> None:
+    def definition(scorer: str) -> dict[str, Any]:
+        metrics = {"exact": scorer}
+        return {"sums": {"prompt": "", "metrics": metrics, "lighteval": "", "answers": 1}}
+
+    a = store(tmp_path / "a", answers(SCORES), tasks=definition("old.Exact 12"))
+    b = store(tmp_path / "b", answers(SCORES), tasks=definition("new.Exact 34"))
+    text = Page(report.write([a, b])).text
+    assert "exact: a was scored by old.Exact 12, b by new.Exact 34; `slot-vllm rescore`" in text
+    assert "b against a, exact" not in text
+    # How answers end is no matter of scorers.
+    assert "sums, slot, b against a, truncated: no difference can be told" in text
+
+
+def test_two_arms_of_one_name_and_other_settings(tmp_path: Path) -> None:
+    a = store(tmp_path / "a", answers(SCORES))
+    rows = entries(answers(SCORES))
+    rows[1]["arm"]["guard"] = "holdout"
+    b = store(tmp_path / "b", answers(SCORES), arms=rows)
+    text = Page(report.write([a, b])).text
+    assert "slot is another arm in each run: guard none and holdout." in text
+
+
+def test_a_run_of_the_last_release_beside_one_of_this(tmp_path: Path) -> None:
+    old = ROOT / "logs/reference/quickstart"
+    samples = SampleFile(old / "samples.jsonl").read()
+    rows = [{**row, "metric": "pass@k:k=1", "metrics": {}} for row in entries(samples)]
+    new = store(tmp_path / "new", samples, arms=rows)
+    found = Page(report.write([old, new], tmp_path / "both.html"))
+    assert "aime24, slot, new against quickstart, truncated: " in found.text
+    assert "aime24, slot, new against quickstart, loops: " in found.text
+    assert "aime24, slot, new against quickstart, pass@k:k=1: " in found.text
 
 
 def test_runs_of_the_same_name(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_a_task_of_several(tmp_path: Path) -> None:
 def test_another_task_scores_the_answers_to_the_same_data(tmp_path: Path) -> None:
     run = finish(tmp_path / "run")
     said = rescore(run, "aime25")
-    assert said[0] == ("aime25, pass@k:k=1: 0 of 16 scores changed; baseline 0.1250, slot 0.5000")
+    assert said[0] == "aime25, pass@k:k=1&n=1: new; baseline 0.1250, slot 0.5000"
     [baseline, _] = results(run / RESCORED)["arms"]
     assert baseline["task"] == "aime25"
     with pytest.raises(ConfigError, match="lighteval has no such task"):

@@ -1,5 +1,6 @@
 """What results.json and the table say of scores."""
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 
@@ -10,6 +11,8 @@ from lighteval.tasks.tasks.aime import aime24_avg
 from slot_vllm.evaluation import tasks
 from slot_vllm.evaluation.record import Arm, Estimate, Result, RunRecord, Sample
 from slot_vllm.evaluation.results import compared, result
+from slot_vllm.evaluation.run_settings import changed
+from slot_vllm.evaluation.scoring import graded
 from slot_vllm.evaluation.statistics import tango
 from slot_vllm.evaluation.table import show
 from slot_vllm.evaluation.tasks import EvaluationTask
@@ -129,6 +132,58 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"+0.0667 [{low:+.4f}, {high:+.4f}]" in row
     said = lines.index("task, slot against the baseline:")
     assert lines[said + 1].startswith("  extractive_match: no difference can be told")
+
+
+def test_every_metric_is_compared_and_spoken_of(capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = ("extractive_match", "other")
+    arms = [BASELINE, SLOT, Arm(name="slot2", steps=1, lr=0.1)]
+    right = {
+        "baseline": ([0] * 20, [0] * 20, [0] * 20),
+        "slot": ([1] * 7 + [0] * 13, [0] * 20, [1] * 10 + [0] * 10),
+        "slot2": ([0] * 20, [1] * 7 + [0] * 13, [0] * 20),
+    }
+    definition = gsm8k()
+    other_metric = copy.deepcopy(definition.metrics[0])
+    other_metric.metric_name = "other"
+    definition.metrics = [definition.metrics[0], other_metric]
+    loaded = EvaluationTask("task", LightevalTask(definition), [], {})
+    rows, drawn = [], {}
+    for arm in arms:
+        first, other, cut_off = right[arm.name]
+        of_problems = [
+            dict(zip(metrics, pair, strict=True)) for pair in zip(first, other, strict=True)
+        ]
+        kept = []
+        for sample, scores, cut in zip(
+            samples(arm, metrics[0], first), of_problems, cut_off, strict=True
+        ):
+            ended = changed(sample, finish_reason="length" if cut else "stop", completion="5")
+            kept += graded([ended], scores)
+        rows.append(result(arm, loaded, of_problems, kept))
+        drawn[arm.name] = kept
+    rows = compared(rows, drawn, {})
+    _, slot, slot2 = rows
+    assert list(slot.metrics) == [*metrics, "truncated", "loops"]
+    # Holm's correction is for the two arms, in each metric by itself.
+    p = 2 * 0.5**7
+    for found in (slot.metrics[metrics[0]], slot2.metrics[metrics[1]]):
+        assert (found.p_value, found.p_value_holm) == pytest.approx((p, 2 * p))
+        assert found.words == "higher by 0.3500 (p = 0.031, corrected for 2 arms)."
+    cut = slot.metrics["truncated"]
+    assert (cut.value, cut.difference, cut.lower_is_better) == (0.5, 0.5, True)
+    assert cut.interval == pytest.approx((0.2993, 0.7007), abs=1e-4)  # Wilson, 10 of 20
+    assert slot.metrics["loops"].value == 0
+    assert slot.words is not None
+    for metric, words in slot.said.items():
+        assert f"{metric}: {words}" in slot.words
+    show(RunRecord(arms=rows))
+    lines = capsys.readouterr().out.splitlines()
+    blocks = [line.split()[1] for line in lines if line.strip().startswith("task  ")]
+    assert [b for b in dict.fromkeys(blocks) if b != "arm"][:4] == [*metrics, "truncated", "loops"]
+    [row] = [line for line in lines if "truncated (less is better)" in line and " slot " in line]
+    assert "0.5000 [0.2993, 0.7007]" in row and "+0.5000 [" in row
+    assert "  truncated: higher by 0.5000 (p = 0.0039, corrected for 2 arms)." in lines
+    assert sum(line.startswith("  loops: no difference can be told") for line in lines) == 2
 
 
 def test_groups_of_problems(capsys: pytest.CaptureFixture[str]) -> None:

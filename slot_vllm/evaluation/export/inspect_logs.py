@@ -26,7 +26,7 @@ def write(directory: Path, output: Path) -> list[Path]:
         from inspect_ai.log import write_eval_log
     except ImportError:
         raise ConfigError(
-            "--format inspect: inspect_ai is not installed; the extra slot-vllm[export] brings it"
+            "--format inspect: inspect_ai is not installed; the extra slot-vllm[eval] brings it"
         ) from None
     if output.exists() and not output.is_dir():
         raise ConfigError(f"{output}: it is a file; Inspect has a log per arm: a directory")

@@ -53,7 +53,7 @@ def test_without_inspect_the_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "inspect_ai.log", None)
-    with pytest.raises(ConfigError, match=r"the extra slot-vllm\[export\] brings it"):
+    with pytest.raises(ConfigError, match=r"the extra slot-vllm\[eval\] brings it"):
         export(tmp_path, "inspect")
 
 
