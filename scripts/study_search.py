@@ -12,7 +12,7 @@ share one forward pass, so that an arm costs little more than its deltas.
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ def search(reader: Reader, arms: Sequence[Arm]) -> list[dict[str, Any]]:
         own["metrics"][score] = {"value": float(np.mean([*baseline[score].values()]))}
         compared = compare({n: s[score] for n, s in judged.items()}, baseline[score])
         for name, comparison in compared.items():
-            numbers = {k: v for k, v in asdict(comparison).items() if k not in ("method", "words")}
+            numbers = comparison.model_dump(mode="json", exclude={"method", "words"})
             value = float(np.mean([*judged[name][score].values()]))
             entries[name].setdefault("metrics", {})[score] = {"value": value, **numbers}
     forms = dict.fromkeys(p.format.name for p in reader.asked)

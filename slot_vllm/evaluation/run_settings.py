@@ -26,7 +26,7 @@ def changed(model: _Model, **values: Any) -> _Model:
     return model.model_copy(update=values)
 
 
-class Generation(BaseModel):
+class RecordedGeneration(BaseModel):
     """What a record is asked of the run's ``generation``; it holds all of it."""
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
@@ -58,7 +58,7 @@ class RunSettings(BaseModel):
     model: str | None = None
     published_model: str | None = None
     engine: dict[str, Any] = {}
-    generation: Generation = Generation()
+    generation: RecordedGeneration = RecordedGeneration()
     chat_template: bool | str = "auto"
     system_prompt: str | None = None
     system_prompt_file: str | None = None

@@ -154,10 +154,10 @@ def test_every_metric_is_compared_and_spoken_of(capsys: pytest.CaptureFixture[st
             dict(zip(metrics, pair, strict=True)) for pair in zip(first, other, strict=True)
         ]
         kept = []
-        for sample, scores, cut in zip(
+        for sample, scores, ends in zip(
             samples(arm, metrics[0], first), of_problems, cut_off, strict=True
         ):
-            ended = changed(sample, finish_reason="length" if cut else "stop", completion="5")
+            ended = changed(sample, finish_reason="length" if ends else "stop", completion="5")
             kept += graded([ended], scores)
         rows.append(result(arm, loaded, of_problems, kept))
         drawn[arm.name] = kept
@@ -179,7 +179,11 @@ def test_every_metric_is_compared_and_spoken_of(capsys: pytest.CaptureFixture[st
     show(RunRecord(arms=rows))
     lines = capsys.readouterr().out.splitlines()
     blocks = [line.split()[1] for line in lines if line.strip().startswith("task  ")]
-    assert [b for b in dict.fromkeys(blocks) if b != "arm"][:4] == [*metrics, "truncated", "loops"]
+    assert [b for b in dict.fromkeys(blocks) if b not in ("metric", "arm")][:4] == [
+        *metrics,
+        "truncated",
+        "loops",
+    ]
     [row] = [line for line in lines if "truncated (less is better)" in line and " slot " in line]
     assert "0.5000 [0.2993, 0.7007]" in row and "+0.5000 [" in row
     assert "  truncated: higher by 0.5000 (p = 0.0039, corrected for 2 arms)." in lines
