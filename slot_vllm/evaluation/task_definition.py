@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -12,6 +13,9 @@ from slot_vllm.evaluation.run_settings import text_hash
 from slot_vllm.evaluation.tasks import EvaluationTask
 
 _DIGITS = 12
+# What a scorer is made of is followed so far, and no further than into code that scores.
+_DEPTH = 6
+_SCORING = ("lighteval", "slot_vllm")
 
 
 def definition(task: EvaluationTask) -> TaskDefinition:
@@ -19,7 +23,11 @@ def definition(task: EvaluationTask) -> TaskDefinition:
     doc = task.docs[0]
     return TaskDefinition(
         prompt=_named(task.task.formatter),
-        metrics={_name(metric): _scorer(metric) for metric in task.task.metrics},
+        metrics={
+            name: _scorer(metric.sample_level_fn)
+            for metric in task.task.metrics
+            for name in _names(metric)
+        },
         lighteval=version("lighteval"),
         answers=doc.num_samples,
         token_limit=doc.generation_size,
@@ -31,15 +39,40 @@ def item_hash(doc: Doc) -> str:
     return text_hash(doc.query, *doc.get_golds())
 
 
-def _name(metric: Any) -> str:
+def _names(metric: Any) -> list[str]:
     names = metric.metric_name
-    return names if isinstance(names, str) else ", ".join(names)
+    return [names] if isinstance(names, str) else list(names)
 
 
-def _scorer(metric: Any) -> str:
-    scorer = metric.sample_level_fn
+def _scorer(scorer: Any) -> str:
+    """Its name, and a hash of its source, its parameters and the scorers within it."""
     kind = scorer if inspect.isroutine(scorer) else type(scorer)
-    return f"{_named(kind)} {_source(kind)}"
+    return f"{_named(kind)} {text_hash(*_parts(scorer))[:_DIGITS]}"
+
+
+def _parts(thing: Any, depth: int = 0) -> Iterator[str]:
+    if thing is None or isinstance(thing, str | int | float | bool):
+        yield repr(thing)
+    elif isinstance(thing, Mapping):
+        for key, value in thing.items():
+            yield str(key)
+            yield from _parts(value, depth + 1)
+    elif isinstance(thing, list | tuple | set | frozenset):
+        found = [" ".join(_parts(item, depth + 1)) for item in thing]
+        yield from found if isinstance(thing, list | tuple) else sorted(found)
+    else:
+        kind = thing if inspect.isroutine(thing) or inspect.isclass(thing) else type(thing)
+        yield _named(kind)
+        if kind.__module__.split(".")[0] in _SCORING and depth < _DEPTH:
+            yield _source(kind)
+            yield from _parts(_held(thing), depth + 1)
+
+
+def _held(thing: Any) -> dict[str, Any]:
+    """What a function closes over, or the fields of an object."""
+    if inspect.isfunction(thing):
+        return dict(inspect.getclosurevars(thing).nonlocals)
+    return {} if inspect.isclass(thing) else dict(getattr(thing, "__dict__", {}))
 
 
 def _named(thing: Any) -> str:
@@ -49,7 +82,6 @@ def _named(thing: Any) -> str:
 
 def _source(thing: Any) -> str:
     try:
-        source = inspect.getsource(thing)
+        return hashlib.sha256(inspect.getsource(thing).encode()).hexdigest()
     except (OSError, TypeError):  # made at run time, or not written in Python
-        return "without source"
-    return hashlib.sha256(source.encode()).hexdigest()[:_DIGITS]
+        return "no source"
