@@ -228,6 +228,12 @@ class Cell(Compared):
     applied: float | None = None
     truncated: float | None = None
 
+    @model_serializer(mode="wrap")
+    def _without_comparison(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # All cells of a sweep have the same keys.
+        values: dict[str, Any] = handler(self)
+        return values
+
     @classmethod
     def of(cls, row: Result) -> "Cell":
         """Of an arm's result on the problems that the sweep is measured on."""
