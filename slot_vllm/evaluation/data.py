@@ -26,7 +26,7 @@ COLUMNS = {
         "Incorrect Answer 2",
         "Incorrect Answer 3",
     ),
-    "gsm8k": ("question", "answer"),
+    **dict.fromkeys(("gsm8k", "published:gsm8k"), ("question", "answer")),
 }
 
 

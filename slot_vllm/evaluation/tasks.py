@@ -15,11 +15,12 @@ from types import ModuleType
 
 import lighteval.tasks
 import numpy as np
+from lighteval.metrics.metrics_sample import AvgAtN
 from lighteval.tasks.lighteval_task import LightevalTask, LightevalTaskConfig
 from lighteval.tasks.registry import Registry
 from lighteval.tasks.requests import Doc, SamplingMethod
 
-from slot_vllm.evaluation import data
+from slot_vllm.evaluation import benchmarks, data
 from slot_vllm.evaluation.config import ConfigError, RunConfig, Task
 
 # The seed of lighteval's own pipeline: GPQA's choices come in the order that it gives them.
@@ -81,16 +82,19 @@ def _load(
 def definitions(name: str, key: str, custom_tasks: str | None = None) -> list[LightevalTaskConfig]:
     """The definitions behind a task's name; a group (``mmlu``) has several.
 
-    lighteval's registry imports every task file, and some of them download on import; here a file
-    that spells the name is imported alone, and otherwise all but those. ``custom_tasks`` is a file
-    with a TASKS_TABLE of the user's own. Raises ConfigError with the nearest names.
+    Our own benchmarks come first. lighteval's registry imports every task file, and some of them
+    download on import; here a file that spells the name is imported alone, and otherwise all but
+    those. ``custom_tasks`` is a file with a TASKS_TABLE of the user's own. Raises ConfigError with
+    the nearest names.
     """
     base = re.split(r"[:|@]", name)[0]
-    own = [_custom(custom_tasks)] if custom_tasks else []
-    files = _task_files()
-    spelled = re.compile(rf'\bname="{re.escape(base)}[":]')
-    modules = [_import(file, key, name) for file in files if spelled.search(files[file])]
-    registry = _Registry(name, [*modules, *own])
+    own = [benchmarks, *([_custom(custom_tasks)] if custom_tasks else [])]
+    registry = _Registry(name, own)
+    files = {} if registry.knows(base) else _task_files()
+    if files:
+        spelled = re.compile(rf'\bname="{re.escape(base)}[":]')
+        modules = [_import(file, key, name) for file in files if spelled.search(files[file])]
+        registry = _Registry(name, [*modules, *own])
     if not registry.knows(base):
         registry = _Registry(name, [*_importable(files), *own])
     if not registry.knows(base):
@@ -170,6 +174,8 @@ def _draw(definition: LightevalTaskConfig, answers: int, key: str) -> None:
     """Has the task's metrics judge this many answers per problem, and their names say so."""
     for metric in definition.metrics:
         name, _, settings = str(metric.metric_name).partition(":")
+        if isinstance(metric.sample_level_fn, AvgAtN) and "avg@n" not in name:
+            name = f"{name}_avg@n"
         several = isinstance(metric.metric_name, str) and hasattr(metric.sample_level_fn, "n")
         if not several:
             raise ConfigError(
