@@ -20,15 +20,13 @@ from lighteval.tasks.lighteval_task import LightevalTask, LightevalTaskConfig
 from lighteval.tasks.registry import Registry
 from lighteval.tasks.requests import Doc, SamplingMethod
 
-from slot_vllm.evaluation import benchmarks, data
+from slot_vllm.evaluation import benchmarks, columns, data
 from slot_vllm.evaluation.config import ConfigError, RunConfig, Task
 
 # The seed of lighteval's own pipeline: GPQA's choices come in the order that it gives them.
 SEED = 1234
 
 ROOT = Path(lighteval.tasks.__file__).parent
-# Columns by which a task's results are split.
-GROUP_COLUMNS = ("level", "subject", "format")
 DOWNLOAD_ON_IMPORT = {"tiny_benchmarks", "ifbench", "ifeval", "mix_eval", "mt_bench"}
 
 
@@ -255,8 +253,8 @@ def _groups(task: LightevalTask, dataset: data.Dataset) -> dict[str, dict[str, s
         return {}
     rows = list(enumerate(dataset[task.evaluation_split[0]]))
     groups = {
-        column: {str(i): str(row[column]) for i, row in rows if column in row}
-        for column in GROUP_COLUMNS
+        column: {str(i): group for i, row in rows if (group := columns.group(row, column))}
+        for column in columns.GROUPS
     }
     return {column: of_problem for column, of_problem in groups.items() if of_problem}
 

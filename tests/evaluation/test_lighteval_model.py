@@ -112,6 +112,16 @@ def test_chat_template(write_config: WriteConfig, tiny_model: str) -> None:
     assert plain.add_special_tokens
 
 
+def test_a_benchmark_s_own_system_prompt(write_config: WriteConfig, tiny_model: str) -> None:
+    doc = _doc()
+    doc.task_name = "published:gsm8k|0"
+    own = _model(write_config, tiny_model)
+    assert own.prompt(doc).startswith("<|system|>You are a helpful assistant that solves")
+    assert "<|system|>" not in own.prompt(_doc())
+    other = _model(write_config, tiny_model, system_prompt="Be kind.")
+    assert "<|system|>Be kind.<|end|>" in other.prompt(doc)
+
+
 def test_what_the_engine_is_asked(
     write_config: WriteConfig, tiny_model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
