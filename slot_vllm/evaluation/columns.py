@@ -13,7 +13,7 @@ from slot_vllm.evaluation.data_files import Item, Row
 # A problem's own id, by which answers from elsewhere name it.
 IDS = ("id", "unique_id", "key", "record_id", "problem_id", "question_id")
 # Columns by which a task's results are split.
-GROUPS = ("level", "subject", "group", "hard", "format")
+GROUPS = ("level", "subject", "group", "subset", "format")
 
 
 @dataclass(frozen=True)

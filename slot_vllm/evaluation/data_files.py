@@ -28,9 +28,9 @@ class Item(NamedTuple):
     row: Row
 
 
-def read(path: Path) -> list[Item]:
-    """All rows of a file. Raises ConfigError that names the file and, where there is one, the
-    line."""
+def read(path: Path, of: str = "problems") -> list[Item]:
+    """All rows of a file, at least one. Raises ConfigError that names the file and, where there is
+    one, the line. of: what the rows are, in words."""
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise ConfigError(f"{path}: unknown kind of file; allowed: {', '.join(READERS)}")
@@ -45,7 +45,7 @@ def read(path: Path) -> list[Item]:
             raise ConfigError(f"{place}: an object is required")
         items.append(Item(place, row))
     if not items:
-        raise ConfigError(f"{path}: it holds no problems")
+        raise ConfigError(f"{path}: it holds no {of}")
     return items
 
 

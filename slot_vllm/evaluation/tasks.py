@@ -9,7 +9,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
@@ -32,13 +32,17 @@ DOWNLOAD_ON_IMPORT = {"tiny_benchmarks", "ifbench", "ifeval", "mix_eval", "mt_be
 
 @dataclass(frozen=True)
 class EvaluationTask:
-    """A lighteval task and its problems. ``groups`` maps a column that the data has (level,
-    subject, format) and a problem's id to the problem's group."""
+    """A lighteval task and its problems.
+
+    groups: by a column that the data has (level, subject, ...) and a problem's id, its group.
+    own_ids: by a problem's id, which is its position, what the data calls it, if it does.
+    """
 
     name: str
     task: LightevalTask
     docs: list[Doc]
     groups: dict[str, dict[str, str]]
+    own_ids: dict[str, str] = field(default_factory=dict)
 
     @property
     def higher_is_better(self) -> bool:
@@ -74,7 +78,7 @@ def _load(
         dataset = _dataset(key, named, task)
         task.dataset = dataset
         docs = _docs(key, name, task, named.max_samples)
-        yield EvaluationTask(name, task, docs, _groups(task, dataset))
+        yield EvaluationTask(name, task, docs, _groups(task, dataset), _own_ids(task, dataset))
 
 
 def definitions(name: str, key: str, custom_tasks: str | None = None) -> list[LightevalTaskConfig]:
@@ -86,6 +90,8 @@ def definitions(name: str, key: str, custom_tasks: str | None = None) -> list[Li
     the nearest names.
     """
     base = re.split(r"[:|@]", name)[0]
+    if name in benchmarks.WHOLE:
+        return [copy.deepcopy(benchmarks.WHOLE[name])]
     own = [benchmarks, *([_custom(custom_tasks)] if custom_tasks else [])]
     registry = _Registry(name, own)
     files = {} if registry.knows(base) else _task_files()
@@ -207,6 +213,10 @@ def _check(key: str, name: str, task: LightevalTask, temperature: float) -> None
 
 
 def _dataset(key: str, named: Task, task: LightevalTask) -> data.Dataset:
+    source = benchmarks.SOURCES.get(task.name.split(":")[0])
+    if source is not None and named.data is not None:
+        rows = source.read(Path(named.data), task.dataset_config_name or None)
+        return dict.fromkeys(task.evaluation_split, rows)
     if named.data is not None:
         examples = task.fewshot_split if task.dataset_config.num_fewshots else None
         path, subset = Path(named.data), task.dataset_config_name
@@ -214,6 +224,9 @@ def _dataset(key: str, named: Task, task: LightevalTask) -> data.Dataset:
         keep = task.dataset_filter or (lambda row: True)
         return {split: [row for row in rows if keep(row)] for split, rows in read.items()}
     try:
+        if source is not None:
+            rows = source.download(task.dataset_config_name or None)
+            return dict.fromkeys(task.evaluation_split, rows)
         return LightevalTask.download_dataset_worker(task)
     except Exception as error:  # offline, gated, moved: whatever the hub's client raises
         reason = " ".join(str(error).split())
@@ -257,6 +270,13 @@ def _groups(task: LightevalTask, dataset: data.Dataset) -> dict[str, dict[str, s
         for column in columns.GROUPS
     }
     return {column: of_problem for column, of_problem in groups.items() if of_problem}
+
+
+def _own_ids(task: LightevalTask, dataset: data.Dataset) -> dict[str, str]:
+    if len(task.evaluation_split) != 1:
+        return {}
+    rows = enumerate(dataset[task.evaluation_split[0]])
+    return {str(i): own for i, row in rows if (own := columns.own_id(row)) is not None}
 
 
 def fresh(doc: Doc) -> Doc:
