@@ -53,14 +53,14 @@ def load(
     values = {"name": "score", "model": "none", "tasks": [named.model_dump()]}
     run = RunConfig.model_validate({**values, "custom_tasks": custom_tasks, "generation": _WARM})
     try:
-        found = tasks.load(run)
+        each = tasks.definitions(name, "name", custom_tasks)
+        if len(each) > 1:
+            names = ", ".join(definition.name for definition in each)
+            raise ConfigError(f"it is {len(each)} tasks; allowed: one of {names}")
+        [found] = tasks.load(run)
     except ConfigError as error:
-        said = str(error).removeprefix("tasks.0.")
-        raise ConfigError(f"--task {name}: {said}") from None
-    if len(found) > 1:
-        each = ", ".join(task.name for task in found)
-        raise ConfigError(f"--task {name}: it is {len(found)} tasks; allowed: one of {each}")
-    return found[0]
+        raise ConfigError(f"--task {name}: {str(error).removeprefix('tasks.0.')}") from None
+    return found
 
 
 def read(task: EvaluationTask, path: Path) -> dict[str, list[str]]:

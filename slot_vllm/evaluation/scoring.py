@@ -13,6 +13,8 @@ from lighteval.models.model_output import ModelResponse
 from lighteval.tasks.requests import Doc
 from lighteval.utils.utils import remove_reasoning_tags
 
+from slot_vllm.evaluation import requirements
+from slot_vllm.evaluation.config import RunFailed
 from slot_vllm.evaluation.statistics import Interval, mean_interval
 from slot_vllm.evaluation.tasks import EvaluationTask, fresh
 
@@ -33,11 +35,15 @@ class Value:
 
 
 def score(task: EvaluationTask, doc: Doc, response: ModelResponse) -> Scores:
-    """One problem's scores, by the task's metrics."""
+    """One problem's scores, by the task's metrics. Raises RunFailed if they need a package that is
+    not installed."""
     response.text_post_processed = [
         remove_reasoning_tags(text, REASONING_TAGS) for text in response.text
     ]
-    return apply_metric([response], [fresh(doc)], list(task.task.metrics))[0]
+    try:
+        return apply_metric([response], [fresh(doc)], list(task.task.metrics))[0]
+    except ImportError as error:
+        raise RunFailed(f"{task.name}: {requirements.missing(error)}") from error
 
 
 def aggregate(task: EvaluationTask, scores: Sequence[Scores]) -> dict[str, Value]:

@@ -20,7 +20,7 @@ from lighteval.tasks.lighteval_task import LightevalTask, LightevalTaskConfig
 from lighteval.tasks.registry import Registry
 from lighteval.tasks.requests import Doc, SamplingMethod
 
-from slot_vllm.evaluation import benchmarks, columns, data
+from slot_vllm.evaluation import benchmarks, columns, data, requirements
 from slot_vllm.evaluation.config import ConfigError, RunConfig, Task
 
 # The seed of lighteval's own pipeline: GPQA's choices come in the order that it gives them.
@@ -101,17 +101,18 @@ def definitions(name: str, key: str, custom_tasks: str | None = None) -> list[Li
         registry = _Registry(name, [*modules, *own])
     if not registry.knows(base):
         registry = _Registry(name, [*_importable(files), *own])
+    known = {*registry.names, *re.findall(r'\bname="([^"{}]+)"', "".join(files.values()))}
+    near = difflib.get_close_matches(name, sorted(known), n=5, cutoff=0.5)
+    nearest = f"near names: {', '.join(near) or 'none'}"
     if not registry.knows(base):
-        known = {*registry.names, *re.findall(r'\bname="([^"{}]+)"', "".join(files.values()))}
-        near = difflib.get_close_matches(name, sorted(known), n=5, cutoff=0.5)
         raise ConfigError(
             f"{key}={name!r}: lighteval has no such task that can be imported here (some need its "
-            f"extras, such as lighteval[multilingual]); near names: {', '.join(near) or 'none'}"
+            f"extras, such as lighteval[multilingual]); {nearest}"
         )
     try:
         return registry.resolve()
     except ValueError as error:
-        raise ConfigError(f"{key}={name!r}: {error}") from None
+        raise ConfigError(f"{key}={name!r}: {error}; {nearest}") from None
 
 
 class _Registry(Registry):
@@ -146,11 +147,19 @@ def _module(file: Path) -> ModuleType:
 
 
 def _import(file: Path, key: str, name: str) -> ModuleType:
+    silent = io.StringIO()  # some download, and say so
     try:
-        return _module(file)
-    except Exception as error:  # an extra of lighteval's that is missing, a download that failed
+        with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+            module = _module(file)
+        requirements.check_data(file.parent.name)
+    except ImportError as error:
+        raise ConfigError(f"{key}={name!r}: {requirements.missing(error)}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{key}={name!r}: {error}") from None
+    except Exception as error:  # a download that failed
         reason = " ".join(str(error).split())
         raise ConfigError(f"{key}={name!r}: {file.name} cannot be imported: {reason}") from None
+    return module
 
 
 def _custom(file: str) -> ModuleType:
@@ -241,6 +250,8 @@ def _docs(key: str, name: str, task: LightevalTask, max_samples: int | None) -> 
     np.random.seed(SEED)
     try:
         docs = task.get_docs(max_samples)
+    except ImportError as error:
+        raise ConfigError(f"{key}.name={name!r}: {requirements.missing(error)}") from None
     except KeyError as error:
         raise ConfigError(f"{key}.data: {name} reads a column {error}, which is missing") from None
     except Exception as error:  # whatever a task's prompt function raises for data it cannot use
