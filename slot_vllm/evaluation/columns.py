@@ -41,7 +41,9 @@ _AIME = [f"{task}{kind}" for task in ("aime24", "aime25") for kind in ("", "_avg
 COLUMNS: dict[str, tuple[Column, ...]] = {
     **dict.fromkeys([*_AIME, "published:aime24", "published:aime25"], (_PROBLEM, _ANSWER)),
     **dict.fromkeys(["math_500", "published:math_500"], (_PROBLEM, _SOLUTION)),
-    **dict.fromkeys(["gsm8k", "published:gsm8k"], (_QUESTION, _ANSWER)),
+    "published:gsm8k": (_QUESTION, _ANSWER),
+    # lighteval's scorer wants a worked answer: a file of problems with bare ones is another's.
+    "gsm8k": (Column("question"), Column("answer")),
     **dict.fromkeys(
         ["gpqa:diamond", "gpqa:main", "gpqa:extended", "published:gpqa:diamond"],
         (

@@ -2,6 +2,7 @@
 
 import codecs
 import csv
+import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -101,7 +102,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _csv(path: Path) -> Iterator[tuple[int, Any]]:
     csv.field_size_limit(_LARGEST_CELL)
-    reader = csv.reader(_text(path).splitlines(keepends=True), strict=True)
+    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
     columns: list[str] | None = None
     line = 1
     while True:

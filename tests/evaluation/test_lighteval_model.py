@@ -14,6 +14,7 @@ from lighteval.tasks.requests import Doc
 from slot_vllm.evaluation import config as configuration
 from slot_vllm.evaluation.config import ConfigError
 from slot_vllm.evaluation.lighteval_model import SlotModel
+from tests.conftest import ROOT
 from tests.evaluation.conftest import PROBLEMS, WriteConfig
 
 FILE = Path(__file__).parents[2] / "slot_vllm" / "evaluation" / "lighteval_model.py"
@@ -57,7 +58,7 @@ def test_lighteval_s_command_line(
     environment = {
         **os.environ,
         "SLOT_CONFIG": str(write_config()),
-        "PYTHONPATH": str(tmp_path / "offline"),
+        "PYTHONPATH": os.pathsep.join([str(tmp_path / "offline"), str(ROOT)]),
         "HF_DATASETS_CACHE": str(tmp_path / "cache"),
     }
     done = subprocess.run(
