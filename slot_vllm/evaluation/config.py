@@ -5,6 +5,7 @@ Relative paths, in the file and in ``--set``, start at the current directory.
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from slot_vllm.evaluation.overrides import Loader, OverrideError, override
+from slot_vllm.evaluation.overrides import OverrideError, override
 from slot_vllm.params import Integer, Number, SlotConfig, SlotError, SlotParams
 from slot_vllm.validation_errors import describe
 
@@ -228,6 +229,17 @@ class RunConfig(Strict):
         return {**limits, "steps": 0, "report_loss": True, "keep_deltas": KEPT_LOSSES}
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 takes ``1e-4`` for a string; here it is a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
 def load(path: Path, settings: Sequence[str] = ()) -> RunConfig:
     """The run that a YAML file describes, with ``key=value`` settings laid over it.
 
@@ -236,7 +248,7 @@ def load(path: Path, settings: Sequence[str] = ()) -> RunConfig:
     values = _read(path)
     try:
         for setting in settings:
-            override(values, setting)
+            override(values, setting, _parse)
         config = _with_sha256(RunConfig(**values))
         _check(config)
     except ValidationError as error:
@@ -293,9 +305,13 @@ def _with_sha256(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"system_prompt_sha256": found})
 
 
+def _parse(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
+        values = _parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:

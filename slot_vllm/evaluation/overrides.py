@@ -1,7 +1,6 @@
 """``--set key=value``: settings laid over those of a run's file."""
 
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import yaml
@@ -11,27 +10,17 @@ class OverrideError(ValueError):
     """A setting that cannot be laid over the file's."""
 
 
-class Loader(yaml.SafeLoader):
-    """YAML 1.1 takes ``1e-4`` for a string; here it is a number."""
-
-
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
-
-
-def override(values: dict[str, Any], setting: str) -> None:
+def override(values: dict[str, Any], setting: str, parse: Callable[[str], Any]) -> None:
     """Lays one dotted ``key=value`` over the file's values, in place.
 
     A list's items are named by their index, or by their ``name``: ``arms.slot.lr=0.2``.
+    parse: reads the value, as YAML.
     """
     key, equals, text = setting.partition("=")
     if not equals or not key:
         raise OverrideError(f"--set {setting}: key=value is required")
     try:
-        value = yaml.load(text, Loader=Loader)
+        value = parse(text)
     except (yaml.YAMLError, ValueError):
         raise OverrideError(f"--set {setting}: the value is not YAML") from None
     *parents, last = key.split(".")
