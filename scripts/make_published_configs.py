@@ -99,6 +99,7 @@ def _config(stem: str, task: str, name: str, runs: Sequence[PublishedRun]) -> st
     comments = "".join(f"# {line}".rstrip() + "\n" for line in _heading(stem, task, name, runs))
     return f"""{comments}name: {stem}
 model: {model.hub}
+published_model: {name}
 engine:
   dtype: bfloat16
   max_model_len: {model.max_model_len}
@@ -110,7 +111,7 @@ generation:
   max_new_tokens: {model.max_model_len}
   seed: 0
 tasks:
-  - name: {task}
+  - name: published:{task}
 arms:
   - name: baseline
     steps: 0

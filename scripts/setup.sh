@@ -86,6 +86,7 @@ else
     uv pip install --quiet --python "$python" --override "$overrides" --editable "${root}[cpu,eval,hf,dev]" "$root/scripts/vllm_metadata"
 fi
 "$python" -c 'import torch, vllm' >/dev/null 2>&1 || { "$python" -c 'import torch, vllm' >&2 || fail "vLLM cannot be imported from $venv; see above"; }
+"$python" "$root/scripts/get_nltk_data.py" >&2 2>/dev/null || say "NLTK's punkt_tab is out of reach: the task ifeval needs it (scripts/get_nltk_data.py)"
 
 printf '%s' "$inputs" >"$stamp"
 say "ready: $venv"

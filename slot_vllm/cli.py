@@ -1,5 +1,5 @@
-"""``slot-vllm report | inspect | compare-published | rescore | export``: what is done with runs and
-with prompts.
+"""``slot-vllm report | inspect | score | rescore | compare-published | export``: what is done with
+runs, prompts and answers.
 
 Exit codes: those of ``python -m slot_vllm.evaluation``.
 """
@@ -40,6 +40,27 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, metavar="FILE", help="write a bar chart (PNG or SVG)"
     )
     inspect.set_defaults(run=_inspect)
+    score = commands.add_parser("score", help="scores answers from elsewhere by a task's metrics")
+    score.add_argument("--task", required=True, metavar="NAME", help="as in a run's file")
+    score.add_argument(
+        "--data", type=Path, required=True, metavar="FILE", help="the problems: a file or directory"
+    )
+    score.add_argument(
+        "--answers",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="JSON lines with id (the problem's own, or its position from 0) and completion",
+    )
+    score.add_argument(
+        "--answers-per-problem",
+        type=int,
+        metavar="K",
+        help="for avg@n and pass@k, as `answers` of a run's task: K lines per id",
+    )
+    score.add_argument("--custom-tasks", metavar="FILE", help="as in a run's file")
+    score.add_argument("--json", action="store_true", help="one object on standard output")
+    score.set_defaults(run=_score)
     compare = commands.add_parser(
         "compare-published", help="a run beside the published value, with both standard errors"
     )
@@ -88,6 +109,12 @@ def _inspect(options: argparse.Namespace) -> None:
     from slot_vllm.evaluation import inspection
 
     inspection.command(options)
+
+
+def _score(options: argparse.Namespace) -> None:
+    from slot_vllm.evaluation import score
+
+    score.command(options)
 
 
 def _compare_published(options: argparse.Namespace) -> None:

@@ -66,3 +66,9 @@ def benchmarks() -> Path:
     if not path.is_dir():
         pytest.skip("../shared/benchmarks is not there; its items may not be copied into this repo")
     return path
+
+
+@pytest.fixture(scope="session")
+def prompts(benchmarks: Path) -> Path:
+    """The published prompts and scores, beside the benchmarks."""
+    return benchmarks.parent / "prompts"

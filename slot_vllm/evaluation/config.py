@@ -3,15 +3,17 @@
 Relative paths, in the file and in ``--set``, start at the current directory.
 """
 
+import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from slot_vllm.evaluation.overrides import OverrideError, override
 from slot_vllm.evaluation.record import BASELINE, Arm, Name
 from slot_vllm.params import Integer, Number, SlotConfig, SlotError, SlotParams
 from slot_vllm.validation_errors import describe
@@ -158,6 +160,11 @@ class RunConfig(Strict):
     model_script: run as ``python SCRIPT MODEL`` when the path ``model`` does not exist yet.
     engine: options of ``vllm.LLM``.
     chat_template: ``auto`` uses the tokenizer's, if it has one.
+    system_prompt_file: a UTF-8 file in place of ``system_prompt``, taken byte for byte: a line
+        break at its end is part of the prompt.
+    system_prompt_sha256: of that file; filled in when the run is read. A run that states it is
+        refused if the file is another.
+    published_model: the model's name in the published table; default: the path's last part.
     ray: spreads the problems over replicas of the engine; without it there is one engine.
     custom_tasks: a Python file with a TASKS_TABLE of task definitions besides lighteval's own.
     inspect: at the end, reads the problems again and writes which tokens W delta raises and lowers.
@@ -173,6 +180,9 @@ class RunConfig(Strict):
     ray: Ray | None = None
     chat_template: ChatTemplate = "auto"
     system_prompt: str | None = None
+    system_prompt_file: LocalPath | None = None
+    system_prompt_sha256: str | None = None
+    published_model: str | None = None
     custom_tasks: LocalPath | None = None
     inspect: bool = True
     tasks: Annotated[list[Task], Field(min_length=1)]
@@ -224,22 +234,23 @@ def load(path: Path, settings: Sequence[str] = ()) -> RunConfig:
     values = _read(path)
     try:
         for setting in settings:
-            _override(values, setting)
-        config = RunConfig(**values)
+            override(values, setting, _parse)
+        config = _with_sha256(RunConfig(**values))
         _check(config)
     except ValidationError as error:
         raise ConfigError(f"{path}: {describe(error, RunConfig)}") from None
-    except (ConfigError, SlotError) as error:
+    except (ConfigError, OverrideError, SlotError) as error:
         raise ConfigError(f"{path}: {error}") from None
     return config
 
 
 def check_paths(config: RunConfig) -> None:
-    """Raises ConfigError for a model, script or data path that does not exist."""
-    for key in ("model_script", "custom_tasks"):
+    """Raises ConfigError for a model, script, prompt or data path that does not exist."""
+    for key in ("model_script", "custom_tasks", "system_prompt_file"):
         file = getattr(config, key)
         if file is not None and not Path(file).is_file():
             raise ConfigError(f"{key}={file!r}: no such file (from {Path.cwd()})")
+    system_prompt(config)
     if not Path(config.model).exists():
         # `org/name` may be a hub's name; a script makes a path that is not there yet.
         is_path = config.model.startswith((".", "/")) or config.model.count("/") > 1
@@ -256,9 +267,37 @@ def check_paths(config: RunConfig) -> None:
             )
 
 
+def system_prompt(config: RunConfig) -> str | None:
+    """What a run's file says, or the file that it names. Raises ConfigError."""
+    if config.system_prompt_file is None:
+        return config.system_prompt
+    try:
+        return Path(config.system_prompt_file).read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"system_prompt_file={config.system_prompt_file!r}: cannot be read: {error}"
+        ) from None
+
+
+def _with_sha256(config: RunConfig) -> RunConfig:
+    file, stated = config.system_prompt_file, config.system_prompt_sha256
+    if file is None and stated is not None:
+        raise ConfigError("system_prompt_sha256: there is no `system_prompt_file`")
+    if file is None or not Path(file).is_file():
+        return config
+    found = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    if stated not in (None, found):
+        raise ConfigError(f"system_prompt_sha256={stated!r}: {file} has {found}")
+    return config.model_copy(update={"system_prompt_sha256": found})
+
+
+def _parse(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        values = _parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -277,48 +316,6 @@ def _position(error: yaml.MarkedYAMLError) -> str:
     return f"{mark.line + 1}:{mark.column + 1}" if mark else "?"
 
 
-def _override(values: dict[str, Any], setting: str) -> None:
-    """Lays one dotted ``key=value`` over the file's values, in place.
-
-    A list's items are named by their index, or by their ``name``: ``arms.slot.lr=0.2``.
-    """
-    key, equals, text = setting.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"--set {setting}: key=value is required")
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError):
-        raise ConfigError(f"--set {setting}: the value is not YAML") from None
-    *parents, last = key.split(".")
-    place: Any = values
-    for parent in parents:
-        place = _item(place, parent, setting)
-    if isinstance(place, list):
-        place[_index(place, last, setting)] = value
-    elif isinstance(place, dict):
-        place[last] = value
-    else:
-        raise ConfigError(f"--set {setting}: {'.'.join(parents)} is not a mapping or a list")
-
-
-def _item(place: Any, key: str, setting: str) -> Any:
-    if isinstance(place, list):
-        return place[_index(place, key, setting)]
-    if isinstance(place, dict):
-        return place.setdefault(key, {})
-    raise ConfigError(f"--set {setting}: {key} is not in a mapping or a list")
-
-
-def _index(items: list[Any], key: str, setting: str) -> int:
-    names = [item.get("name") if isinstance(item, Mapping) else None for item in items]
-    if key in names:
-        return names.index(key)
-    if key.isdecimal() and int(key) < len(items):
-        return int(key)
-    known = ", ".join([*map(str, range(len(items))), *(str(name) for name in names if name)])
-    raise ConfigError(f"--set {setting}: no item {key}; allowed: {known}")
-
-
 def _check(config: RunConfig) -> None:
     try:
         arms = config.all_arms
@@ -333,6 +330,8 @@ def _check(config: RunConfig) -> None:
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ConfigError(f"{key}: two of them are named {twice!r}; every name is used once")
+    if config.system_prompt is not None and config.system_prompt_file is not None:
+        raise ConfigError("system_prompt: there is a `system_prompt_file` too; allowed: one")
     if config.sweep and not any(config.sweep.steps):
         raise ConfigError("sweep.steps: none of them is above 0; required: at least one")
     if config.select and not config.sweep:

@@ -1,33 +1,16 @@
 """A task's data from a local file or directory."""
 
-import csv
-import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from slot_vllm.evaluation import columns, data_files
 from slot_vllm.evaluation.config import ConfigError
+from slot_vllm.evaluation.data_files import Item, Row
 
-Row = dict[str, Any]
 Dataset = Mapping[str, Sequence[Row]]
 
-# The columns that the prompt functions of lighteval's tasks read. Their text is taken as text:
-# an answer `204` in a JSON file is the string "204" that the task's metric expects.
-COLUMNS = {
-    **dict.fromkeys(
-        ("aime24", "aime24_avg", "aime24_gpassk", "aime25", "aime25_avg", "aime25_gpassk"),
-        ("problem", "answer"),
-    ),
-    "math_500": ("problem", "solution"),
-    "gpqa:diamond": (
-        "Question",
-        "Correct Answer",
-        "Incorrect Answer 1",
-        "Incorrect Answer 2",
-        "Incorrect Answer 3",
-    ),
-    "gsm8k": ("question", "answer"),
-}
+_SPLITS = ("train", "validation", "val", "dev", "test")
 
 
 def read(
@@ -36,134 +19,84 @@ def read(
     """A task's dataset from a file or a directory: the splits that are evaluated, and the one
     that examples in the prompt come from.
 
-    A file, or a directory with just one, serves every evaluated split. A directory with more is
-    read as a local copy of a hub dataset, with its subsets and splits. Raises ConfigError.
+    A file, a directory with just one, or one whose files are parts of one (names that differ in a
+    number) serves every evaluated split. Any other directory is read as a local copy of a hub
+    dataset, with its subsets and splits. Raises ConfigError.
     """
-    files = [path] if path.is_file() else _data_files(path)
-    if not files:
-        raise ConfigError(f"{path}: no data file in this directory; allowed: {', '.join(READERS)}")
-    if len(files) == 1:
+    found = [path] if path.is_file() else data_files.files(path)
+    if not found:
+        allowed = ", ".join(data_files.READERS)
+        raise ConfigError(f"{path}: no data file in this directory; allowed: {allowed}")
+    wanted = columns.of(task)
+    if len({_part_of(file) for file in found}) == 1:
         if examples is not None:
             raise ConfigError(
                 f"{path}: one file, but {task} takes examples from split {examples!r}; allowed: a "
                 "directory with a file for each split"
             )
-        rows = _checked(files[0], _rows(files[0]), COLUMNS.get(task, ()))
-        return dict.fromkeys(splits, rows)
-    dataset = _directory(path, subset)
+        return dict.fromkeys(splits, columns.checked(_parts(found), wanted))
+    dataset = _directory(path, found, subset)
     splits = [*splits, *([examples] if examples else [])]
     missing = [split for split in splits if split not in dataset]
     if missing:
         raise ConfigError(f"{path}: no split {missing[0]!r}; it has: {', '.join(dataset)}")
-    columns = COLUMNS.get(task, ())
-    return {split: _checked(path, list(dataset[split]), columns) for split in splits}
+    return {split: columns.checked(dataset[split], wanted) for split in splits}
 
 
-def _data_files(directory: Path) -> list[Path]:
-    return [file for file in sorted(directory.rglob("*")) if file.suffix in READERS]
+def _part_of(file: Path) -> tuple[Path, str, str]:
+    """The same for parts of one: part-0.csv and part-1.csv."""
+    return file.parent, re.sub(r"\d+", "#", file.stem), file.suffix
 
 
-def _directory(path: Path, subset: str) -> Dataset:
+def _parts(files: Sequence[Path]) -> list[Item]:
+    def numbers(file: Path) -> list[int]:
+        return [int(number) for number in re.findall(r"\d+", file.stem)]
+
+    return [item for file in sorted(files, key=numbers) for item in data_files.read(file)]
+
+
+def _directory(path: Path, files: Sequence[Path], subset: str) -> Mapping[str, list[Item]]:
     import datasets
 
-    # Without a hub's metadata, a file named as the subset is the subset.
-    named = [file for file in _data_files(path) if file.stem == subset]
+    # Without a hub's metadata, a file named as the subset is the subset, and files named as
+    # splits are those.
+    named = [file for file in files if file.stem == subset]
     if len(named) == 1:
-        return _EverySplit(_rows(named[0]))
+        return _EverySplit(data_files.read(named[0]))
+    if {file.stem for file in files} <= set(_SPLITS):
+        in_order = sorted(files, key=lambda file: _SPLITS.index(file.stem))
+        return {file.stem: data_files.read(file) for file in in_order}
     try:
         subsets = datasets.get_dataset_config_names(str(path))
         if subset in subsets or subset == "default":
-            return datasets.load_dataset(str(path), subset if subset in subsets else None)
+            loaded = datasets.load_dataset(str(path), subset if subset in subsets else None)
+            return _items(path, loaded)
         loaded = datasets.load_dataset(str(path), None)
-        files = {file.stem for file in _data_files(path)}
-        if files <= set(loaded):
-            return loaded
+        if {file.stem for file in files} <= set(loaded):
+            return _items(path, loaded)
     except Exception as error:  # whatever a builder raises for files that it cannot read
         raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
     raise ConfigError(
         f"{path}: no subset {subset!r} in this directory; allowed: a file of that name, or files "
-        f"named as splits; it has: {', '.join(sorted(files))}"
+        f"named as splits; it has: {', '.join(sorted({file.stem for file in files}))}"
     )
 
 
-class _EverySplit(dict[str, Sequence[Row]]):
+def _items(path: Path, loaded: Dataset) -> dict[str, list[Item]]:
+    return {
+        split: [Item(f"{path}: {split}, item {n}", dict(row)) for n, row in enumerate(rows, 1)]
+        for split, rows in loaded.items()
+    }
+
+
+class _EverySplit(dict[str, list[Item]]):
     """The same rows for every split that is asked for."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self._rows = rows
+    def __init__(self, items: list[Item]) -> None:
+        self._items = items
 
     def __contains__(self, split: object) -> bool:
         return True
 
-    def __missing__(self, split: str) -> Sequence[Row]:
-        return self._rows
-
-
-def _rows(path: Path) -> list[Row]:
-    reader = READERS.get(path.suffix)
-    if reader is None:
-        raise ConfigError(f"{path}: unknown kind of file; allowed: {', '.join(READERS)}")
-    try:
-        return reader(path)
-    except (OSError, ValueError, csv.Error) as error:  # ValueError: JSON, Unicode, Arrow
-        raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
-
-
-def _json(path: Path) -> list[Row]:
-    rows = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(rows, list):
-        raise ValueError("a list of objects is required")
-    return rows
-
-
-def _json_lines(path: Path) -> list[Row]:
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        try:
-            if line.strip():
-                rows.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"line {number}: {error}") from None
-    return rows
-
-
-def _csv(path: Path) -> list[Row]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _parquet(path: Path) -> list[Row]:
-    from pyarrow import parquet  # type: ignore[import-untyped]
-
-    return parquet.read_table(path).to_pylist()
-
-
-READERS: dict[str, Callable[[Path], list[Row]]] = {
-    ".json": _json,
-    ".jsonl": _json_lines,
-    ".csv": _csv,
-    ".parquet": _parquet,
-}
-
-
-def _checked(path: Path, rows: list[Row], columns: Sequence[str]) -> list[Row]:
-    if not rows:
-        raise ConfigError(f"{path}: it holds no problems")
-    return [_row(path, number, row, columns) for number, row in enumerate(rows, 1)]
-
-
-def _row(path: Path, number: int, row: Any, columns: Sequence[str]) -> Row:
-    if not isinstance(row, dict):
-        raise ConfigError(f"{path}: item {number}: an object is required")
-    texts = {}
-    for column in columns:
-        if column not in row:
-            raise ConfigError(
-                f"{path}: item {number}: no {column!r}; required: {', '.join(columns)}; "
-                f"it has: {', '.join(map(str, row))}"
-            )
-        value = row[column]
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise ConfigError(f"{path}: item {number}: {column}={value!r}: a text is required")
-        texts[column] = str(value)
-    return {**row, **texts}
+    def __missing__(self, split: str) -> list[Item]:
+        return self._items

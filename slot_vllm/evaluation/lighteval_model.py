@@ -25,8 +25,8 @@ from lighteval.tasks.registry import Registry
 from lighteval.tasks.requests import Doc
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from slot_vllm.evaluation import engine_output
-from slot_vllm.evaluation.config import ConfigError, RunConfig, load
+from slot_vllm.evaluation import benchmarks, engine_output
+from slot_vllm.evaluation.config import ConfigError, RunConfig, load, system_prompt
 from slot_vllm.evaluation.generation import (
     Completion,
     Engine,
@@ -71,9 +71,7 @@ class SlotModel(LightevalModel):
         self._request_numbers = itertools.count()
         self._tokenizer = _load_tokenizer(self.run)
         self._use_chat_template = _uses_chat_template(self.run, self._tokenizer)
-        self._prompts = PromptManager(
-            self._use_chat_template, self._tokenizer, self.run.system_prompt
-        )
+        self._system_prompt = system_prompt(self.run)
 
     @functools.cached_property
     def engine(self) -> Engine:
@@ -134,7 +132,13 @@ class SlotModel(LightevalModel):
         self.loglikelihood(docs)
 
     def prompt(self, doc: Doc) -> str:
-        return self._prompts.prepare_prompt(doc)
+        """A document as the model is asked it. The system prompt is the run's or, where it gives
+        none, the benchmark's own."""
+        system = self._system_prompt
+        if system is None:
+            system = benchmarks.SYSTEM_PROMPTS.get(doc.task_name.split("|")[0])
+        manager = PromptManager(self._use_chat_template, self._tokenizer, system)
+        return manager.prepare_prompt(doc)
 
     def seed(self, doc: Doc) -> int:
         """The seed of a document's first answer (the next have the next numbers), below 2**31.
@@ -215,7 +219,7 @@ def _described(run: RunConfig) -> dict[str, Any]:
     """What lighteval's own result files say about the model."""
     generation = run.generation
     return {
-        "system_prompt": run.system_prompt,
+        "system_prompt": system_prompt(run),
         "generation_parameters": GenerationParameters(
             temperature=generation.temperature,
             top_p=generation.top_p,

@@ -9,7 +9,7 @@ from scipy.stats import hypergeom
 from slot_vllm.evaluation.statistics import Numbers
 
 # Both are the share of right answers among the n that were drawn for a problem.
-_SHARE_OF_RIGHT = re.compile(r"avg@n:n=(\d+)|(?:\w+_)?pass@k:k=1&n=(\d+)")
+_SHARE_OF_RIGHT = re.compile(r"(?:\w+_)?avg@n:n=(\d+)|(?:\w+_)?pass@k:k=1&n=(\d+)")
 
 
 def by_k(metric: str, shares: Sequence[float]) -> dict[int, Numbers]:

@@ -6,15 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from lighteval.logging.info_loggers import MetricsLogger
 from lighteval.metrics import apply_metric
 from lighteval.models.model_output import ModelResponse
 from lighteval.tasks.requests import Doc
 from lighteval.utils.utils import remove_reasoning_tags
 
+from slot_vllm.evaluation import requirements
 from slot_vllm.evaluation.conduct import conduct
+from slot_vllm.evaluation.config import RunFailed
 from slot_vllm.evaluation.record import Sample
 from slot_vllm.evaluation.run_settings import changed
+from slot_vllm.evaluation.statistics import Interval, mean_interval
 from slot_vllm.evaluation.tasks import EvaluationTask, fresh
 
 # As in lighteval's pipeline.
@@ -34,11 +38,15 @@ class Value:
 
 
 def score(task: EvaluationTask, doc: Doc, response: ModelResponse) -> Scores:
-    """One problem's scores, by the task's metrics."""
+    """One problem's scores, by the task's metrics. Raises RunFailed if they need a package that is
+    not installed."""
     response.text_post_processed = [
         remove_reasoning_tags(text, REASONING_TAGS) for text in response.text
     ]
-    return apply_metric([response], [fresh(doc)], list(task.task.metrics))[0]
+    try:
+        return apply_metric([response], [fresh(doc)], list(task.task.metrics))[0]
+    except ImportError as error:
+        raise RunFailed(f"{task.name}: {requirements.missing(error)}") from error
 
 
 def score_stored(task: EvaluationTask, doc: Doc, samples: Sequence[Sample]) -> Scores:
@@ -67,6 +75,15 @@ def aggregate(task: EvaluationTask, scores: Sequence[Scores]) -> dict[str, Value
         for name, value in values.items()
         if not name.endswith("_stderr")
     }
+
+
+def interval(scores: Sequence[float | None], value: float | None) -> Interval | None:
+    """Of a metric's value, at 95 %, over its problems; None where it is not the mean of them."""
+    known = [score for score in scores if score is not None]
+    average = mean(known)
+    if average is None or value is None or not math.isclose(average, value, abs_tol=1e-9):
+        return None
+    return mean_interval(np.array(known, float))
 
 
 def number(value: Any) -> float | None:

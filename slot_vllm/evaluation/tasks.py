@@ -9,37 +9,40 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
 import lighteval.tasks
 import numpy as np
+from lighteval.metrics.metrics_sample import AvgAtN
 from lighteval.tasks.lighteval_task import LightevalTask, LightevalTaskConfig
 from lighteval.tasks.registry import Registry
 from lighteval.tasks.requests import Doc, SamplingMethod
 
-from slot_vllm.evaluation import data
+from slot_vllm.evaluation import benchmarks, columns, data, requirements
 from slot_vllm.evaluation.config import ConfigError, RunConfig, Task
 
 # The seed of lighteval's own pipeline: GPQA's choices come in the order that it gives them.
 SEED = 1234
 
 ROOT = Path(lighteval.tasks.__file__).parent
-# Columns by which a task's results are split.
-GROUP_COLUMNS = ("level", "subject", "format")
 DOWNLOAD_ON_IMPORT = {"tiny_benchmarks", "ifbench", "ifeval", "mix_eval", "mt_bench"}
 
 
 @dataclass(frozen=True)
 class EvaluationTask:
-    """A lighteval task and its problems. ``groups`` maps a column that the data has (level,
-    subject, format) and a problem's id to the problem's group."""
+    """A lighteval task and its problems.
+
+    groups: by a column that the data has (level, subject, ...) and a problem's id, its group.
+    own_ids: by a problem's id, which is its position, what the data calls it, if it does.
+    """
 
     name: str
     task: LightevalTask
     docs: list[Doc]
     groups: dict[str, dict[str, str]]
+    own_ids: dict[str, str] = field(default_factory=dict)
 
     @property
     def higher_is_better(self) -> bool:
@@ -75,35 +78,41 @@ def _load(
         dataset = _dataset(key, named, task)
         task.dataset = dataset
         docs = _docs(key, name, task, named.max_samples)
-        yield EvaluationTask(name, task, docs, _groups(task, dataset))
+        yield EvaluationTask(name, task, docs, _groups(task, dataset), _own_ids(task, dataset))
 
 
 def definitions(name: str, key: str, custom_tasks: str | None = None) -> list[LightevalTaskConfig]:
     """The definitions behind a task's name; a group (``mmlu``) has several.
 
-    lighteval's registry imports every task file, and some of them download on import; here a file
-    that spells the name is imported alone, and otherwise all but those. ``custom_tasks`` is a file
-    with a TASKS_TABLE of the user's own. Raises ConfigError with the nearest names.
+    Our own benchmarks come first. lighteval's registry imports every task file, and some of them
+    download on import; here a file that spells the name is imported alone, and otherwise all but
+    those. ``custom_tasks`` is a file with a TASKS_TABLE of the user's own. Raises ConfigError with
+    the nearest names.
     """
     base = re.split(r"[:|@]", name)[0]
-    own = [_custom(custom_tasks)] if custom_tasks else []
-    files = _task_files()
-    spelled = re.compile(rf'\bname="{re.escape(base)}[":]')
-    modules = [_import(file, key, name) for file in files if spelled.search(files[file])]
-    registry = _Registry(name, [*modules, *own])
+    if name in benchmarks.WHOLE:
+        return [copy.deepcopy(benchmarks.WHOLE[name])]
+    own = [benchmarks, *([_custom(custom_tasks)] if custom_tasks else [])]
+    registry = _Registry(name, own)
+    files = {} if registry.knows(base) else _task_files()
+    if files:
+        spelled = re.compile(rf'\bname="{re.escape(base)}[":]')
+        modules = [_import(file, key, name) for file in files if spelled.search(files[file])]
+        registry = _Registry(name, [*modules, *own])
     if not registry.knows(base):
         registry = _Registry(name, [*_importable(files), *own])
+    known = {*registry.names, *re.findall(r'\bname="([^"{}]+)"', "".join(files.values()))}
+    near = difflib.get_close_matches(name, sorted(known), n=5, cutoff=0.5)
+    nearest = f"near names: {', '.join(near) or 'none'}"
     if not registry.knows(base):
-        known = {*registry.names, *re.findall(r'\bname="([^"{}]+)"', "".join(files.values()))}
-        near = difflib.get_close_matches(name, sorted(known), n=5, cutoff=0.5)
         raise ConfigError(
             f"{key}={name!r}: lighteval has no such task that can be imported here (some need its "
-            f"extras, such as lighteval[multilingual]); near names: {', '.join(near) or 'none'}"
+            f"extras, such as lighteval[multilingual]); {nearest}"
         )
     try:
         return registry.resolve()
     except ValueError as error:
-        raise ConfigError(f"{key}={name!r}: {error}") from None
+        raise ConfigError(f"{key}={name!r}: {error}; {nearest}") from None
 
 
 class _Registry(Registry):
@@ -138,11 +147,19 @@ def _module(file: Path) -> ModuleType:
 
 
 def _import(file: Path, key: str, name: str) -> ModuleType:
+    silent = io.StringIO()  # some download, and say so
     try:
-        return _module(file)
-    except Exception as error:  # an extra of lighteval's that is missing, a download that failed
+        with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+            module = _module(file)
+        requirements.check_data(file.parent.name)
+    except ImportError as error:
+        raise ConfigError(f"{key}={name!r}: {requirements.missing(error)}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{key}={name!r}: {error}") from None
+    except Exception as error:  # a download that failed
         reason = " ".join(str(error).split())
         raise ConfigError(f"{key}={name!r}: {file.name} cannot be imported: {reason}") from None
+    return module
 
 
 def _custom(file: str) -> ModuleType:
@@ -170,6 +187,8 @@ def _draw(definition: LightevalTaskConfig, answers: int, key: str) -> None:
     """Has the task's metrics judge this many answers per problem, and their names say so."""
     for metric in definition.metrics:
         name, _, settings = str(metric.metric_name).partition(":")
+        if isinstance(metric.sample_level_fn, AvgAtN) and "avg@n" not in name:
+            name = f"{name}_avg@n"
         several = isinstance(metric.metric_name, str) and hasattr(metric.sample_level_fn, "n")
         if not several:
             raise ConfigError(
@@ -203,6 +222,10 @@ def _check(key: str, name: str, task: LightevalTask, temperature: float) -> None
 
 
 def _dataset(key: str, named: Task, task: LightevalTask) -> data.Dataset:
+    source = benchmarks.SOURCES.get(task.name.split(":")[0])
+    if source is not None and named.data is not None:
+        rows = source.read(Path(named.data), task.dataset_config_name or None)
+        return dict.fromkeys(task.evaluation_split, rows)
     if named.data is not None:
         examples = task.fewshot_split if task.dataset_config.num_fewshots else None
         path, subset = Path(named.data), task.dataset_config_name
@@ -210,6 +233,9 @@ def _dataset(key: str, named: Task, task: LightevalTask) -> data.Dataset:
         keep = task.dataset_filter or (lambda row: True)
         return {split: [row for row in rows if keep(row)] for split, rows in read.items()}
     try:
+        if source is not None:
+            rows = source.download(task.dataset_config_name or None)
+            return dict.fromkeys(task.evaluation_split, rows)
         return LightevalTask.download_dataset_worker(task)
     except Exception as error:  # offline, gated, moved: whatever the hub's client raises
         reason = " ".join(str(error).split())
@@ -224,6 +250,8 @@ def _docs(key: str, name: str, task: LightevalTask, max_samples: int | None) -> 
     np.random.seed(SEED)
     try:
         docs = task.get_docs(max_samples)
+    except ImportError as error:
+        raise ConfigError(f"{key}.name={name!r}: {requirements.missing(error)}") from None
     except KeyError as error:
         raise ConfigError(f"{key}.data: {name} reads a column {error}, which is missing") from None
     except Exception as error:  # whatever a task's prompt function raises for data it cannot use
@@ -249,10 +277,17 @@ def _groups(task: LightevalTask, dataset: data.Dataset) -> dict[str, dict[str, s
         return {}
     rows = list(enumerate(dataset[task.evaluation_split[0]]))
     groups = {
-        column: {str(i): str(row[column]) for i, row in rows if column in row}
-        for column in GROUP_COLUMNS
+        column: {str(i): group for i, row in rows if (group := columns.group(row, column))}
+        for column in columns.GROUPS
     }
     return {column: of_problem for column, of_problem in groups.items() if of_problem}
+
+
+def _own_ids(task: LightevalTask, dataset: data.Dataset) -> dict[str, str]:
+    if len(task.evaluation_split) != 1:
+        return {}
+    rows = enumerate(dataset[task.evaluation_split[0]])
+    return {str(i): own for i, row in rows if (own := columns.own_id(row)) is not None}
 
 
 def fresh(doc: Doc) -> Doc:

@@ -1,9 +1,8 @@
 """``python -m slot_vllm.hf.gsm8k --model MODEL --data FILE``: the published GSM8K run.
 
 As published: one system and one user message through the chat template, greedy, at most 512 tokens,
-bfloat16. An answer is correct if its last number equals the reference by ``math-verify``; its
-format is correct if it is ``<think>...</think><answer>...</answer>`` and nothing else. The system
-prompt asks for the published format in words of our own; ``--system-prompt`` takes another.
+bfloat16. Answers are scored by the published rules (gsm8k_rules.py). The system prompt asks for the
+published format in words of our own; ``--system-prompt`` takes another.
 
 Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
 """
@@ -12,7 +11,6 @@ import argparse
 import json
 import math
 import os
-import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -21,22 +19,19 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from math_verify import ExprExtractionConfig, parse, verify
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from slot_vllm.hf.gsm8k_rules import (
+    MAX_NEW_TOKENS,
+    SYSTEM_PROMPT,
+    gold,
+    is_correct,
+    is_format_correct,
+)
 from slot_vllm.hf.slot import Slot, slot
 from slot_vllm.params import SlotConfig, SlotError
 
-SYSTEM_PROMPT = (
-    "You are a helpful assistant that solves the user's problem. First reason about it inside "
-    "<think> </think> tags, then give the final answer inside <answer> </answer> tags, and write "
-    "nothing else: <think> your reasoning </think><answer> your answer </answer>."
-)
-MAX_NEW_TOKENS = 512
 DTYPES = ("bfloat16", "float16", "float32", "auto")
-# As published: a sign and separators of thousands are no part of a number.
-_NUMBER = re.compile(r"\d+\.\d+|\d+/\d+|\d+")
-_FORMAT = re.compile(r"<think>.*?</think><answer>.*?</answer>", re.DOTALL)
 _EXIT_FAILED, _EXIT_BAD_INPUT, _EXIT_INTERRUPTED = 1, 2, 130
 
 
@@ -67,20 +62,6 @@ class Answer:
     last_loss: float | None
 
 
-def is_correct(completion: str, gold: str) -> bool:
-    """Whether the last number of ``completion`` equals ``gold``."""
-    numbers = _NUMBER.findall(completion)
-    if not numbers:
-        return False
-    config = [ExprExtractionConfig()]
-    return bool(verify(parse(gold, config), parse(numbers[-1], config)))
-
-
-def is_format_correct(completion: str) -> bool:
-    """Whether ``completion`` is reasoning and answer in their tags, and nothing else."""
-    return _FORMAT.fullmatch(completion) is not None
-
-
 def read_problems(path: Path, limit: int | None) -> list[Problem]:
     """The first ``limit`` problems of a file of JSON lines. Raises BadInput."""
     try:
@@ -91,7 +72,7 @@ def read_problems(path: Path, limit: int | None) -> list[Problem]:
     for number, line in enumerate(lines[:limit], start=1):
         try:
             item = json.loads(line)
-            problems.append(Problem(item["question"], item["answer"].split("####")[-1].strip()))
+            problems.append(Problem(item["question"], gold(item["answer"])))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadInput(
                 f"--data {path}, line {number}: a JSON object with the texts question and answer "

@@ -96,3 +96,14 @@ def run_main(shared_engines: None) -> RunMain:
 def run_slot_vllm(shared_engines: None) -> RunMain:
     """run_slot_vllm(*arguments): the same for ``slot-vllm``."""
     return lambda *arguments: cli.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def punkt() -> None:
+    """NLTK's sentences, which setup gets; a machine without a network may have none."""
+    import nltk  # type: ignore[import-untyped]
+
+    try:
+        nltk.data.find("tokenizers/punkt_tab/english")
+    except LookupError:
+        pytest.skip("NLTK's punkt_tab is not there: python scripts/get_nltk_data.py")

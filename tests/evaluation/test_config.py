@@ -1,5 +1,6 @@
 """Bad input: exit code 2, one line that says what, where and what is allowed, nothing written."""
 
+import hashlib
 import re
 import subprocess
 import sys
@@ -142,6 +143,34 @@ def test_set_lays_values_over_the_file(write_config: WriteConfig) -> None:
     assert config.generation.seed == 7
     assert (config.arms[1].lr, config.arms[1].steps) == (1e-4, 2)
     assert config.system_prompt == "Be kind"
+
+
+def test_a_system_prompt_from_a_file(write_config: WriteConfig, tmp_path: Path) -> None:
+    file = tmp_path / "system.txt"
+    file.write_bytes("Sei freundlich \u2013 immer.\r\n".encode())
+    path = write_config(system_prompt_file=str(file))
+    config = configuration.load(path)
+    configuration.check_paths(config)
+    assert configuration.system_prompt(config) == "Sei freundlich \u2013 immer.\r\n"
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    stored = config.model_dump(mode="json")
+    assert (stored["system_prompt"], stored["system_prompt_file"]) == (None, str(file))
+    assert stored["system_prompt_sha256"] == digest
+    assert configuration.load(path, [f"system_prompt_sha256={digest}"]) == config
+    file.write_bytes(b"Be rude.")
+    with pytest.raises(ConfigError, match=r"system_prompt_sha256=.* has"):
+        configuration.load(path, [f"system_prompt_sha256={digest}"])
+    with pytest.raises(ConfigError, match="there is a `system_prompt_file` too"):
+        configuration.load(path, ["system_prompt=Be kind"])
+    with pytest.raises(ConfigError, match="there is no `system_prompt_file`"):
+        configuration.load(write_config(system_prompt_sha256=digest))
+    path = write_config(system_prompt_file=str(file))
+    file.write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match=r"system_prompt_file=.*cannot be read: 'utf-8'"):
+        configuration.check_paths(configuration.load(path))
+    missing = configuration.load(write_config(system_prompt_file="no.txt"))
+    with pytest.raises(ConfigError, match=r"system_prompt_file='no.txt': no such file"):
+        configuration.check_paths(missing)
 
 
 def test_a_sweep_is_a_grid_of_arms(write_config: WriteConfig) -> None:

@@ -1,6 +1,7 @@
 """Local files and directories as a task's data."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,158 @@ def test_a_directory_that_has_a_file_for_the_subset(tmp_path: Path) -> None:
     assert [row["problem"] for row in dataset["train"]] == ["one 0", "one 1"]
     with pytest.raises(ConfigError, match="no subset 'three' in this directory"):
         data.read(tmp_path, "aime24", "three", ["train"])
+
+
+MATHS = {"problem": "1 + 1?", "answer": "2"}
+GPQA = {
+    "Question": "Why?",
+    "Correct Answer": "So",
+    "Incorrect Answer 1": "a",
+    "Incorrect Answer 2": "b",
+    "Incorrect Answer 3": "c",
+}
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "read"),
+    [
+        ("aime24", {"Problem": "1 + 1?", "Answer": 2}, MATHS),
+        ("published:aime25", {"QUESTION": "1 + 1?", "final_answer": 2.0}, MATHS),
+        ("published:aime24", {"prompt": "1 + 1?", "Solution": "2"}, MATHS),
+        (
+            "published:aime24",
+            {"problem": "1 + 1?", "solution": "It is 2.", "answer": "2"},
+            {**MATHS, "solution": "It is 2."},
+        ),
+        (
+            "published:math_500",
+            {"problem": "1 + 1?", "Answer": "2"},
+            {"problem": "1 + 1?", "solution": "$\\boxed{2}$"},
+        ),
+        (
+            "math_500",
+            {"Question": "1 + 1?", "answer": "2", "Solution": "so $\\boxed{2}$", "Level": 3},
+            {"problem": "1 + 1?", "solution": "so $\\boxed{2}$", "level": 3},
+        ),
+        (
+            "published:gsm8k",
+            {"Problem": "?", "solution": "#### 2"},
+            {"question": "?", "answer": "#### 2"},
+        ),
+        ("published:gpqa:diamond", {**GPQA, "Pre-Revision Question": "Who?"}, GPQA),
+        ("gpqa:diamond", {k.lower().replace(" ", "_"): v for k, v in GPQA.items()}, GPQA),
+        (
+            "ifeval",
+            {"Prompt": "Do.", "Instruction_ID_list": ["a"], "KWARGS": [{}]},
+            {"prompt": "Do.", "instruction_id_list": ["a"], "kwargs": [{}]},
+        ),
+    ],
+)
+def test_columns_by_other_names(
+    tmp_path: Path, task: str, row: dict[str, Any], read: dict[str, Any]
+) -> None:
+    path = _jsonl(tmp_path / "a.jsonl", [row])
+    [found] = data.read(path, task, "default", ["test"])["test"]
+    assert {name: found[name] for name in read} == read
+
+
+# A line separator of Unicode ends no line of a file.
+TEXT = "Problem,Answer\n1\u2028+ 1\u201d?,2\n\n2 + 2?,004\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        TEXT.encode(),
+        TEXT.encode("utf-8-sig"),
+        TEXT.replace("\n", "\r\n").encode(),
+        TEXT.encode("utf-16"),
+        b"\xfe\xff" + TEXT.encode("utf-16-be"),
+        f"\n  \n{TEXT}\n\n".encode(),
+    ],
+    ids=["plain", "mark", "crlf", "utf-16", "utf-16-be", "blank lines"],
+)
+def test_encodings_and_lines(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.csv").write_bytes(content)
+    rows = _read(tmp_path / "a.csv")["train"]
+    assert [(row["problem"], row["answer"]) for row in rows] == [
+        ("1\u2028+ 1\u201d?", "2"),
+        ("2 + 2?", "004"),
+    ]
+
+
+def test_json_in_other_forms(tmp_path: Path) -> None:
+    lines = "".join(json.dumps(row) + "\r\n\r\n" for row in ROWS)
+    (tmp_path / "lines.json").write_bytes(lines.encode("utf-8-sig"))
+    (tmp_path / "list.json").write_bytes(json.dumps(ROWS).encode("utf-16"))
+    (tmp_path / "upper.JSONL").write_bytes(lines.encode())
+    for path in tmp_path.iterdir():
+        assert [row["answer"] for row in _read(path)["train"]] == ["2", "004"]
+
+
+def test_a_directory_of_parts(tmp_path: Path) -> None:
+    for number in (10, 2, 1):
+        rows = [{"problem": f"{number}?", "answer": number, "id": "same"}]
+        _jsonl(tmp_path / f"part-{number}.jsonl", rows)
+    (tmp_path / ".hidden.jsonl").write_text("{")
+    assert [row["answer"] for row in _read(tmp_path)["train"]] == ["1", "2", "10"]
+    (tmp_path / "part-2.jsonl").write_text('{"problem": "2?"}\n')
+    with pytest.raises(ConfigError, match=r"part-2.jsonl: line 1, item 1: no 'answer'"):
+        _read(tmp_path)
+
+
+def test_a_column_of_lists_in_a_csv(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('prompt,instruction_id_list,kwargs\nDo.,"[""a""]",[{}]\n')
+    [row] = data.read(path, "ifeval", "default", ["train"])["train"]
+    assert (row["instruction_id_list"], row["kwargs"]) == (["a"], [{}])
+    path.write_text("prompt,instruction_id_list,kwargs\nDo.,a,[{}]\n")
+    with pytest.raises(ConfigError, match="line 2, item 1: instruction_id_list: a list"):
+        data.read(path, "ifeval", "default", ["train"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", "problem,answer\n1?,1\n2?,\n", "line 3, item 2: answer: the cell is blank"),
+        ("a.csv", "problem,answer\n1?,1\n2?\n", "line 3: 1 cells; the heading names 2"),
+        ("a.csv", "problem,answer\n1?,1\n2?,2,3\n", "line 3: 3 cells"),
+        ("a.csv", 'problem,answer\n"1\n?",1\n"2?,2\n3?,3\n', "line 4: unexpected end"),
+        ("a.csv", "answer,answer\n1,1\n", "line 1: two columns are named 'answer'"),
+        ("a.csv", "problem\n1?\n", "line 2, item 1: no 'answer'; required: problem, answer"),
+        ("a.jsonl", '\n{"problem": "x", "answer": NaN}\n', "line 2, item 1: answer: the cell is"),
+        ("a.jsonl", '{"problem": "x", "answer": null}\n', "line 1, item 1: answer: the cell is"),
+        ("a.jsonl", '{"problem": " ", "answer": 1}\n', "line 1, item 1: problem: the cell is"),
+        ("a.jsonl", '{"problem": "x\\ud800", "answer": 1}\n', "problem: its character 2 cannot be"),
+        ("a.json", '[\n{"problem": "x",\n"answer": 1},\n\n{"problem": "y"}]', "line 5, item 2: no"),
+        ("a.json", '[\n{"problem": x}]', "line 2: Expecting value"),
+        ("a.txt", "1?", "unknown kind of file; allowed: .json, .jsonl, .csv, .parquet"),
+    ],
+)
+def test_where_a_file_is_wrong(tmp_path: Path, name: str, content: str, said: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ConfigError, match=f"{name}: .*{re.escape(said)}") as raised:
+        _read(tmp_path / name)
+    assert "\n" not in str(raised.value)
+
+
+def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"problem,answer\n1?,1\n\xff?,2\n")
+    with pytest.raises(ConfigError, match="line 3: not UTF-8: invalid start byte"):
+        _read(path)
+    path.write_bytes(b"\xff\xfe" + "problem\n".encode("utf-16-le") + b"\x00")
+    with pytest.raises(ConfigError, match="not UTF-16"):
+        _read(path)
+
+
+def test_parquet_with_missing_cells(tmp_path: Path) -> None:
+    import datasets
+
+    path = tmp_path / "a.parquet"
+    rows = {"problem": ["1?", "2?"], "answer": [1.0, float("nan")]}
+    datasets.Dataset.from_dict(rows).to_parquet(path)
+    with pytest.raises(ConfigError, match=r"a.parquet: item 2: answer: the cell is blank"):
+        _read(path)
+    datasets.Dataset.from_dict({**rows, "answer": [1.0, 204.0]}).to_parquet(path)
+    assert [row["answer"] for row in _read(path)["train"]] == ["1", "204"]

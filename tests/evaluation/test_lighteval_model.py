@@ -14,6 +14,7 @@ from lighteval.tasks.requests import Doc
 from slot_vllm.evaluation import config as configuration
 from slot_vllm.evaluation.config import ConfigError
 from slot_vllm.evaluation.lighteval_model import SlotModel
+from tests.conftest import ROOT
 from tests.evaluation.conftest import PROBLEMS, WriteConfig
 
 FILE = Path(__file__).parents[2] / "slot_vllm" / "evaluation" / "lighteval_model.py"
@@ -57,7 +58,7 @@ def test_lighteval_s_command_line(
     environment = {
         **os.environ,
         "SLOT_CONFIG": str(write_config()),
-        "PYTHONPATH": str(tmp_path / "offline"),
+        "PYTHONPATH": os.pathsep.join([str(tmp_path / "offline"), str(ROOT)]),
         "HF_DATASETS_CACHE": str(tmp_path / "cache"),
     }
     done = subprocess.run(
@@ -110,6 +111,16 @@ def test_chat_template(write_config: WriteConfig, tiny_model: str) -> None:
     plain = _model(write_config, tiny_model, chat_template=False)
     assert plain.prompt(_doc()) == "1 + 1?"
     assert plain.add_special_tokens
+
+
+def test_a_benchmark_s_own_system_prompt(write_config: WriteConfig, tiny_model: str) -> None:
+    doc = _doc()
+    doc.task_name = "published:gsm8k|0"
+    own = _model(write_config, tiny_model)
+    assert own.prompt(doc).startswith("<|system|>You are a helpful assistant that solves")
+    assert "<|system|>" not in own.prompt(_doc())
+    other = _model(write_config, tiny_model, system_prompt="Be kind.")
+    assert "<|system|>Be kind.<|end|>" in other.prompt(doc)
 
 
 def test_what_the_engine_is_asked(

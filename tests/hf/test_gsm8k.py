@@ -65,6 +65,7 @@ def test_correct(completion: str, gold: str, correct: bool) -> None:
     [
         ("<think>a\nb</think><answer>5</answer>", True),
         ("<think></think><answer></answer>", True),
+        ("<think>a</think><answer>5</answer>\n", True),
         ("<think>a</think>\n<answer>5</answer>", False),
         ("<think>a</think><answer>5</answer> so", False),
         ("Well. <think>a</think><answer>5</answer>", False),

@@ -46,7 +46,11 @@ def test_every_published_run_has_its_arm() -> None:
         (task,) = config.tasks
         baseline, *slot = config.arms
         assert (baseline.name, baseline.steps) == ("baseline", 0)
-        runs = [run for run in published if run.task == task.name and run.is_of(config.model)]
+        runs = [
+            run
+            for run in published
+            if f"published:{run.task}" == task.name and run.model == config.published_model
+        ]
         settings = [(arm.steps, arm.lr) for arm in slot]
         assert settings == [(run.steps, run.lr) for run in runs if run.steps]
         assert settings

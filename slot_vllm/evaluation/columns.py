@@ -1,0 +1,161 @@
+"""The columns that tasks read from local data, under the names that people give them."""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from slot_vllm.evaluation.config import ConfigError
+from slot_vllm.evaluation.data_files import Item, Row
+
+# A problem's own id, by which answers from elsewhere name it.
+IDS = ("id", "unique_id", "key", "record_id", "problem_id", "question_id")
+# Columns by which a task's results are split.
+GROUPS = ("level", "subject", "group", "subset", "format")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One that a task's prompt function reads, by its name there.
+
+    others: names that are as good, the best first. Case, spaces and underscores do not count.
+    boxed: names of a bare answer, which serves as ``$\\boxed{answer}$``. kind: ``text``; ``list``
+    stays as it is.
+    """
+
+    name: str
+    others: tuple[str, ...] = ()
+    boxed: tuple[str, ...] = ()
+    kind: str = "text"
+
+
+_PROBLEM = Column("problem", ("question", "prompt"))
+_QUESTION = Column("question", ("problem", "prompt"))
+_ANSWER = Column("answer", ("final_answer", "gold", "target", "solution"))
+_SOLUTION = Column("solution", boxed=("answer", "final_answer", "gold", "target"))
+_AIME = [f"{task}{kind}" for task in ("aime24", "aime25") for kind in ("", "_avg", "_gpassk")]
+
+# A text is taken as text: an answer `204` in a JSON file is the string "204" that metrics expect.
+COLUMNS: dict[str, tuple[Column, ...]] = {
+    **dict.fromkeys([*_AIME, "published:aime24", "published:aime25"], (_PROBLEM, _ANSWER)),
+    **dict.fromkeys(["math_500", "published:math_500"], (_PROBLEM, _SOLUTION)),
+    "published:gsm8k": (_QUESTION, _ANSWER),
+    # lighteval's scorer wants a worked answer: a file of problems with bare ones is another's.
+    "gsm8k": (Column("question"), Column("answer")),
+    **dict.fromkeys(
+        ["gpqa:diamond", "gpqa:main", "gpqa:extended", "published:gpqa:diamond"],
+        (
+            Column("Question", ("problem", "prompt")),
+            Column("Correct Answer"),
+            *(Column(f"Incorrect Answer {i}") for i in (1, 2, 3)),
+        ),
+    ),
+    "ifeval": (
+        Column("prompt"),
+        Column("instruction_id_list", kind="list"),
+        Column("kwargs", kind="list"),
+    ),
+    "ceval": (_QUESTION, *(Column(letter) for letter in "ABCD"), Column("answer")),
+}
+
+
+def of(task: str) -> tuple[Column, ...]:
+    """What a task reads; nothing for tasks whose columns only lighteval knows."""
+    return COLUMNS.get(task) or COLUMNS.get(task.split(":")[0], ())
+
+
+def checked(items: Iterable[Item], columns: Sequence[Column]) -> list[Row]:
+    """The rows, with each column under the task's own name. Raises ConfigError for a cell that is
+    missing, blank, no text or not to be encoded."""
+    return [_row(item.place, item.row, columns) for item in items]
+
+
+def own_id(row: Mapping[str, Any]) -> str | None:
+    """What the data calls a problem; None if it does not say."""
+    name = _find(row, IDS)
+    value = None if name is None else row[name]
+    return None if value is None or _is_nan(value) else _as_text(value)
+
+
+def group(row: Mapping[str, Any], column: str) -> str | None:
+    """A problem's group; None where the cell is missing or blank."""
+    value = row.get(column)
+    return None if value is None or _is_nan(value) or not str(value).strip() else str(value)
+
+
+def _row(place: str, row: Row, columns: Sequence[Column]) -> Row:
+    known = {column.name: _cell(place, row, column, columns) for column in columns}
+    others = row if not columns else {name: row[name] for name in GROUPS if name in row}
+    for name, value in others.items():
+        _encodable(place, name, value)
+    groups = {
+        name: row[found] for name in GROUPS if (found := _find(row, (name,))) and name not in row
+    }
+    return {**row, **groups, **known}
+
+
+def _cell(place: str, row: Row, column: Column, columns: Sequence[Column]) -> Any:
+    name = _find(row, (column.name, *column.others))
+    bare = None if name else _find(row, column.boxed)
+    found = name or bare
+    if found is None:
+        raise ConfigError(
+            f"{place}: no {column.name!r}; required: {', '.join(c.name for c in columns)}; "
+            f"it has: {', '.join(map(str, row))}"
+        )
+    value = row[found]
+    if value is None or _is_nan(value) or (isinstance(value, str) and not value.strip()):
+        raise ConfigError(f"{place}: {found}: the cell is blank; a text is required")
+    if column.kind == "list":
+        return _list(place, found, value)
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ConfigError(f"{place}: {found}={value!r}: a text is required")
+    text = _as_text(value)
+    _encodable(place, found, text)
+    return f"$\\boxed{{{text}}}$" if bare else text
+
+
+def _list(place: str, name: str, value: Any) -> list[Any]:
+    if isinstance(value, str):  # of a csv
+        try:
+            value = json.loads(value)
+        except ValueError:
+            value = None
+    if not isinstance(value, list):
+        raise ConfigError(f"{place}: {name}: a list is required")
+    return value
+
+
+def _find(row: Mapping[str, Any], names: Iterable[str]) -> str | None:
+    """The row's column of the first of these names; one spelled just so comes first."""
+    for name in names:
+        if name in row:
+            return name
+        found = [key for key in row if _plain(key) == _plain(name)]
+        if found:
+            return found[0]
+    return None
+
+
+def _plain(name: object) -> str:
+    return re.sub(r"[\s_-]+", "", str(name)).casefold()
+
+
+def _as_text(value: Any) -> str:
+    """Tables of numbers hold whole ones as floats: 204.0 is 204."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _encodable(place: str, name: str, value: Any) -> None:
+    try:
+        str(value).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{place}: {name}: its character {error.start + 1} cannot be encoded: {error.reason}"
+        ) from None

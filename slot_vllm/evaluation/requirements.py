@@ -1,0 +1,53 @@
+"""What tasks of lighteval need beyond its own installation, and where it comes from."""
+
+import re
+from importlib.metadata import PackageNotFoundError, requires
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from slot_vllm.evaluation.config import ConfigError
+
+# Tasks that split answers into sentences, by the folder of their file.
+_SPLIT_SENTENCES = {"ifeval", "ifbench"}
+_SENTENCES = "tokenizers/punkt_tab/english"
+
+
+def missing(error: ImportError) -> str:
+    """In words, what an import did not find and the extra that brings it."""
+    named = error.name or next(iter(re.findall(r"`([\w.-]+)`", str(error))), None)
+    if named is None:
+        return " ".join(str(error).split())
+    package = named.split(".")[0]
+    source = _extra(package) or f"pip install {package}"
+    return f"it needs {package}, which is not installed; {source} brings it"
+
+
+def check_data(folder: str) -> None:
+    """Raises ConfigError if the tasks of this folder need texts of NLTK that are not here."""
+    if folder not in _SPLIT_SENTENCES:
+        return
+    import nltk  # type: ignore[import-untyped]
+
+    try:
+        nltk.data.find(_SENTENCES)
+    except LookupError:
+        raise ConfigError(
+            "it needs NLTK's punkt_tab, which is in none of NLTK's directories (NLTK_DATA names "
+            "one); python scripts/get_nltk_data.py or python -m nltk.downloader punkt_tab "
+            "brings it"
+        ) from None
+
+
+def _extra(package: str) -> str | None:
+    """This project's extra that asks for the package, or else lighteval's."""
+    for distribution in ("slot-vllm", "lighteval"):
+        try:
+            lines = requires(distribution) or []
+        except PackageNotFoundError:
+            continue
+        for requirement in map(Requirement, lines):
+            found = re.search(r'extra == "([\w-]+)"', str(requirement.marker))
+            if found and canonicalize_name(requirement.name) == canonicalize_name(package):
+                return f"{distribution}[{found[1]}]"
+    return None

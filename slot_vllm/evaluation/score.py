@@ -1,0 +1,165 @@
+"""``slot-vllm score``: answers from elsewhere, scored as a run scores its own."""
+
+import argparse
+import contextlib
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lighteval.models.model_output import ModelResponse
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from slot_vllm.evaluation import data_files, scoring, tasks
+from slot_vllm.evaluation.config import ConfigError, RunConfig, Task
+from slot_vllm.evaluation.data_files import Item
+from slot_vllm.evaluation.tasks import EvaluationTask
+from slot_vllm.validation_errors import describe
+
+# Whoever drew several answers to a problem did so at a temperature.
+_WARM = {"temperature": 1.0}
+
+
+def command(options: argparse.Namespace) -> None:
+    """Runs it. Raises ConfigError."""
+    with contextlib.redirect_stdout(sys.stderr):  # what lighteval and its libraries print
+        task = load(options.task, options.data, options.answers_per_problem, options.custom_tasks)
+        scored = score(task, read(task, options.answers))
+    if options.json:
+        print(json.dumps(scored, allow_nan=False))
+    else:
+        Console().print(_table(scored))
+
+
+def load(
+    name: str, data: Path, answers: int | None = None, custom_tasks: str | None = None
+) -> EvaluationTask:
+    """A task and all problems of its data, checked as a run checks them. Raises ConfigError.
+
+    answers: how many per problem; default: the task's.
+    """
+    if not data.exists():
+        raise ConfigError(f"--data {data}: no such path (from {Path.cwd()})")
+    if custom_tasks is not None and not Path(custom_tasks).is_file():
+        raise ConfigError(f"--custom-tasks {custom_tasks}: no such file (from {Path.cwd()})")
+    try:
+        named = Task(name=name, data=str(data), answers=answers)
+    except ValidationError as error:
+        raise ConfigError(f"--task: {describe(error, Task)}") from None
+    values = {"name": "score", "model": "none", "tasks": [named.model_dump()]}
+    run = RunConfig.model_validate({**values, "custom_tasks": custom_tasks, "generation": _WARM})
+    try:
+        each = tasks.definitions(name, "name", custom_tasks)
+        if len(each) > 1:
+            names = ", ".join(definition.name for definition in each)
+            raise ConfigError(f"it is {len(each)} tasks; allowed: one of {names}")
+        [found] = tasks.load(run)
+    except ConfigError as error:
+        raise ConfigError(f"--task {name}: {str(error).removeprefix('tasks.0.')}") from None
+    return found
+
+
+def read(task: EvaluationTask, path: Path) -> dict[str, list[str]]:
+    """The completions by problem, in the order of the file. Raises ConfigError for a line that
+    is no answer, a problem without one or with too many, and an id that is of no problem."""
+    if not path.is_file():
+        raise ConfigError(f"--answers {path}: no such file (from {Path.cwd()})")
+    lines = [_answer(item) for item in data_files.read(path, of="answers")]
+    problems = _problems(task, [(place, name) for place, name, _ in lines])
+    completions: dict[str, list[str]] = defaultdict(list)
+    counts = {doc.id: doc.num_samples for doc in task.docs}
+    for (place, name, completion), problem in zip(lines, problems, strict=True):
+        if len(completions[problem]) == counts[problem]:
+            raise ConfigError(f"{place}: id={name!r} again; required: {_times(counts[problem])}")
+        completions[problem].append(completion)
+    for problem in sorted(counts, key=_position):
+        if len(completions[problem]) < counts[problem]:
+            own = task.own_ids.get(problem)
+            called = f"{own!r} (position {problem})" if own is not None else repr(problem)
+            raise ConfigError(
+                f"{path}: {len(completions[problem]) or 'no'} answer to the problem with id "
+                f"{called}; required: {_times(counts[problem])}"
+            )
+    return completions
+
+
+def score(task: EvaluationTask, completions: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """``task``, ``samples`` (problems) and ``metrics``: by name, the task's first one first, their
+    ``value`` and ``interval`` (at 95 %, over problems; None where it is no mean of theirs)."""
+    scores = [
+        scoring.score(task, doc, ModelResponse(input="", text=list(completions[doc.id])))
+        for doc in task.docs
+    ]
+    metrics = {}
+    for name, found in scoring.aggregate(task, scores).items():
+        of_problems = [scoring.number(of_problem.get(name)) for of_problem in scores]
+        metrics[name] = {
+            "value": found.value,
+            "interval": scoring.interval(of_problems, found.value),
+        }
+    return {"task": task.name, "samples": len(scores), "metrics": metrics}
+
+
+def _answer(item: Item) -> tuple[str, str, str]:
+    """Place, id and completion."""
+    place, row = item
+    for key in ("id", "completion"):
+        if key not in row:
+            raise ConfigError(f"{place}: no {key!r}; required: id, completion")
+    name, completion = row["id"], row["completion"]
+    if isinstance(name, bool) or not isinstance(name, str | int):
+        raise ConfigError(f"{place}: id={name!r}: a text or an integer is required")
+    if not isinstance(completion, str):
+        raise ConfigError(f"{place}: completion={completion!r}: a text is required")
+    try:
+        completion.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{place}: completion: its character {error.start + 1} cannot be encoded"
+        ) from None
+    return place, str(name), completion
+
+
+def _problems(task: EvaluationTask, named: Sequence[tuple[str, str]]) -> list[str]:
+    """The problem of each id: all of them are the problems' own ids, or all are positions."""
+    positions = {doc.id for doc in task.docs}
+    own = defaultdict(list)
+    for problem, name in task.own_ids.items():
+        own[name].append(problem)
+    if all(len(own.get(name, ())) == 1 for _, name in named):
+        return [own[name][0] for _, name in named]
+    if all(name in positions for _, name in named):
+        return [name for _, name in named]
+    by_own = sum(name in own for _, name in named) >= sum(name in positions for _, name in named)
+    for place, name in named:
+        if by_own and len(own.get(name, ())) > 1:
+            raise ConfigError(
+                f"{place}: id={name!r} is of {len(own[name])} problems; name them by position"
+            )
+        if name not in (own if by_own else positions):
+            known = "their own ids" if by_own else f"positions from 0 to {len(positions) - 1}"
+            raise ConfigError(f"{place}: id={name!r} is of no problem; the others are {known}")
+    return [own[name][0] for _, name in named]
+
+
+def _position(problem: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in problem.split("."))
+
+
+def _times(count: int) -> str:
+    return "one answer to each problem" if count == 1 else f"{count} answers to each problem"
+
+
+def _table(scored: dict[str, Any]) -> Table:
+    grid = Table(title=f"{scored['task']}, {scored['samples']} problems")
+    for heading in ("metric", "value", "95 % interval"):
+        grid.add_column(heading, overflow="fold")
+    for name, found in scored["metrics"].items():
+        value, bounds = found["value"], found["interval"]
+        shown = f"{bounds[0]:.4f} to {bounds[1]:.4f}" if bounds else "-"
+        grid.add_row(name, "-" if value is None else f"{value:.4f}", shown)
+    return grid
