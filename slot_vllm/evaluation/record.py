@@ -312,6 +312,14 @@ class Inspection(Recorded):
     prompts: list[PromptShifts] = []
 
 
+class Scored(Recorded):
+    """What ``slot-vllm score`` gives. samples: problems. metrics: the task's first one first."""
+
+    task: str
+    samples: int
+    metrics: dict[str, Estimate]
+
+
 class TaskDefinition(Recorded):
     """What a task is made of, by which two runs know whether they scored alike.
 

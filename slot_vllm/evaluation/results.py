@@ -28,8 +28,8 @@ from slot_vllm.evaluation.record import (
     Sweep,
 )
 from slot_vllm.evaluation.run_settings import RunSettings, changed
-from slot_vllm.evaluation.scoring import Scores, Value, aggregate, mean
-from slot_vllm.evaluation.statistics import Interval, mean_interval
+from slot_vllm.evaluation.scoring import Scores, Value, aggregate, interval, mean
+from slot_vllm.evaluation.statistics import mean_interval
 from slot_vllm.evaluation.task_definition import definition
 from slot_vllm.evaluation.tasks import EvaluationTask
 
@@ -44,12 +44,13 @@ def result(
     first = next(iter(values))
     values |= {name: _conduct(samples, name) for name in CONDUCT}
     lower = {*CONDUCT, *_lower_is_better(task)}
+    problems = {sample.id: sample for sample in samples}.values()
     metrics = {
         name: Metric(
             value=value.value,
             stderr=value.stderr,
             lower_is_better=name in lower,
-            interval=_interval(_problem_scores(samples, name, value.value)),
+            interval=interval([sample.scores.get(name) for sample in problems], value.value),
         )
         for name, value in values.items()
     }
@@ -175,10 +176,6 @@ def _problem_scores(samples: Iterable[Sample], metric: str, value: float | None)
     if average is None or value is None or not math.isclose(average, value, abs_tol=1e-9):
         return {}
     return known
-
-
-def _interval(scores: ProblemScores) -> Interval | None:
-    return mean_interval(np.array(list(scores.values()), float)) if scores else None
 
 
 def _pass_at_k(metrics: Iterable[str], samples: Sequence[Sample]) -> dict[str, Estimate]:

@@ -2,12 +2,10 @@
 
 import argparse
 import contextlib
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from lighteval.models.model_output import ModelResponse
 from pydantic import ValidationError
@@ -17,6 +15,7 @@ from rich.table import Table
 from slot_vllm.evaluation import data_files, scoring, tasks
 from slot_vllm.evaluation.config import ConfigError, RunConfig, Task
 from slot_vllm.evaluation.data_files import Item
+from slot_vllm.evaluation.record import Estimate, Scored
 from slot_vllm.evaluation.tasks import EvaluationTask
 from slot_vllm.validation_errors import describe
 
@@ -30,7 +29,7 @@ def command(options: argparse.Namespace) -> None:
         task = load(options.task, options.data, options.answers_per_problem, options.custom_tasks)
         scored = score(task, read(task, options.answers))
     if options.json:
-        print(json.dumps(scored, allow_nan=False))
+        print(scored.model_dump_json())
     else:
         Console().print(_table(scored))
 
@@ -87,9 +86,8 @@ def read(task: EvaluationTask, path: Path) -> dict[str, list[str]]:
     return completions
 
 
-def score(task: EvaluationTask, completions: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """``task``, ``samples`` (problems) and ``metrics``: by name, the task's first one first, their
-    ``value`` and ``interval`` (at 95 %, over problems; None where it is no mean of theirs)."""
+def score(task: EvaluationTask, completions: Mapping[str, Sequence[str]]) -> Scored:
+    """Intervals are at 95 %, over problems; None where a metric is no mean of theirs."""
     scores = [
         scoring.score(task, doc, ModelResponse(input="", text=list(completions[doc.id])))
         for doc in task.docs
@@ -97,11 +95,9 @@ def score(task: EvaluationTask, completions: Mapping[str, Sequence[str]]) -> dic
     metrics = {}
     for name, found in scoring.aggregate(task, scores).items():
         of_problems = [scoring.number(of_problem.get(name)) for of_problem in scores]
-        metrics[name] = {
-            "value": found.value,
-            "interval": scoring.interval(of_problems, found.value),
-        }
-    return {"task": task.name, "samples": len(scores), "metrics": metrics}
+        interval = scoring.interval(of_problems, found.value)
+        metrics[name] = Estimate(value=found.value, interval=interval)
+    return Scored(task=task.name, samples=len(scores), metrics=metrics)
 
 
 def _answer(item: Item) -> tuple[str, str, str]:
@@ -154,12 +150,11 @@ def _times(count: int) -> str:
     return "one answer to each problem" if count == 1 else f"{count} answers to each problem"
 
 
-def _table(scored: dict[str, Any]) -> Table:
-    grid = Table(title=f"{scored['task']}, {scored['samples']} problems")
+def _table(scored: Scored) -> Table:
+    grid = Table(title=f"{scored.task}, {scored.samples} problems")
     for heading in ("metric", "value", "95 % interval"):
         grid.add_column(heading, overflow="fold")
-    for name, found in scored["metrics"].items():
-        value, bounds = found["value"], found["interval"]
-        shown = f"{bounds[0]:.4f} to {bounds[1]:.4f}" if bounds else "-"
-        grid.add_row(name, "-" if value is None else f"{value:.4f}", shown)
+    for name, found in scored.metrics.items():
+        bounds = f"{found.interval[0]:.4f} to {found.interval[1]:.4f}" if found.interval else "-"
+        grid.add_row(name, "-" if found.value is None else f"{found.value:.4f}", bounds)
     return grid
