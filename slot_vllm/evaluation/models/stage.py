@@ -17,6 +17,7 @@ class Stage:
     def __init__(self, label: str) -> None:
         self._label = label
         self._last_line = time.monotonic()
+        self._shown = 0.0
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -44,6 +45,9 @@ class Stage:
         """Shows that this share (0 to 1) is done."""
         if console.is_terminal:
             self._bar.update(self._row, completed=share)
-        elif share == 1 or time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
+            return
+        late = time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES
+        if share > self._shown and (share == 1 or late):
             self._last_line = time.monotonic()
+            self._shown = share
             console.print(f"{self._label}: {share:.0%}", soft_wrap=True, highlight=False)
