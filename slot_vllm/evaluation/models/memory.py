@@ -36,7 +36,9 @@ def require(needed: int, what: str, error: type[ConfigError] | type[RunFailed]) 
     """Raises ``error`` if fewer than ``needed`` bytes are there."""
     left = available()
     if left < needed:
-        raise error(f"{what} need {needed / _GB:.1f} GB of memory; available: {left / _GB:.1f} GB")
+        raise error(
+            f"memory for {what}: {needed / _GB:.1f} GB are needed; available: {left / _GB:.1f} GB"
+        )
 
 
 def check_engine(options: Mapping[str, Any]) -> None:
