@@ -45,12 +45,13 @@ def answer(model: Any, prompt: list[int], new_tokens: int) -> dict[str, Any]:
 
 def main() -> None:
     request = json.load(sys.stdin)
+    torch.set_num_threads(1)
     file = Path(request["file"])
     model = AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, dtype=torch.bfloat16, attn_implementation="eager"
     ).eval()
     wrong = differing(model, Path(request["directory"]))
-    model = model.float()
+    torch.nn.Module.float(model)  # transformers refuses its own `float` for a model of a GGUF file
     answers = [answer(model, prompt, request["new_tokens"]) for prompt in request["prompts"]]
     json.dump({"differing": wrong, "answers": answers}, sys.stdout)
 

@@ -170,9 +170,14 @@ def test_what_a_killed_process_left(tiny: Model, tmp_path: Path) -> None:
 
 
 def test_two_at_once(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Path] = []
+    made = []
     fill = get._fill
-    monkeypatch.setattr(get, "_fill", lambda *a: (made.append(a[1]), fill(*a)))
+
+    def counted(model: Model, work: Path, directory: Path, target: Path) -> None:
+        made.append(work)
+        fill(model, work, directory, target)
+
+    monkeypatch.setattr(get, "_fill", counted)
     with ThreadPoolExecutor(2) as pool:
         paths = list(pool.map(get.get, [tiny, tiny]))
     assert paths[0] == paths[1]
