@@ -24,6 +24,7 @@ CHATS, NEW_TOKENS = 20, 32
 SLOT_TOKENS = 8
 SETTINGS = ((5, 0.1), (1, 0.1), (5, 0.01), (3, 0.1))
 LIMIT = 8 * 10**9
+LIMITS = {"workspace_mb": 256}
 ENGINE = {"num_gpu_blocks_override": None, "kv_cache_memory_bytes": 1 << 28}
 
 
@@ -79,7 +80,7 @@ def test_answers_are_those_of_the_gguf_file(
         new_tokens=NEW_TOKENS,
     )
     assert made["differing"] == []
-    llm = engine(real.directory, {}, **ENGINE)
+    llm = engine(real.directory, LIMITS, **ENGINE)
     cases = [Case(tuple(prompt), 0, 0.1, NEW_TOKENS) for prompt in real.prompts]
     expected = [Answer(row["tokens"], row["gaps"], [], []) for row in made["answers"]]
     assert_tokens_equal(tokens_of(run(llm, cases)), expected)
@@ -91,7 +92,7 @@ def test_slot_is_exact(real: Real, engine: Callable[..., Any]) -> None:
         for i, prompt in enumerate(real.prompts)
     ]
     expected = reference(real.directory, cases)
-    llm = engine(real.directory, {}, **ENGINE)
+    llm = engine(real.directory, LIMITS, **ENGINE)
     outputs = run(llm, cases)
     assert_tokens_equal(tokens_of(outputs), expected)
     for case, output, answer in zip(cases, outputs, expected, strict=True):
