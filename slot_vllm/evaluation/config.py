@@ -156,7 +156,7 @@ class Ray(Strict):
 class RunConfig(Strict):
     """One run: every arm answers every task on the same engine.
 
-    model: a local path or a hub name.
+    model: a local path, a hub name, or ``get:NAME`` for a model of ``slot-vllm get-model``.
     model_script: run as ``python SCRIPT MODEL`` when the path ``model`` does not exist yet.
     engine: options of ``vllm.LLM``.
     chat_template: ``auto`` uses the tokenizer's, if it has one.
@@ -251,13 +251,15 @@ def check_paths(config: RunConfig) -> None:
         if file is not None and not Path(file).is_file():
             raise ConfigError(f"{key}={file!r}: no such file (from {Path.cwd()})")
     system_prompt(config)
-    if not Path(config.model).exists():
+    from slot_vllm.evaluation.models.get import path  # here: it imports this module
+
+    if path(config.model) == config.model and not Path(config.model).exists():
         # `org/name` may be a hub's name; a script makes a path that is not there yet.
         is_path = config.model.startswith((".", "/")) or config.model.count("/") > 1
         if is_path and config.model_script is None:
             raise ConfigError(
                 f"model={config.model!r}: no such path (from {Path.cwd()}); allowed: a directory "
-                "with a model, a hub's org/name, or a path that model_script makes"
+                "with a model, a hub's org/name, get:NAME, or a path that model_script makes"
             )
     for index, task in enumerate(config.tasks):
         if task.data is not None and not Path(task.data).exists():

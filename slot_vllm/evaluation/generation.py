@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from slot_vllm.evaluation.config import KEPT_LOSSES, ConfigError, RunConfig, RunFailed
+from slot_vllm.evaluation.models import memory
+from slot_vllm.evaluation.models.get import path as model_path
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def engine_options(config: RunConfig) -> dict[str, Any]:
     # Problems share no more than a template's first tokens, and what the prefix cache holds
     # depends on what ran before: without it a resumed run repeats the uninterrupted one.
     options: dict[str, Any] = {"enable_prefix_caching": False, "use_tqdm_on_load": False}
-    options |= {**_seeded_on_cpu(config), **config.engine, "model": config.model}
+    options |= {**_seeded_on_cpu(config), **config.engine, "model": model_path(config.model)}
     slot = config.engine_slot()
     if slot is not None:
         options["worker_extension_cls"] = "slot_vllm.SlotWorkerExtension"
@@ -120,7 +122,10 @@ class VllmEngine:
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         from vllm import LLM
+        from vllm.platforms import current_platform
 
+        if current_platform.is_cpu():
+            memory.check_engine(options)
         try:
             self._llm = LLM(**options)
         except (ValueError, TypeError, NotImplementedError) as error:

@@ -36,6 +36,7 @@ from slot_vllm.evaluation.generation import (
     engine_options,
 )
 from slot_vllm.evaluation.model_script import make_model
+from slot_vllm.evaluation.models.get import path as model_path
 from slot_vllm.evaluation.progress import Progress
 from slot_vllm.evaluation.record import BASELINE, Arm
 
@@ -234,7 +235,7 @@ def _described(run: RunConfig) -> dict[str, Any]:
 
 
 def _load_tokenizer(run: RunConfig) -> PreTrainedTokenizerBase:
-    name = run.engine.get("tokenizer") or run.model
+    name = run.engine.get("tokenizer") or model_path(run.model)
     try:
         return AutoTokenizer.from_pretrained(
             str(name),

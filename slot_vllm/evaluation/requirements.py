@@ -27,7 +27,7 @@ def check_data(folder: str) -> None:
     """Raises ConfigError if the tasks of this folder need texts of NLTK that are not here."""
     if folder not in _SPLIT_SENTENCES:
         return
-    import nltk  # type: ignore[import-untyped]
+    import nltk
 
     try:
         nltk.data.find(_SENTENCES)

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import numpy as np
 import torch
 
 from slot_vllm.evaluation import breakdown, pass_at_k

@@ -101,7 +101,7 @@ def run_slot_vllm(shared_engines: None) -> RunMain:
 @pytest.fixture
 def punkt() -> None:
     """NLTK's sentences, which setup gets; a machine without a network may have none."""
-    import nltk  # type: ignore[import-untyped]
+    import nltk
 
     try:
         nltk.data.find("tokenizers/punkt_tab/english")

@@ -268,7 +268,9 @@ def test_the_repository_s_configs_are_valid(path: Path) -> None:
     config = configuration.load(path)
     assert config.name == path.stem
     if config.sweep is None:
-        assert [arm.name for arm in config.arms] == ["baseline", "slot"]
+        names = [arm.name for arm in config.arms]
+        quickstart = ["baseline", "paper", "safe"]
+        assert names == (quickstart if config.name == "quickstart" else ["baseline", "slot"])
     else:  # the published grid
         assert config.sweep.steps == [0, 1, 2, 3, 4, 5]
         assert config.sweep.lr == [1e-4, 1e-3, 1e-2, 1e-1, 1.0]

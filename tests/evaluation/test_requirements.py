@@ -46,7 +46,7 @@ def test_a_task_names_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_task_names_its_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import nltk  # type: ignore[import-untyped]
+    import nltk
 
     monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
     monkeypatch.setattr(nltk, "download", lambda *names, **options: False)

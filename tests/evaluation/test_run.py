@@ -329,6 +329,7 @@ def test_what_vllm_refuses_leaves_nothing_behind(
     assert not out.exists()
 
 
+@pytest.mark.full
 def test_the_quickstart_as_a_user_types_it(tmp_path: Path) -> None:
     stamp = Path(sys.prefix) / ".slot-vllm"
     if not stamp.exists() or not stamp.read_text().endswith(f" {ROOT}"):
@@ -345,13 +346,15 @@ def test_the_quickstart_as_a_user_types_it(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    baseline, slot = _results(out)["arms"]
-    assert (baseline["name"], slot["name"]) == ("baseline", "slot")
-    assert (baseline["samples"], slot["samples"]) == (400, 400)
-    assert slot["last_loss"] < slot["first_loss"]
+    results = _results(out)
+    assert results["config"]["model"] == "get:smollm2-135m"
+    arms = results["arms"]
+    assert [arm["name"] for arm in arms] == ["baseline", "paper", "safe"]
+    assert [arm["samples"] for arm in arms] == [150] * 3
+    assert all(arm["last_loss"] < arm["first_loss"] for arm in arms if arm["steps"])
     # Another processor may round some answers differently.
     reference = _results(ROOT / "logs/reference/quickstart")["arms"]
-    for ours, theirs in zip((baseline, slot), reference, strict=True):
-        assert ours["value"] == pytest.approx(theirs["value"], abs=0.05)
-    assert "last_digit" in done.stdout
+    for ours, theirs in zip(arms, reference, strict=True):
+        assert ours["value"] == pytest.approx(theirs["value"], abs=0.03)
+    assert "repeated_word" in done.stdout
     assert (out / "report.html").exists()

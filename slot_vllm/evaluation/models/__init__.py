@@ -1,0 +1,1 @@
+"""Real models out of pinned wheels of a package index, by name."""

