@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slot_vllm.bench import floor
 from slot_vllm.bench.command_line import add_result_flags, give, positive, say
 from slot_vllm.bench.machine import describe_machine
 from slot_vllm.bench.peak_memory import peak_extra_bytes
-from slot_vllm.bench.roofline import roofline
 from slot_vllm.bench.shape import DTYPES, Shape, make_problem
 from slot_vllm.bench.timing import fastest
 from slot_vllm.bench.variants import (
@@ -96,7 +96,8 @@ def measure(
         warm_up(shape, name)
         variants[name] = make_variant(name, head, prompts, shape.workspace_mb)
     say("seconds")
-    timings = fastest({**variants, **bare_products(head, prompts)}, rounds, shape.device)
+    timed = {**variants, **bare_products(head, prompts), **floor.parts(head, shape)}
+    timings = fastest(timed, rounds, shape.device)
     bare = min(("mm", "linear"), key=lambda name: timings[name].seconds)
 
     operations = 2 * shape.rows * shape.vocabulary * shape.hidden * shape.steps
@@ -121,7 +122,7 @@ def measure(
             else _difference(timings[name].result, compared_with),
         }
     ours = entries[OURS]
-    result = {
+    return {
         "benchmark": "optimize",
         "shape": shape.as_dict(),
         "machine": machine,
@@ -138,11 +139,9 @@ def measure(
         "variants": entries,
         "speedup": ours["speedup"],
         "gemm_multiple": ours["gemm_multiple"],
+        **floor.floor(shape, timings, timings[OURS].seconds),
         "peak_extra_bytes": ours["peak_extra_bytes"],
     }
-    if torch.device(shape.device).type == "cuda":
-        result["roofline"] = roofline(head, shape, timings[bare].seconds, timings[OURS].seconds)
-    return result
 
 
 def _kernels(head: Head) -> str:
@@ -171,7 +170,6 @@ def _table(result: dict[str, Any]) -> str:
         )
     bare = result["bare"]
     lines.append(f"{'bare ' + bare['name']:20}{bare['seconds']:10.3f}")
-    if "roofline" in result:
-        lines.append(f"{'roofline':20}{result['roofline']['seconds']:10.3f}")
-        lines.append(f"share of the roofline {result['roofline']['share']:.2f}")
+    lines.append(f"{'floor':20}{result['floor_seconds']:10.3f}")
+    lines.append(f"ours is {result['floor_multiple']:.2f} times the floor")
     return "\n".join(lines)

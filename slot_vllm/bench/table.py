@@ -68,7 +68,7 @@ _OPTIMIZE = (
     "peak extra (MiB)",
     "error, published",
     "error, ours",
-    "share of roofline",
+    "floor_multiple",
     "file",
 )
 
@@ -88,7 +88,7 @@ def _optimize_row(file: Path, result: dict[str, Any]) -> list[str]:
         f"{ours['peak_extra_bytes'] / 2**20:.0f}",
         _error(published["largest_difference"]),
         _error(ours["largest_difference"]),
-        f"{result['roofline']['share']:.2f}" if "roofline" in result else "",
+        f"{result['floor_multiple']:.2f}" if "floor_multiple" in result else "",
         f"`{file.name}`",
     ]
 

@@ -58,6 +58,8 @@ def test_json_alone_is_printed_and_written(tmp_path: Path) -> None:
     assert bare["seconds"] == min(bare["mm"], bare["linear"])
     assert result["speedup"] == pytest.approx(theirs["seconds"] / ours["seconds"])
     assert result["gemm_multiple"] == pytest.approx(ours["seconds"] / bare["seconds"])
+    assert result["floor_seconds"] == pytest.approx(sum(result["floor_parts"].values()))
+    assert result["floor_multiple"] == pytest.approx(ours["seconds"] / result["floor_seconds"])
 
 
 def test_a_table_is_printed_otherwise() -> None:
@@ -67,6 +69,8 @@ def test_a_table_is_printed_otherwise() -> None:
         "published",
         "ours",
         "bare",
+        "floor",
+        "ours",
     ]
 
 
