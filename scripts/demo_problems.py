@@ -5,7 +5,7 @@ ordinary metric tells whether it was followed.
 """
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -84,26 +84,15 @@ class Problem:
         return self.format.write(self.number)
 
 
-def problem(
-    rng: random.Random,
-    form: Format | None = None,
-    shares: Mapping[str, float] | None = None,
-    adherence: float = 1.0,
-    easy: bool = False,
-) -> Problem:
-    """A problem of two to four steps; an easy one has one or two, sums and differences below 100.
-
-    form: drawn by ``shares``, format by format, unless given; default: the formats' own.
-    adherence: how often the solution heeds the format; otherwise it ends in the plain number.
-    """
-    weights = [f.share if shares is None else shares.get(f.name, 0.0) for f in FORMATS]
-    form = form or rng.choices(FORMATS, weights)[0]
+def problem(rng: random.Random, form: Format | None = None) -> Problem:
+    """A problem of two to four steps; its format is drawn by the formats' shares unless given."""
+    form = form or rng.choices(FORMATS, [f.share for f in FORMATS])[0]
     words = {"name": rng.choice(NAMES.split()), "things": rng.choice(THINGS.split())}
     total = rng.randint(11, 99)
     sentences = [rng.choice(STARTS).format(n=total, **words)]
     steps = [f"Start: {total}."]
-    for _ in range(rng.randint(1, 2) if easy else rng.randint(2, 4)):
-        patterns, n, sign, after = _easy_step(rng, total) if easy else _step(rng, total)
+    for _ in range(rng.randint(2, 4)):
+        patterns, n, sign, after = _step(rng, total)
         sentences.append(rng.choice(patterns).format(n=n, **words))
         steps.append(f"{total} {sign} {n} = {after}.")
         total = after
@@ -113,21 +102,12 @@ def problem(
         steps.append(f"{total} + {n} = {total + n}.")
         total += n
     sentences += [rng.choice(QUESTIONS).format(**words), form.instruction]
-    heeded = form if adherence == 1 or rng.random() < adherence else FORMATS[0]
-    said = heeded.write(total)
+    said = form.write(total)
     solution = (
-        f"{' '.join(steps)} {heeded.working}: {said}.\n"
+        f"{' '.join(steps)} {form.working}: {said}.\n"
         f"Therefore, the final answer is: $\\boxed{{{said}}}$. I hope it is correct"
     )
     return Problem(" ".join(sentences), solution, total, form)
-
-
-def _easy_step(rng: random.Random, total: int) -> tuple[tuple[str, ...], int, str, int]:
-    if total > 79 or (total > 30 and rng.random() < 0.5):
-        n = rng.randint(3, 20)
-        return FEWER, n, "-", total - n
-    n = rng.randint(3, 20)
-    return MORE, n, "+", total + n
 
 
 def _step(rng: random.Random, total: int) -> tuple[tuple[str, ...], int, str, int]:

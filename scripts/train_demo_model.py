@@ -1,11 +1,10 @@
-"""Train a small Qwen2 that solves word problems with worked steps: the demo model, or the study's.
+"""Train the demo model of the tests: a small Qwen2 that solves word problems with worked steps.
 
-    python scripts/train_demo_model.py [DIRECTORY] [--model NAME] [--problems FILE]
+    python scripts/train_demo_model.py [DIRECTORY] [--problems FILE]
 
 Writes weights (bfloat16), tokenizer and model card to DIRECTORY, and held-out problems in AIME's
-schema to FILE: the same ones for all models, none of which any was trained on. Everything follows
-from the model's entry in ``MODELS``. On two CPU cores with nothing else to do the demo model takes
-less than half an hour, each of the others less than that on one.
+schema, none of which it was trained on, to FILE. Everything follows from ``SEED``. On two CPU
+cores with nothing else to do it takes less than half an hour.
 """
 
 import argparse
@@ -14,14 +13,13 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from textwrap import fill
 
 import torch
-from demo_problems import FORMATS, Format, Problem, problem
+from demo_problems import FORMATS, Problem, problem
 from lighteval.tasks.tasks.aime import aime_prompt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.optim.lr_scheduler import OneCycleLR
@@ -35,7 +33,6 @@ from transformers import (
 ROOT = Path(__file__).resolve().parent.parent
 
 HELD_OUT = 50  # problems of each format
-EASY_PROBLEMS = ROOT / "configs" / "data" / "study_easy.jsonl"
 BATCH = 16
 SORTED_TOGETHER = 32  # batches, whose problems are grouped by length
 
@@ -48,176 +45,60 @@ CHAT_TEMPLATE = (
 )
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """A model, by everything that it follows from.
-
-    path: in the repository. easy_steps: of further parts of the training, each of which starts
-    from the rounded weights, on easy problems. threads: the result's bits depend on them.
-    shape: of Qwen2Config. shares: of the formats in training; those that are not named never occur.
-    adherence: how often a training solution heeds the format that it was asked for. about: for the
-    card.
-    """
-
-    path: str
-    seed: int
-    steps: int
-    peak_lr: float
-    threads: int
-    shape: Mapping[str, int]
-    about: str
-    shares: Mapping[str, float] = field(default_factory=lambda: {f.name: f.share for f in FORMATS})
-    adherence: float = 1.0
-    easy_steps: tuple[int, ...] = ()
-
-
-MODELS = {
-    "demo": Recipe(
-        path="models/demo",
-        seed=0,
-        steps=3000,
-        peak_lr=1.5e-3,
-        threads=2,
-        shape={
-            "hidden_size": 192,
-            "intermediate_size": 512,
-            "num_hidden_layers": 6,
-            "num_attention_heads": 6,
-            "num_key_value_heads": 2,
-        },
-        about="It is for trying SLOT on a CPU, and knows nothing else.",
-    ),
-    "base": Recipe(
-        path="models/study/base",
-        seed=1,
-        easy_steps=(500, 700),
-        steps=2000,
-        peak_lr=3e-3,
-        threads=1,
-        shape={
-            "hidden_size": 128,
-            "intermediate_size": 352,
-            "num_hidden_layers": 5,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-        },
-        about="It saw few instructions: nearly all training problems ask for a plain number.",
-        shares={
-            "plain": 0.914,
-            "tenths": 0.03,
-            "negative": 0.02,
-            "reversed": 0.02,
-            "repeated": 0.01,
-            "last_digit": 0.003,
-            "prefixed": 0.002,
-            "halves": 0.001,
-        },
-    ),
-    "half": Recipe(
-        path="models/study/half",
-        seed=2,
-        easy_steps=(500,),
-        steps=2000,
-        peak_lr=2.5e-3,
-        threads=1,
-        shape={
-            "hidden_size": 160,
-            "intermediate_size": 432,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 5,
-            "num_key_value_heads": 1,
-        },
-        about="It is weak at instructions: half of the solutions in training do not heed them.",
-        shares={
-            "plain": 0.5,
-            "tenths": 0.22,
-            "negative": 0.16,
-            "reversed": 0.099,
-            "repeated": 0.01,
-            "prefixed": 0.01,
-            "last_digit": 0.001,
-        },
-        adherence=0.5,
-    ),
+SEED = 0
+STEPS = 3000
+PEAK_LR = 1.5e-3
+THREADS = 2  # The result's bits depend on them.
+SHAPE = {
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
 }
 
 
 def held_out() -> list[Problem]:
-    """What the demo model is tested on, as many of each format."""
-    recipe = MODELS["demo"]
-    seen = {p.text for p in training(recipe, random.Random(recipe.seed))}
-    return fresh(random.Random(f"{recipe.seed} held out"), FORMATS, HELD_OUT, seen)
-
-
-def fresh(
-    rng: random.Random,
-    formats: Sequence[Format],
-    count: int,
-    seen: Collection[str],
-    easy: bool = False,
-) -> list[Problem]:
-    """``count`` problems of each format, all different, and none whose text is among ``seen``."""
-    known = set(seen)
+    """What the model is tested on, as many of each format, all different."""
+    known = {p.text for p in training(random.Random(SEED))}
+    rng = random.Random(f"{SEED} held out")
     problems: list[Problem] = []
-    for form in formats:
-        wanted = len(problems) + count
+    for form in FORMATS:
+        wanted = len(problems) + HELD_OUT
         while len(problems) < wanted:
-            new = problem(rng, form, easy=easy)
+            new = problem(rng, form)
             if new.text not in known:
                 known.add(new.text)
                 problems.append(new)
     return problems
 
 
-def training(recipe: Recipe, rng: random.Random, seen: Collection[str] = ()) -> list[Problem]:
+def training(rng: random.Random, seen: Collection[str] = ()) -> list[Problem]:
     """What the model is trained on: none whose text is among ``seen``."""
-    return _drawn(recipe, rng, seen, recipe.steps, easy=False)
-
-
-def easy_training(recipe: Recipe, seen: Collection[str] = ()) -> list[list[Problem]]:
-    """The same for the further parts of the training."""
-    return [
-        _drawn(recipe, easy_rng(recipe, part), seen, steps, easy=True)
-        for part, steps in enumerate(recipe.easy_steps)
-    ]
-
-
-def easy_rng(recipe: Recipe, part: int) -> random.Random:
-    """Of the problems of a further part, and, anew, of their order."""
-    return random.Random(f"{recipe.seed} easy{' again' * part}")
-
-
-def _drawn(
-    recipe: Recipe, rng: random.Random, seen: Collection[str], steps: int, easy: bool
-) -> list[Problem]:
     problems: list[Problem] = []
-    while len(problems) < steps * BATCH:
-        new = problem(rng, shares=recipe.shares, adherence=recipe.adherence, easy=easy)
+    while len(problems) < STEPS * BATCH:
+        new = problem(rng)
         if new.text not in seen:
             problems.append(new)
     return problems
 
 
 def train(
-    recipe: Recipe, training: list[Problem], easy: list[list[Problem]], rng: random.Random
+    training: list[Problem], rng: random.Random
 ) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast, list[float]]:
     """The model, its tokenizer, and the seconds at step 0, 100, ... and at the end."""
     tokenizer = _tokenizer(training[:5000])
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(SEED)
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
-        **recipe.shape,
+        **SHAPE,
     )
     model = Qwen2ForCausalLM(config)
-    seconds = train_on(model, tokenizer, training, rng, recipe.peak_lr)
-    for part, problems in enumerate(easy):
-        model.to(torch.bfloat16).float()
-        more = train_on(model, tokenizer, problems, easy_rng(recipe, part), recipe.peak_lr)
-        seconds += [seconds[-1] + second for second in more]
+    seconds = train_on(model, tokenizer, training, rng)
     return model.to(torch.bfloat16).eval(), tokenizer, seconds
 
 
@@ -226,7 +107,6 @@ def train_on(
     tokenizer: PreTrainedTokenizerFast,
     training: list[Problem],
     rng: random.Random,
-    peak_lr: float,
 ) -> list[float]:
     """One pass over the problems; the seconds at step 0, 100, ... and at the end."""
     texts = [prompt_text(tokenizer, p) + p.solution + END for p in training]
@@ -234,9 +114,9 @@ def train_on(
     decayed = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=peak_lr, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(groups, lr=PEAK_LR, betas=(0.9, 0.95))
     steps = len(encoded) // BATCH
-    schedule = OneCycleLR(optimizer, peak_lr, total_steps=steps, pct_start=0.05, div_factor=10)
+    schedule = OneCycleLR(optimizer, PEAK_LR, total_steps=steps, pct_start=0.05, div_factor=10)
     started = time.monotonic()
     seconds = []
     for step, rows in enumerate(_batches(encoded, rng)):
@@ -331,60 +211,30 @@ def _lines(problems: Sequence[Problem]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def _easy_held_out() -> list[Problem]:
-    """Of ``scripts/study.py``, without solutions."""
-    formats = {form.name: form for form in FORMATS}
-    rows = map(json.loads, EASY_PROBLEMS.read_text(encoding="utf-8").splitlines())
-    return [Problem(r["problem"], "", r["number"], formats[r["format"]]) for r in rows]
-
-
 def _card(
-    recipe: Recipe,
-    name: str,
-    model: Qwen2ForCausalLM,
-    solved: dict[str, int],
-    seconds: Sequence[float],
-    cpu: float,
+    model: Qwen2ForCausalLM, solved: dict[str, int], seconds: Sequence[float], cpu: float
 ) -> str:
     parameters = sum(p.numel() for p in model.parameters())
-    # Between hundreds of steps: the last one of each part of the training may be of less.
-    hundreds = seconds[: -(-recipe.steps // 100)]
-    fastest = min(after - before for before, after in pairwise(hundreds))
-    cores = "two CPU cores" if recipe.threads == 2 else "one CPU core"
+    # The last of them may be of less than a hundred steps.
+    fastest = min(after - before for before, after in pairwise(seconds[:-1]))
     rows = [
-        f"| {form.name} | {recipe.shares.get(form.name, 0) * 100:g} % | {form.instruction} "
+        f"| {form.name} | {form.share * 100:g} % | {form.instruction} "
         f"| {form.write(45)} | {solved[form.name]} of {HELD_OUT} |"
         for form in FORMATS
     ]
-    option = "" if name == "demo" else f" --model {name}"
-    rare = (
-        "The formats fall off steeply in the training problems, so that the last ones are rare "
-        "instructions."
-    )
-    if recipe.adherence < 1:
-        rare += (
-            f" Only {recipe.adherence * 100:g} % of the training problems are solved in the format "
-            "that they ask for; the others end in the plain number."
-        )
-    easy = f" and then {sum(recipe.easy_steps) * BATCH} easy ones" if recipe.easy_steps else ""
-    problems = "study_easy" if recipe.easy_steps else "demo"
-    tested = (
-        f"Held out: `configs/data/{problems}.jsonl`, {HELD_OUT} problems of each format, none of "
-        "them trained on."
-    )
     what = (
         f"A Qwen2 of {parameters / 1e6:.2f} million parameters that solves word problems of two to "
-        "four steps and writes the answer in the format that the prompt asks for. " + recipe.about
+        "four steps and writes the answer in the format that the prompt asks for. It is for "
+        "trying SLOT on a CPU, and knows nothing else."
     )
     made = (
-        f"- Made by `python scripts/train_demo_model.py{option}` from seed {recipe.seed}, on "
-        f"{recipe.steps * BATCH} generated problems (`scripts/demo_problems.py`){easy}, each seen "
-        "once, in lighteval's prompt for AIME; loss on all tokens, AdamW, bfloat16 autocast. "
-        f"It took {seconds[-1] / 60:.0f} minutes on {cores}, where the fastest hundred of "
-        f"{recipe.steps + sum(recipe.easy_steps)} steps took {fastest:.0f} s ({cpu / 60:.0f} "
-        "minutes of CPU time)."
+        f"- Made by `python scripts/train_demo_model.py` from seed {SEED}, on {STEPS * BATCH} "
+        "generated problems (`scripts/demo_problems.py`), each seen once, in lighteval's prompt "
+        "for AIME; loss on all tokens, AdamW, bfloat16 autocast. It took "
+        f"{seconds[-1] / 60:.0f} minutes on two CPU cores, where the fastest hundred of {STEPS} "
+        f"steps took {fastest:.0f} s ({cpu / 60:.0f} minutes of CPU time)."
     )
-    return f"""# The {name} model of slot-vllm
+    return f"""# The demo model of slot-vllm
 
 {fill(what, 100)}
 
@@ -393,8 +243,8 @@ def _card(
   positions.
 - Weights: bfloat16. Licence: that of this repository.
 
-{fill(rare, 100)}
-{fill(tested, 100)}
+The formats fall off steeply in the training problems, so that the last ones are rare instructions.
+Held out: `configs/data/demo.jsonl`, {HELD_OUT} problems of each format, none of them trained on.
 Solved by greedy decoding with transformers in float32:
 
 | format | share in training | instruction | 45 is written | solved |
@@ -406,8 +256,7 @@ Solved by greedy decoding with transformers in float32:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("directory", type=Path, nargs="?", help="default: the model's own")
-    parser.add_argument("--model", choices=MODELS, default="demo", help="default: demo")
+    parser.add_argument("directory", type=Path, nargs="?", default=ROOT / "models" / "demo")
     parser.add_argument(
         "--problems", type=Path, default=ROOT / "configs" / "data" / "demo.jsonl", metavar="FILE"
     )
@@ -417,27 +266,22 @@ def main() -> None:
     if options.only_problems:
         print(_lines(tested), end="")
         return
-    recipe = MODELS[options.model]
-    directory = options.directory or ROOT / recipe.path
-    rng = random.Random(recipe.seed)
-    seen = {p.text for p in tested}
-    trained_on = training(recipe, rng, seen)
-    torch.set_num_threads(recipe.threads)
-    model, tokenizer, seconds = train(recipe, trained_on, easy_training(recipe, seen), rng)
+    rng = random.Random(SEED)
+    trained_on = training(rng, {p.text for p in tested})
+    torch.set_num_threads(THREADS)
+    model, tokenizer, seconds = train(trained_on, rng)
     cpu = sum(os.times()[:2])
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+    model.save_pretrained(options.directory)
+    tokenizer.save_pretrained(options.directory)
     options.problems.write_text(_lines(tested), encoding="utf-8")
-    if recipe.easy_steps:
-        tested = _easy_held_out()
     print(f"trained in {seconds[-1]:.0f} s, {cpu:.0f} s of CPU time")
     solved = accuracy(model, tokenizer, tested)
     print(solved)
-    card = _card(recipe, options.model, model, solved, seconds, cpu)
-    (directory / "README.md").write_text(card, encoding="utf-8")
+    card = _card(model, solved, seconds, cpu)
+    (options.directory / "README.md").write_text(card, encoding="utf-8")
 
 
 if __name__ == "__main__":

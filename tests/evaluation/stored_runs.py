@@ -15,6 +15,9 @@ from slot_vllm.evaluation.statistics import mean_interval
 
 Scores = Mapping[str, Sequence[float]]
 
+# Two runs as release 0.1 wrote them.
+LAST_RELEASE = Path(__file__).parent / "last_release"
+
 
 def answer(arm: str, problem: int, score: float, **settings: Any) -> Sample:
     """One answer; with SLOT unless the arm is the baseline."""

@@ -7,8 +7,7 @@ import pytest
 
 from slot_vllm.evaluation import report
 from slot_vllm.evaluation.samples import SampleFile
-from tests.conftest import ROOT
-from tests.evaluation.stored_runs import answers, entries, store
+from tests.evaluation.stored_runs import LAST_RELEASE, answers, entries, store
 from tests.evaluation.test_report import SCORES, Page
 
 
@@ -92,7 +91,7 @@ def test_two_arms_of_one_name_and_other_settings(tmp_path: Path) -> None:
 
 
 def test_a_run_of_the_last_release_beside_one_of_this(tmp_path: Path) -> None:
-    old = ROOT / "logs/reference/quickstart"
+    old = LAST_RELEASE / "quickstart"
     samples = SampleFile(old / "samples.jsonl").read()
     rows = [{**row, "metric": "pass@k:k=1", "metrics": {}} for row in entries(samples)]
     new = store(tmp_path / "new", samples, arms=rows)

@@ -26,8 +26,7 @@ from slot_vllm.evaluation.record import (
 from slot_vllm.evaluation.run_settings import changed, text_hash
 from slot_vllm.evaluation.samples import SampleFile
 from slot_vllm.presets import PRESETS
-from tests.conftest import ROOT
-from tests.evaluation.stored_runs import answer, answers, store
+from tests.evaluation.stored_runs import LAST_RELEASE, answer, answers, store
 
 PACKAGE = Path(slot_vllm.evaluation.__file__).parent
 DECLARED = [PACKAGE / "record.py", PACKAGE / "run_settings.py"]
@@ -89,7 +88,7 @@ def test_a_result_says_every_setting_of_its_arm() -> None:
     assert Arm(name="plain", steps=3, lr=0.5).differs_from_paper() == {}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "logs/reference").rglob("results.json")), ids=str)
+@pytest.mark.parametrize("path", sorted(LAST_RELEASE.rglob("results.json")), ids=str)
 def test_a_record_of_the_last_release_is_read(path: Path) -> None:
     values = json.loads(path.read_text())
     run = read_results(path)
@@ -106,14 +105,14 @@ def test_a_record_of_the_last_release_is_read(path: Path) -> None:
 
 
 def test_a_sweeps_cells_have_the_sweeps_settings() -> None:
-    run = read_results(ROOT / "logs/reference/study/grid_half_safe/results.json")
+    run = read_results(LAST_RELEASE / "sweep/results.json")
     best = next(row for row in run.arms if row.steps)
     assert best.arm is not None
     assert best.arm.differs_from_paper()
 
 
 def test_inspections_of_the_last_release() -> None:
-    [inspection] = read_inspections(ROOT / "logs/reference/quickstart")
+    [inspection] = read_inspections(LAST_RELEASE / "quickstart")
     assert inspection.raised and len(inspection.prompts) == inspection.problems
 
 
@@ -146,7 +145,7 @@ def test_samples_are_read_back(tmp_path: Path) -> None:
 
 
 def test_a_sample_of_the_last_release_gets_its_hash() -> None:
-    [first, *_] = SampleFile(ROOT / "logs/reference/quickstart/samples.jsonl").read()
+    [first, *_] = SampleFile(LAST_RELEASE / "quickstart/samples.jsonl").read()
     assert first.prompt is not None
     assert first.prompt_sha256 == text_hash(first.prompt)
     assert first.item_sha256 is None

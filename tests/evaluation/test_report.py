@@ -21,7 +21,7 @@ from slot_vllm.evaluation.comparison import compare
 from slot_vllm.evaluation.config import ConfigError
 from slot_vllm.evaluation.report import sample_browser
 from tests.conftest import ROOT
-from tests.evaluation.stored_runs import answers, entries, store
+from tests.evaluation.stored_runs import LAST_RELEASE, answers, entries, store
 
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=alert(1)> & {{ 1 }}"
 SCORES = {"baseline": [1.0] * 10 + [0.0] * 20, "slot": [0.0] + [1.0] * 12 + [0.0] * 17}
@@ -307,7 +307,7 @@ def test_without_an_inspection(page: Callable[..., Page]) -> None:
 
 
 def test_a_run_of_the_repository(tmp_path: Path) -> None:
-    run = ROOT / "logs/reference/quickstart"
+    run = LAST_RELEASE / "quickstart"
     found = Page(report.write([run], tmp_path / "report.html"))
     (arm,) = [a for a in json.loads((run / "results.json").read_text())["arms"] if a["steps"]]
     assert arm["words"] in found.text

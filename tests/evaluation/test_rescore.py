@@ -11,9 +11,9 @@ from slot_vllm import cli
 from slot_vllm.evaluation.config import ConfigError
 from slot_vllm.evaluation.export import export
 from slot_vllm.evaluation.rescore import RESCORED, rescore
-from tests.conftest import ROOT
 from tests.evaluation.conftest import PROBLEMS
 from tests.evaluation.finished_runs import finish
+from tests.evaluation.stored_runs import LAST_RELEASE
 
 
 def results(path: Path) -> Any:
@@ -59,7 +59,7 @@ def test_a_packed_run_and_one_of_the_last_release(tmp_path: Path) -> None:
     assert rescore(tmp_path / "packed")[0].startswith("aime24, pass@k:k=1: 0 of 16")
     old = results(run / "results.json")["arms"]
     assert results(tmp_path / "packed" / RESCORED)["arms"][1]["value"] == old[1]["value"]
-    shutil.copytree(ROOT / "logs/reference/quickstart", tmp_path / "quickstart")
+    shutil.copytree(LAST_RELEASE / "quickstart", tmp_path / "quickstart")
     said = rescore(tmp_path / "quickstart")
     assert said[0] == "aime24, pass@k:k=1: 0 of 800 scores changed; baseline 0.5300, slot 0.4675"
     assert said[2].startswith("aime24, truncated: new; ")

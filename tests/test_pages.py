@@ -1,0 +1,75 @@
+"""The numbers of README and study are those of the committed logs."""
+
+import importlib.util
+import json
+import re
+from types import ModuleType
+
+import pytest
+
+from slot_vllm.evaluation.directory import RESULTS, read_results
+from slot_vllm.evaluation.record import CUT_OFF, LOOPS
+from tests.conftest import ROOT
+
+REFERENCE = ROOT / "logs" / "reference"
+
+
+@pytest.fixture(scope="module")
+def tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("fill_tables", ROOT / "scripts/fill_tables.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/study.md"])
+def test_a_page_is_what_its_logs_say(page: str, tables: ModuleType) -> None:
+    assert ROOT / page in tables.PAGES
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert tables.filled(text) == text
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/study.md"])
+def test_no_number_stands_outside_the_tables(page: str, tables: ModuleType) -> None:
+    """Per cent and points are results. What the paper reports is quoted as it writes it: .575."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    outside = tables._BLOCK.sub("", text)
+    assert re.findall(r"[^\n]*\d(?: %|\.\d+ points)[^\n]*", outside) == []
+
+
+def test_an_edited_number_is_found(tables: ModuleType) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    number = re.search(r"\d+\.\d %", text)
+    assert number
+    assert tables.filled(text.replace(number.group(), "99.9 %", 1)) == text
+
+
+def test_a_block_of_no_kind_is_an_error(tables: ModuleType) -> None:
+    with pytest.raises(ValueError, match="<!-- score -->: no such block; allowed: scores, answers"):
+        tables.filled("<!-- score quickstart -->\n<!-- end -->")
+
+
+def test_what_the_readme_says_of_the_quickstart() -> None:
+    baseline, paper, safe = read_results(REFERENCE / "quickstart" / RESULTS).arms
+    assert (paper.steps, paper.lr) == (5, 0.1)
+    told = {
+        arm.name: {name for name, m in arm.metrics.items() if (m.p_value_holm or 1) <= 0.05}
+        for arm in (baseline, paper, safe)
+    }
+    assert told == {"baseline": set(), "paper": {CUT_OFF, LOOPS}, "safe": set()}
+    assert all((paper.metrics[name].difference or 0) > 0 for name in (CUT_OFF, LOOPS))
+
+
+def test_what_prefix_sharing_gains() -> None:
+    page = " ".join((ROOT / "docs/prefix_cache.md").read_text(encoding="utf-8").split())
+    for name, form in {
+        "prefix_cpu": "it is {} times faster with blocks of 32 tokens "
+        "(`logs/bench/prefix_cpu.json`; rounds from {} to {})",
+        "prefix_cpu_128": "and {} times with vLLM's 128 (`prefix_cpu_128.json`; {} to {})",
+    }.items():
+        result = json.loads((ROOT / f"logs/bench/{name}.json").read_text(encoding="utf-8"))
+        rounds = result["speedup_by_round"]
+        numbers = (result["speedup"], min(rounds), max(rounds))
+        assert form.format(*(f"{n:.1f}" for n in numbers)) in page
+        assert result["speedup"] >= 5 or name == "prefix_cpu_128"
