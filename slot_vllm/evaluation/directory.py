@@ -15,7 +15,12 @@ from slot_vllm.evaluation.record import (
     RunRecord,
     schema_of,
 )
-from slot_vllm.evaluation.run_settings import without_system_prompt
+from slot_vllm.evaluation.run_settings import (
+    RunSettings,
+    changed,
+    name_of,
+    without_system_prompt,
+)
 from slot_vllm.evaluation.samples import SAMPLES, SampleFile, write_whole
 
 RESULTS = "results.json"
@@ -54,7 +59,7 @@ class RunDirectory:
                         "of; --overwrite replaces it, --output-dir DIR writes elsewhere"
                     )
             return
-        difference = self._difference(config)
+        difference = self._difference(config, resume)
         if difference is not None:
             other = "--resume needs the same one" if resume else "--overwrite replaces it"
             raise ConfigError(
@@ -72,8 +77,10 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         if not resume:
             self.samples.remove()
-            for file in (self._results, self._inspection, self._report, self.log):
+            for file in (self._results, self._report, self.log):
                 file.unlink(missing_ok=True)
+        if not resume or any(arm.name not in self._arm_names() for arm in config.arms):
+            self._inspection.unlink(missing_ok=True)
         heading = "# The configuration of this run, defaults included.\n"
         write_whole(self._config, heading + yaml.safe_dump(_plain(config), sort_keys=False))
 
@@ -91,21 +98,36 @@ class RunDirectory:
         """Writes ``results.json`` and returns its path."""
         return write_results(results, self._results)
 
-    def _difference(self, config: RunConfig) -> str | None:
+    def _difference(self, config: RunConfig, resume: bool) -> str | None:
         """The first setting that differs from the run that is here, other than the name, how many
-        replicas of the engine answer, and whether delta is inspected."""
-        try:
-            here = yaml.safe_load(self._config.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError):
-            here = None
-        if not isinstance(here, dict):
+        replicas of the engine answer, and whether delta is inspected. A run that is resumed may
+        have further arms."""
+        here = self._recorded()
+        if here is None:
             return f"{self._config.name} cannot be read"
         free = {"name": None, "ray": None, "inspect": None}
+        if resume:
+            known = self._arm_names()
+            config = changed(config, arms=[arm for arm in config.arms if arm.name in known])
         now, packed = _plain(config), without_system_prompt(_plain(config))
         differences = [
             _first_difference({**one, **free}, {**here, **free}) for one in (now, packed)
         ]
         return None if None in differences else differences[0]
+
+    def _recorded(self) -> dict[str, Any] | None:
+        try:
+            here = yaml.safe_load(self._config.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            return None
+        return here if isinstance(here, dict) else None
+
+    def _arm_names(self) -> set[str]:
+        """Of the run that is here."""
+        try:
+            return {name_of(arm, "") for arm in RunSettings.model_validate(self._recorded()).arms}
+        except ValidationError:
+            return set()
 
 
 def write_results(results: RunRecord, path: Path) -> Path:
