@@ -102,14 +102,14 @@ def test_slot_is_exact(real: Real, engine: Callable[..., Any]) -> None:
 
 
 def limited() -> None:
-    """Of what a process allocates, files that it maps aside."""
+    """Of what a process allocates; a file that it maps to write to counts, resident or not."""
     resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT))
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_conversion_stays_under_8_gb(name: str, tmp_path: Path) -> None:
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
-    peak_under_limit(["-m", "slot_vllm.cli", "get-model", name], environment)
+    peak_is_small(["-m", "slot_vllm.cli", "get-model", name], environment, limited)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -118,18 +118,21 @@ def test_a_bf16_run_stays_under_8_gb(name: str, tmp_path: Path) -> None:
     command = ["-m", "slot_vllm.evaluation", "--config", "configs/quickstart.yaml"]
     command += ["--output-dir", str(tmp_path / "out"), "--set", f"model=get:{name}"]
     command += ["tasks.0.max_samples=4", "inspect=false"]
-    peak_under_limit(command, dict(os.environ))
+    # Without the limit: vLLM's loader maps the weights to write to, next to the weights it makes.
+    peak_is_small(command, dict(os.environ))
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["config"]["model"] == f"get:{name}"
 
 
-def peak_under_limit(arguments: list[str], environment: dict[str, str]) -> None:
-    """Runs Python with the limit, which it must survive; its peak resident set is below it, too."""
+def peak_is_small(
+    arguments: list[str], environment: dict[str, str], prepare: Callable[[], None] | None = None
+) -> None:
+    """Runs Python, which must succeed with a peak resident set below the limit."""
     process = subprocess.Popen(
         [sys.executable, *arguments],
         env=environment,
         cwd=ROOT,
-        preexec_fn=limited,
+        preexec_fn=prepare,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
