@@ -103,6 +103,13 @@ def test_one_failing_part_fails_the_tests_and_the_others_run(
     assert all(log == f"{pytest_call}\n" for log in logs)
 
 
+def test_durations_are_a_plugin_of_pytest(checkout: Path, programs: Path) -> None:
+    arguments = ["--quick", "--durations", "--durations=5"]
+    code, output, _ = run(checkout / "scripts/test.sh", programs, *arguments)
+    assert code == 0
+    assert output.splitlines()[-1].endswith("loadfile --quick -p tests.durations --durations=5")
+
+
 def test_the_main_job_passes_everything_on(checkout: Path, programs: Path) -> None:
     code, output, _ = run(
         checkout / "run_vllm.sh", programs, "--config", "a b.yaml", "--resume", python_exit="2"
