@@ -1,8 +1,8 @@
 """Options, environment and models of the whole suite."""
 
+import contextlib
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -116,16 +116,16 @@ def tiny_models() -> Callable[..., str]:
         model = directory / f"{architecture}-{'tied' if tied else 'untied'}-{vocabulary}"
         if not model.exists():
             directory.mkdir(parents=True, exist_ok=True)
-            new = tempfile.mkdtemp(dir=directory, prefix="new-")
-            # In a process of its own: importing transformers' models first disturbs vLLM's.
-            command = [sys.executable, str(script), new, "--architecture", architecture]
-            command += [] if tied else ["--untied"]
-            command += ["--vocabulary", str(vocabulary)] if vocabulary else []
-            subprocess.run(command, check=True)
-            try:
-                Path(new).rename(model)
-            except OSError:  # another process was faster
-                shutil.rmtree(new)
+            with tempfile.TemporaryDirectory(dir=directory, prefix="new-") as folder:
+                new = Path(folder) / "model"
+                # In a process of its own: importing transformers' models first disturbs vLLM's.
+                command = [sys.executable, str(script), str(new), "--architecture", architecture]
+                command += [] if tied else ["--untied"]
+                command += ["--vocabulary", str(vocabulary)] if vocabulary else []
+                subprocess.run(command, check=True)
+                # Unless another process was faster.
+                with contextlib.suppress(OSError):
+                    new.rename(model)
         return str(model)
 
     return path

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.engine.cases import Case
-from tests.engine.conftest import SMALL
+from tests.engine.engines import SMALL
 from tests.engine.generate import run
 
 # Per output: the tokens, and per token the logprobs as [token, logprob] pairs.

@@ -18,7 +18,8 @@ from tests.engine.cases import (
     random_tokens,
     reference,
 )
-from tests.engine.conftest import V2, runner_of
+from tests.engine.conftest import V2
+from tests.engine.engines import runner_of
 from tests.engine.generate import delta_of, run, sampling_params, stats_of, tokens_of
 
 NEW = 4 if V2 else 12

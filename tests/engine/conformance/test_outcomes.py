@@ -5,7 +5,8 @@ from typing import Any
 
 from slot_vllm.engine.metrics import OUTCOMES
 from tests.engine.cases import Case, random_tokens
-from tests.engine.conftest import V2, scheduler_of
+from tests.engine.conftest import V2
+from tests.engine.engines import scheduler_of
 from tests.engine.generate import run
 
 
