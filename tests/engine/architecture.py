@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import tests.engine.runner  # noqa: F401
 from slot_vllm.params import SlotError
 from tests.engine.cases import Answer, Case
 from tests.engine.engines import SLOT, SMALL, runner_of

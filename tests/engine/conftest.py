@@ -1,10 +1,6 @@
-"""In-process vLLM engines, shared by the tests of a session.
-
-``SLOT_TEST_RUNNER=v2`` runs vLLM's V2 model runner, on a CPU under Triton's interpreter.
-"""
+"""In-process vLLM engines, shared by the tests of a session."""
 
 import logging
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,49 +8,7 @@ import pytest
 
 from tests.conftest import starts
 from tests.engine.engines import Engines, assert_nothing_left, begin_test
-
-V2 = os.environ.get("SLOT_TEST_RUNNER") == "v2"
-
-
-def _enable_v2() -> None:
-    os.environ["TRITON_INTERPRET"] = "1"
-    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
-    # Tensor parallelism and some models fail under dynamo with the interpreter.
-    os.environ["TORCHDYNAMO_DISABLE"] = "1"
-    import triton
-
-    class Driver:
-        @staticmethod
-        def is_active() -> bool:
-            return True
-
-    class Backend:
-        driver = Driver
-        compiler = None
-
-    triton.backends.backends["cpu"] = Backend
-
-    # N-gram drafts and grammar bitmasks use integer masks, which the interpreter refuses.
-    from triton.runtime.interpreter import InterpreterBuilder
-
-    load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
-
-    def masked_load(self: Any, pointers: Any, mask: Any, *args: Any) -> Any:
-        mask.data = mask.data.astype(bool)
-        return load(self, pointers, mask, *args)
-
-    def masked_store(self: Any, pointers: Any, value: Any, mask: Any, *args: Any) -> Any:
-        mask.data = mask.data.astype(bool)
-        return store(self, pointers, value, mask, *args)
-
-    InterpreterBuilder.create_masked_load = masked_load
-    InterpreterBuilder.create_masked_store = masked_store
-
-
-if V2:
-    _enable_v2()
-# It would override the engines' own kv_cache_memory_bytes.
-os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
+from tests.engine.runner import V2
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,6 +1,10 @@
 """The in-process engines of a test process, and what each test must leave them as."""
 
+import os
 from typing import Any
+
+# It would override the engines' own kv_cache_memory_bytes.
+os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
 
 # Small enough that the mixed cases are chunked and preempted.
 SMALL = {
@@ -52,9 +56,14 @@ class Engines:
         return self._engines[key]
 
     def shut_down(self) -> None:
+        """Of those with processes of their own. The others end with this process: vLLM collects
+        garbage twice for each, which takes seconds."""
         for llm in self._engines.values():
-            llm.llm_engine.engine_core.shutdown()
-        self._engines.clear()
+            core = llm.llm_engine.engine_core
+            if _worker(llm) is None:
+                core.shutdown()
+            else:
+                core._finalizer.detach()
 
 
 def runner_of(llm: Any) -> Any:
@@ -68,10 +77,11 @@ def scheduler_of(llm: Any) -> Any:
 
 def deltas_of(llm: Any) -> Any:
     """The state of a SLOT engine whose worker is in this process, else None."""
-    executor = llm.llm_engine.engine_core.engine_core.model_executor
-    return (
-        getattr(runner_of(llm), "slot_deltas", None) if hasattr(executor, "driver_worker") else None
-    )
+    return None if _worker(llm) is None else getattr(runner_of(llm), "slot_deltas", None)
+
+
+def _worker(llm: Any) -> Any:
+    return getattr(llm.llm_engine.engine_core.engine_core.model_executor, "driver_worker", None)
 
 
 def _parts(llm: Any) -> dict[str, Any]:

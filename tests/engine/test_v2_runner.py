@@ -1,9 +1,14 @@
-"""The conformance tests on vLLM's V2 model runner; a file of its own runs beside others."""
+"""The conformance tests on vLLM's V2 model runner, in two processes: the tests of a file run one
+after the other, and two files beside each other."""
 
 import pytest
 
-from tests.engine.test_own_process import run_alone
+from tests.engine import test_v2_runner_schedules
+from tests.engine.test_own_process import ENGINE, run_alone
 
 
 def test_conformance(pytestconfig: pytest.Config) -> None:
-    run_alone("v2", "conformance", pytestconfig)
+    others = {f"test_{name}.py" for name in test_v2_runner_schedules.FILES}
+    files = {path.name for path in (ENGINE / "conformance").glob("test_*.py")}
+    assert others < files
+    run_alone("v2", sorted(f"conformance/{name}" for name in files - others), pytestconfig)

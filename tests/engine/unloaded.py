@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import tests.engine.runner  # noqa: F401
 from tests.engine.cases import Case
 from tests.engine.engines import SMALL
 from tests.engine.generate import run

@@ -13,9 +13,9 @@ from tests.engine.cases import (
     random_tokens,
     reference,
 )
-from tests.engine.conftest import V2
 from tests.engine.engines import runner_of
 from tests.engine.generate import delta_of, run, sampling_params, shifts_of, stats_of, tokens_of
+from tests.engine.runner import V2
 
 NEW = 8 if V2 else 24
 ROOMY = {"num_gpu_blocks_override": 200}

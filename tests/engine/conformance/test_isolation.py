@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from tests.engine.cases import Case, assert_tokens_equal, random_tokens, reference
-from tests.engine.conftest import V2
 from tests.engine.engines import runner_of
 from tests.engine.generate import delta_of, run, stats_of, tokens_of
+from tests.engine.runner import V2
 from tests.engine.unloaded import run_unloaded, tokens_and_logprobs
 
 NEW = 8 if V2 else 24

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from tests.engine.cases import Case, random_tokens
-from tests.engine.conftest import V2
 from tests.engine.engines import runner_of
 from tests.engine.generate import run, sampling_params, stats_of
+from tests.engine.runner import V2
 from tests.engine.unloaded import tokens_and_logprobs
 
 NEW = 3 if V2 else 10

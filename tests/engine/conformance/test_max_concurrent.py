@@ -15,9 +15,9 @@ from tests.engine.cases import (
     random_tokens,
     reference,
 )
-from tests.engine.conftest import V2
 from tests.engine.engines import runner_of, scheduler_of
 from tests.engine.generate import delta_of, run, sampling_params, tokens_of
+from tests.engine.runner import V2
 
 NEW = 6
 # All prompts of a test fit one step.

@@ -13,9 +13,9 @@ from tests.engine.cases import (
     random_tokens,
     reference,
 )
-from tests.engine.conftest import V2
 from tests.engine.engines import runner_of, scheduler_of
 from tests.engine.generate import delta_of, run, stats_of, tokens_of
+from tests.engine.runner import V2
 
 LAST = 50
 SLOT = {"max_prompt_tokens": LAST, "long_prompts": "last"}

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from tests.engine.cases import assert_delta_equal, assert_tokens_equal, mixed_cases, reference
-from tests.engine.conftest import V2
 from tests.engine.engines import scheduler_of
 from tests.engine.generate import delta_of, run, tokens_of
+from tests.engine.runner import V2
 
 
 @pytest.mark.parametrize(

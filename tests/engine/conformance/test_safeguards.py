@@ -14,8 +14,8 @@ from tests.engine.cases import (
     random_tokens,
     reference,
 )
-from tests.engine.conftest import V2
 from tests.engine.generate import delta_of, run, shifts_of, stats_of, tokens_of
+from tests.engine.runner import V2
 
 NEW = 6 if V2 else 16
 OPTIONS: tuple[dict[str, Any], ...] = (
