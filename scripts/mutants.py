@@ -27,6 +27,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".cache/mutants"
 LOG = ROOT / "logs/full/mutants.jsonl"
+# As scripts/test.sh runs it.
+SUITE = ["--numprocesses=2", "--dist=loadgroup", "--no-loadscope-reorder", "tests"]
 # Many times what a mutant's tests take; a mutant that waits for ever is found.
 TIME_LIMIT = 3600
 # Of a test process itself, and of those that it starts: coverage's static context.
@@ -178,7 +180,10 @@ def meet(mutant: Mutant, tests: Sequence[str], files: Sequence[str]) -> tuple[st
     tree = _copy(files)
     mutant.apply(tree)
     parts = [list(tests)] if tests else []
-    for arguments in [*parts, ["--numprocesses=2", "--dist=loadfile", "tests"]]:
+    for arguments in [
+        *parts,
+        ["--numprocesses=2", "--dist=loadgroup", "--no-loadscope-reorder", "tests"],
+    ]:
         status, said = _pytest(tree, arguments)
         # 2: the tests could not even be collected.
         if status in (-1, 1, 2):

@@ -21,6 +21,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parents[1]
+# As scripts/test.sh has it.
+PROCESSES = ["--numprocesses=2", "--dist=loadgroup", "--no-loadscope-reorder"]
 LOG = ROOT / "logs/full/repeated.jsonl"
 
 
@@ -59,7 +61,15 @@ def load(wanted: bool) -> Iterator[None]:
 
 
 def once(arguments: Sequence[str], loaded: bool, commit: str, code: str) -> Run:
-    command = [sys.executable, "-m", "pytest", "--numprocesses=2", "--dist=loadfile", "-q"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--numprocesses=2",
+        "--dist=loadgroup",
+        "--no-loadscope-reorder",
+        "-q",
+    ]
     began, start = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     with tempfile.TemporaryDirectory() as folder, load(loaded):
         results = Path(folder) / "results.xml"

@@ -11,8 +11,9 @@ python=$(bash "$root/scripts/setup.sh")
 PATH="$(dirname "$python"):$PATH"
 cd "$root"
 
-# Two processes, whole files each: what a test spends on imports and interpreters fills one core.
-pytest=(python -m pytest --numprocesses 2 --dist loadfile)
+# Two processes, mostly whole files each: what a test spends on imports and interpreters fills one
+# core. In the order of collection, which has long ones first.
+pytest=(python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder)
 full=
 for argument in "$@"; do
     case $argument in

@@ -61,7 +61,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         or (config.getoption("--quick") and starts_something(item))
     ]
     config.hook.pytest_deselected(items=left)
-    items[:] = [item for item in items if item not in left]
+    alone = [item for item in items if item.get_closest_marker("alone")]
+    items[:] = [
+        *(item for item in alone if item not in left),
+        *(item for item in items if item not in left and item not in alone),
+    ]
+    for item in items:
+        # Else a file's tests are a group of pytest-xdist's: they share engines and servers.
+        if item not in alone:
+            item.add_marker(pytest.mark.xdist_group(item.location[0]))
 
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])

@@ -41,7 +41,7 @@ class Engines:
     def get(self, model: str, slot: dict[str, Any] | None = None, **options: Any) -> Any:
         key = repr((model, slot and sorted(slot.items()), slot is None, sorted(options.items())))
         if key not in self._engines:
-            from vllm import LLM
+            from vllm import LLM, envs
 
             extra: dict[str, Any] = (
                 {}
@@ -53,6 +53,8 @@ class Engines:
             )
             llm = self._engines[key] = LLM(model, **{**SMALL, **options, **extra})
             llm.own_methods = _methods(llm)
+            # Else what other tests set of vLLM's environment would have no effect.
+            envs.disable_envs_cache()
         return self._engines[key]
 
     def shut_down(self) -> None:

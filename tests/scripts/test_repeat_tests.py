@@ -39,6 +39,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for command in (("init", "-q"), ("add", "."), (*who, "commit", "-qm", "x")):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
     monkeypatch.setattr(repeat_tests, "ROOT", tmp_path)
+    monkeypatch.setattr(repeat_tests, "PROCESSES", [])
     monkeypatch.setattr(repeat_tests, "LOG", tmp_path / "logs/full/repeated.jsonl")
     return tmp_path
 
