@@ -131,7 +131,9 @@ def record(arguments: Sequence[str]) -> int:
         "PYTEST_PLUGINS": "tests.durations",
     }
     options = [f"--cov-config={configuration}", "--cov-context=test", "--cov-report=term"]
-    command = [sys.executable, "-m", "pytest", "--cov=slot_vllm", *options, *arguments]
+    # Not by groups, whose names pytest-xdist adds to the tests'.
+    what = arguments or ["--numprocesses=2", "--dist=loadfile", "tests"]
+    command = [sys.executable, "-m", "pytest", "--cov=slot_vllm", *options, *what]
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 
 
