@@ -18,6 +18,8 @@ SMALL = {
     "num_gpu_blocks_override": 14,
     "kv_cache_memory_bytes": 1 << 26,
 }
+# For tests in which no request shall wait for blocks.
+ROOMY = {"num_gpu_blocks_override": 200}
 SLOT = {"workspace_mb": 8, "keep_deltas": 64, "report_loss": True}
 # Of ``slot_stats``, what does not only grow.
 GAUGES = {

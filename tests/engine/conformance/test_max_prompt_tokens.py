@@ -13,14 +13,13 @@ from tests.engine.cases import (
     random_tokens,
     reference,
 )
-from tests.engine.engines import runner_of, scheduler_of
+from tests.engine.engines import ROOMY, runner_of, scheduler_of
 from tests.engine.generate import delta_of, run, stats_of, tokens_of
 from tests.engine.runner import V2
 
 LAST = 50
 SLOT = {"max_prompt_tokens": LAST, "long_prompts": "last"}
 NEW = 4 if V2 else 16
-ROOMY = {"num_gpu_blocks_override": 200}
 
 
 def _of_their_end(cases: list[Case]) -> list[Case]:
