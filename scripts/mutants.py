@@ -31,16 +31,17 @@ LOG = ROOT / "logs/full/mutants.jsonl"
 SUITE = ["--numprocesses=2", "--dist=loadgroup", "--no-loadscope-reorder", "tests"]
 # Many times what a mutant's tests take; a mutant that waits for ever is found.
 TIME_LIMIT = 3600
-# Of a test process itself, and of those that it starts: coverage's static context.
-CONTEXT = re.compile(r"(?:\|(?:setup|run|teardown)| \((?:setup|call|teardown)\))$")
-# ``_exit``: of vLLM's own processes. A process that a test starts counts for that test.
-CONFIGURATION = """[run]
+# Read by every process that is started: what a test starts is in the test's context, which pytest
+# names in its environment. ``_exit``: of vLLM's own processes.
+CONFIGURATION = f"""[run]
 source = slot_vllm
-patch =
-    subprocess
-    _exit
-context = ${PYTEST_CURRENT_TEST-}
+data_file = {CACHE}/coverage
+parallel = true
+patch = _exit
+context = ${{PYTEST_CURRENT_TEST-}}
 """
+# In a process that a test started: the test, its phase, and there perhaps a test of its own.
+STARTED = re.compile(r"(.+) \((?:setup|call|teardown)\)(?:\|.*)?")
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ def mutants(path: Path = ROOT / "tests/mutants.toml") -> list[Mutant]:
 
 def tests_of(contexts: Iterable[str]) -> set[str]:
     """The tests that coverage's contexts name."""
-    return {CONTEXT.sub("", context) for context in contexts if CONTEXT.search(context)}
+    found = {started[1] if (started := STARTED.fullmatch(c)) else c for c in contexts}
+    return found - {""}
 
 
 def chosen(
@@ -126,15 +128,19 @@ def record(arguments: Sequence[str]) -> int:
     configuration.write_text(CONFIGURATION)
     environment = {
         **os.environ,
-        "COVERAGE_FILE": str(CACHE / "coverage"),
+        "COVERAGE_PROCESS_START": str(configuration),
         "SLOT_TEST_DURATIONS": str(durations),
-        "PYTEST_PLUGINS": "tests.durations",
+        "PYTEST_PLUGINS": "tests.durations,tests.coverage_contexts",
     }
-    options = [f"--cov-config={configuration}", "--cov-context=test", "--cov-report=term"]
     # Not by groups, whose names pytest-xdist adds to the tests'.
     what = arguments or ["--numprocesses=2", "--dist=loadfile", "tests"]
-    command = [sys.executable, "-m", "pytest", "--cov=slot_vllm", *options, *what]
-    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    tests = subprocess.run(
+        [sys.executable, "-m", "pytest", *what], cwd=ROOT, env=environment, check=False
+    )
+    for command in ("combine", "report"):
+        call = [sys.executable, "-m", "coverage", command, f"--rcfile={configuration}"]
+        subprocess.run(call, cwd=ROOT, check=True)
+    return tests.returncode
 
 
 def _copy(files: Iterable[str]) -> Path:

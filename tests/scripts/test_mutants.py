@@ -40,9 +40,9 @@ def test_the_tests_that_execute_its_lines_the_quickest_first() -> None:
     first, last = mutant.lines(ROOT)[0], mutant.lines(ROOT)[-1]
     assert last == first + 1
     contexts = {
-        first: ["", "a.py::slow[x|y]|run"],
-        last: ["b.py::quick (call)", "a.py::slow[x|y]|setup"],
-        last + 1: ["c.py::other|run"],
+        first: ["", "a.py::slow[x|y]"],
+        last: ["b.py::quick (call)", "b.py::quick (setup)|own.py::inner", "a.py::slow[x|y]"],
+        last + 1: ["c.py::other"],
     }
     found = mutants.chosen(mutant, contexts, {"a.py::slow[x|y]": 2.0, "b.py::quick": 1.0})
     assert found == ["b.py::quick", "a.py::slow[x|y]"]
