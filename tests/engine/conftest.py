@@ -20,6 +20,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
+@starts
 def engines() -> Iterator[Engines]:
     yield (engines := Engines())
     engines.shut_down()
