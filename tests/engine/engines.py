@@ -121,7 +121,7 @@ def begin_test(llm: Any) -> None:
 def assert_nothing_left(llm: Any) -> None:
     from vllm import SamplingParams
 
-    assert not llm.llm_engine.has_unfinished_requests()
+    assert not llm.llm_engine.has_unfinished_requests(), "unfinished requests"
     replaced = [k for k, method in _methods(llm).items() if llm.own_methods.get(k) is not method]
     assert not replaced, f"still replaced by the test: {replaced}"
     deltas = deltas_of(llm)
