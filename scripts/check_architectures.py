@@ -28,9 +28,9 @@ from tests.engine.cases import (  # noqa: E402
     NEAR_TIE,
     Answer,
     Case,
+    computed,
     delta_tolerance,
     mixed_cases,
-    reference,
 )
 
 ON_OWN = "exact on vLLM's hidden states"
@@ -118,7 +118,7 @@ def check(architecture: str, directory: Path) -> Row:
         lines = [line for line in str(error).splitlines() if "Error: " in line] or ["see above"]
         return Row(architecture, "", "", f"vLLM fails: {lines[-1][:200].replace('|', '/')}")
     # A refused head may be one that the reference does not know either.
-    expected = [] if outcome.refused else reference(model, CASES)
+    expected = [] if outcome.refused else computed(model, CASES)
     row = compare(architecture, outcome, CASES, expected)
     return row if row.good else blame(row, model, outcome, expected)
 

@@ -1,13 +1,20 @@
 """Options, environment and models of the whole suite."""
 
+import contextlib
+import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Generator
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any, TypeVar
 
 import hypothesis
 import pytest
+
+from tests.engine.answers import RECORD
 
 ROOT = Path(__file__).parents[1]
 
@@ -16,6 +23,10 @@ os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Threads of several processes that wait for one another on the same cores make them many times as
+# slow; and vLLM would bind all servers' workers to the same core. What needs threads sets them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 
 # A busy machine is slow, not wrong.
@@ -25,29 +36,104 @@ hypothesis.settings.load_profile("slot")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="also run the long checks")
+    parser.addoption(
+        "--quick", action="store_true", help="only what starts no engine, server or Python process"
+    )
+    parser.addoption(
+        "--record-answers",
+        action="store_true",
+        help="keep the transformers reference's answers that are not recorded yet",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--record-answers"):
+        os.environ[RECORD] = "1"
+    if config.getoption("--quick"):
+        config.pluginmanager.register(NothingStarts())
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--full"):
-        return
-    long = [item for item in items if item.get_closest_marker("full")]
-    config.hook.pytest_deselected(items=long)
-    items[:] = [item for item in items if item not in long]
+    left = [
+        item
+        for item in items
+        if (not config.getoption("--full") and item.get_closest_marker("full"))
+        or (config.getoption("--quick") and starts_something(item))
+    ]
+    config.hook.pytest_deselected(items=left)
+    alone = [item for item in items if item.get_closest_marker("alone")]
+    items[:] = [
+        *(item for item in alone if item not in left),
+        *(item for item in items if item not in left and item not in alone),
+    ]
+    for item in items:
+        # Else a file's tests are a group of pytest-xdist's: they share engines and servers.
+        if item not in alone:
+            item.add_marker(pytest.mark.xdist_group(item.location[0]))
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def starts(fixture: _Function) -> _Function:
+    """Below ``@pytest.fixture``: it starts an engine, a server or a Python process, or lets the
+    test do so. Tests that use it, by whatever way, are not of ``--quick``."""
+    fixture.starts_something = True  # type: ignore[attr-defined]
+    return fixture
+
+
+def starts_something(item: pytest.Item) -> bool:
+    definitions = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009
+    return any(getattr(used.func, "starts_something", False) for own in definitions for used in own)
+
+
+class NothingStarts:
+    """With ``--quick``, a test that starts Python by itself after all is skipped when it does."""
+
+    def __init__(self) -> None:
+        self._testing = False
+        sys.addaudithook(self._audit)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self) -> Generator[None, Any, Any]:
+        self._testing = True
+        try:
+            return (yield)
+        finally:
+            self._testing = False
+
+    def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "subprocess.Popen" and self._testing:
+            command = arguments[1]
+            words = [command] if isinstance(command, str | bytes) else list(command)
+            if "python" in Path(os.fsdecode(words[0])).name or "--port" in words:
+                pytest.skip("it starts a Python process")
 
 
 @pytest.fixture(scope="session")
-def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """tiny_models(architecture, tied, vocabulary=None): the path of a tiny random model."""
-    directory = tmp_path_factory.mktemp("models")
+@starts
+def tiny_models() -> Callable[..., str]:
+    """tiny_models(architecture, tied, vocabulary=None): the path of a tiny random model, which is
+    kept in ``.cache/`` for later runs. Tests only read it."""
+    script = ROOT / "scripts/make_tiny_model.py"
+    libraries = "".join(version(name) for name in ("torch", "transformers", "tokenizers"))
+    key = hashlib.sha256(script.read_bytes() + libraries.encode()).hexdigest()[:16]
+    directory = ROOT / ".cache/tiny_models" / key
 
     def path(architecture: str, tied: bool, vocabulary: int | None = None) -> str:
         model = directory / f"{architecture}-{'tied' if tied else 'untied'}-{vocabulary}"
         if not model.exists():
-            # In a process of its own: importing transformers' models first disturbs vLLM's.
-            command = [sys.executable, str(ROOT / "scripts/make_tiny_model.py"), str(model)]
-            command += ["--architecture", architecture, *([] if tied else ["--untied"])]
-            command += ["--vocabulary", str(vocabulary)] if vocabulary else []
-            subprocess.run(command, check=True)
+            directory.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=directory, prefix="new-") as folder:
+                new = Path(folder) / "model"
+                # In a process of its own: importing transformers' models first disturbs vLLM's.
+                command = [sys.executable, str(script), str(new), "--architecture", architecture]
+                command += [] if tied else ["--untied"]
+                command += ["--vocabulary", str(vocabulary)] if vocabulary else []
+                subprocess.run(command, check=True)
+                # Unless another process was faster.
+                with contextlib.suppress(OSError):
+                    new.rename(model)
         return str(model)
 
     return path

@@ -2,7 +2,7 @@
 
 import ast
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -148,16 +148,17 @@ def expressions(node: ast.AST) -> set[str]:
     return {ast.unparse(n) for n in ast.walk(node) if isinstance(n, ast.Subscript | ast.Call)}
 
 
-def set_on_self(node: ast.AST) -> set[str]:
+@cache
+def set_on_self(node: ast.AST) -> frozenset[str]:
     """The attributes that a class's methods assign to ``self``."""
-    return {
+    return frozenset(
         n.attr
         for n in ast.walk(node)
         if isinstance(n, ast.Attribute)
         and isinstance(n.ctx, ast.Store)
         and isinstance(n.value, ast.Name)
         and n.value.id == "self"
-    }
+    )
 
 
 def _bound(node: ast.AST) -> dict[str, ast.AST]:

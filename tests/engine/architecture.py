@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import tests.engine.runner  # noqa: F401
 from slot_vllm.params import SlotError
 from tests.engine.cases import Answer, Case
-from tests.engine.conftest import SLOT, SMALL, runner_of
+from tests.engine.engines import SLOT, SMALL, runner_of
 from tests.engine.generate import delta_of, run, tokens_of
 from tests.engine.own_answers import Recorded, own_answer
 

@@ -49,5 +49,7 @@ def shifts_of(llm: Any, output: Any) -> torch.Tensor | None:
 
 
 def stats_of(llm: Any) -> dict[str, Any]:
+    """What an engine of the fixture ``engine`` counted in this test, and its gauges."""
     (stats,) = llm.collective_rpc("slot_stats")
-    return stats
+    before = getattr(llm, "stats_before", {})
+    return {name: value - before.get(name, 0) for name, value in stats.items()}

@@ -23,7 +23,7 @@ from tests.conftest import ROOT
 from tests.engine.cases import Case
 
 START_SECONDS = 600
-STOP_SECONDS = 30
+STOP_SECONDS = 10
 MODEL = "tiny"
 
 

@@ -12,7 +12,7 @@ from slot_vllm.engine import beam_search
 from slot_vllm.engine import deltas as deltas_module
 from slot_vllm.engine.scheduler import LimitedCompletions
 from tests.engine.cases import Case, random_tokens
-from tests.engine.conftest import runner_of
+from tests.engine.engines import runner_of
 from tests.engine.generate import run, sampling_params, stats_of
 
 COUNT = 2000

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ ENGINE = Path(__file__).parent
 TIME_LIMIT = {False: 2400, True: 4 * 3600}
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("runner", "target"),
     [
@@ -23,14 +25,15 @@ TIME_LIMIT = {False: 2400, True: 4 * 3600}
     ],
 )
 def test_in_a_process_of_its_own(runner: str, target: str, pytestconfig: pytest.Config) -> None:
-    run_alone(runner, target, pytestconfig)
+    run_alone(runner, [target], pytestconfig)
 
 
-def run_alone(runner: str, target: str, pytestconfig: pytest.Config) -> None:
-    """tests/engine/TARGET on a model runner, in another process. Raises AssertionError."""
+def run_alone(runner: str, targets: Sequence[str], pytestconfig: pytest.Config) -> None:
+    """tests/engine/TARGETS on a model runner, in another process. Raises AssertionError."""
+    files = [str(ENGINE / target) for target in targets]
     full = ["--full"] if pytestconfig.getoption("--full") else []
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-W", "ignore", str(ENGINE / target), *full],
+        [sys.executable, "-m", "pytest", "-q", "-W", "ignore", *files, *full],
         env={**os.environ, "SLOT_TEST_RUNNER": runner},
         cwd=ENGINE.parents[1],
         capture_output=True,

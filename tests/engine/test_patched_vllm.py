@@ -45,6 +45,7 @@ def run_with(
     )
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("runner", "targets"),
     [

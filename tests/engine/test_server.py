@@ -16,7 +16,7 @@ import pytest
 from slot_vllm.engine.coalesced import FRESH_SECONDS
 from slot_vllm.params import REQUEST_KEYS
 from tests.bad_settings import BAD_SETTINGS, MAX_STEPS
-from tests.conftest import ROOT
+from tests.conftest import ROOT, starts
 from tests.engine.server import MODEL, Server, running, serving
 
 PROBLEM = (
@@ -26,6 +26,7 @@ PROBLEM = (
 
 
 @pytest.fixture(scope="module")
+@starts
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("server") / "log"
     slot = {"steps": 3, "max_steps": MAX_STEPS, "max_prompt_tokens": 200, "max_concurrent": 1}

@@ -9,8 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import tests.engine.runner  # noqa: F401
 from tests.engine.cases import Case
-from tests.engine.conftest import SMALL
+from tests.engine.engines import SMALL
 from tests.engine.generate import run
 
 # Per output: the tokens, and per token the logprobs as [token, logprob] pairs.
@@ -26,8 +27,10 @@ def tokens_and_logprobs(outputs: Sequence[Any]) -> Bits:
     return bits
 
 
-def run_unloaded(model: str, cases: Sequence[Case], options: dict[str, Any]) -> Bits:
-    """JSON keeps every bit of a float."""
+def run_unloaded(
+    model: str, cases: Sequence[Case], options: Sequence[dict[str, Any]]
+) -> list[Bits]:
+    """Of an engine for each of ``options``. JSON keeps every bit of a float."""
     request = {"model": model, "cases": [asdict(c) for c in cases], "options": options}
     result = subprocess.run(
         [sys.executable, "-m", "tests.engine.unloaded"],
@@ -39,7 +42,7 @@ def run_unloaded(model: str, cases: Sequence[Case], options: dict[str, Any]) -> 
         check=False,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    bits: Bits = json.loads(result.stdout.splitlines()[-1])
+    bits: list[Bits] = json.loads(result.stdout.splitlines()[-1])
     return bits
 
 
@@ -48,10 +51,12 @@ def main() -> None:
     from vllm.engine.arg_utils import EngineArgs
 
     request = json.load(sys.stdin)
-    llm = LLM(request["model"], **{**SMALL, **request["options"]})
-    assert not hasattr(EngineArgs.create_engine_config, "__wrapped__")
     cases = [Case(**case) for case in request["cases"]]
-    print(json.dumps(tokens_and_logprobs(run(llm, cases, logprobs=5))))
+    # All at once: with the first one vLLM would end what both share.
+    engines = [LLM(request["model"], **{**SMALL, **options}) for options in request["options"]]
+    bits = [tokens_and_logprobs(run(llm, cases, logprobs=5)) for llm in engines]
+    assert not hasattr(EngineArgs.create_engine_config, "__wrapped__")
+    print(json.dumps(bits))
 
 
 if __name__ == "__main__":

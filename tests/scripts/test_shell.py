@@ -86,13 +86,16 @@ def checkout(tmp_path: Path) -> Path:
     return directory
 
 
+PYTEST = "python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder"
+
+
 @pytest.mark.parametrize("part", ["ruff", "mypy", "python"])
 @pytest.mark.parametrize("full", [[], ["--full"]])
 def test_one_failing_part_fails_the_tests_and_the_others_run(
     part: str, full: list[str], checkout: Path, programs: Path
 ) -> None:
     arguments = ["-k", "some", *full]
-    pytest_call = f"python -m pytest --numprocesses 2 --dist loadfile {' '.join(arguments)}"
+    pytest_call = " ".join([PYTEST, *arguments])
     calls = ["ruff check .", "ruff format --check .", "mypy ", pytest_call]
     for environment, expected in ({}, 0), ({f"{part}_exit": "3"}, 1):
         code, output, _ = run(checkout / "scripts/test.sh", programs, *arguments, **environment)
@@ -101,6 +104,13 @@ def test_one_failing_part_fails_the_tests_and_the_others_run(
     logs = [log.read_text() for log in checkout.glob("logs/full/*.log")]
     assert bool(logs) == bool(full)
     assert all(log == f"{pytest_call}\n" for log in logs)
+
+
+def test_durations_are_a_plugin_of_pytest(checkout: Path, programs: Path) -> None:
+    arguments = ["--quick", "--durations", "--durations=5"]
+    code, output, _ = run(checkout / "scripts/test.sh", programs, *arguments)
+    assert code == 0
+    assert output.splitlines()[-1].endswith(f"{PYTEST} --quick -p tests.durations --durations=5")
 
 
 def test_the_main_job_passes_everything_on(checkout: Path, programs: Path) -> None:

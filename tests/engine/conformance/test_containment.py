@@ -18,11 +18,11 @@ from tests.engine.cases import (
     random_tokens,
     reference,
 )
-from tests.engine.conftest import V2, runner_of
+from tests.engine.engines import ROOMY, runner_of
 from tests.engine.generate import delta_of, run, sampling_params, stats_of, tokens_of
+from tests.engine.runner import V2
 
 NEW = 4 if V2 else 12
-ROOMY = {"num_gpu_blocks_override": 200}
 BLOCK = 32
 
 Patch = pytest.MonkeyPatch

@@ -13,11 +13,11 @@ from tests.engine.cases import (
     random_tokens,
     reference,
 )
-from tests.engine.conftest import V2, runner_of
+from tests.engine.engines import ROOMY, runner_of
 from tests.engine.generate import delta_of, run, sampling_params, shifts_of, stats_of, tokens_of
+from tests.engine.runner import V2
 
 NEW = 8 if V2 else 24
-ROOMY = {"num_gpu_blocks_override": 200}
 
 
 def _cases(seed: int, lengths: tuple[int, ...] = (6, 50, 100)) -> list[Case]:
@@ -185,6 +185,7 @@ def test_structured_output(tiny_model: str, engine: Callable[..., Any]) -> None:
     assert_tokens_equal(tokens_of(outputs), reference(tiny_model, cases))
 
 
+@pytest.mark.any_runner
 def test_a_failure_of_the_optimizer_costs_only_the_delta(
     tiny_model: str, engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,14 +1,16 @@
 """A request does not depend on its neighbours, and requests without SLOT are untouched."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
 
 from tests.engine.cases import Case, assert_tokens_equal, random_tokens, reference
-from tests.engine.conftest import V2, runner_of
+from tests.engine.engines import runner_of
 from tests.engine.generate import delta_of, run, stats_of, tokens_of
-from tests.engine.unloaded import run_unloaded, tokens_and_logprobs
+from tests.engine.runner import V2
+from tests.engine.unloaded import Bits, run_unloaded, tokens_and_logprobs
 
 NEW = 8 if V2 else 24
 
@@ -38,28 +40,39 @@ def test_alone_and_in_company(
     assert_tokens_equal(tokens_of([together]), expected)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+MIXED = [
+    Case(random_tokens(n, seed=400 + n), 5 * (i % 2), 0.5, NEW)
+    for i, n in enumerate((3, 20, 60, 61, 120, 33))
+]
+WITHOUT = [Case(c.tokens, 0, c.lr, c.new_tokens) for c in MIXED]
+# The schedules, and so the shapes of all products, are the same: no cache, no preemption.
+OPTIONS = {
+    dtype: {"dtype": dtype, "num_gpu_blocks_override": 200, "enable_prefix_caching": False}
+    for dtype in ("float32", "bfloat16")
+}
+
+
+@cache
+def _unloaded(model: str) -> dict[str, Bits]:
+    """By the dtype, of one process for both."""
+    return dict(zip(OPTIONS, run_unloaded(model, WITHOUT, list(OPTIONS.values())), strict=True))
+
+
+@pytest.mark.parametrize("dtype", OPTIONS)
 def test_without_steps_bits_are_those_of_vllm_without_the_plugin(
     dtype: str, tiny_models: Callable[[str, bool], str], engine: Callable[..., Any]
 ) -> None:
     # Gemma2's soft cap is where a change of dtype would show.
     model = tiny_models("gemma2", True)
-    mixed = [
-        Case(random_tokens(n, seed=400 + n), 5 * (i % 2), 0.5, NEW)
-        for i, n in enumerate((3, 20, 60, 61, 120, 33))
-    ]
-    without = [Case(c.tokens, 0, c.lr, c.new_tokens) for c in mixed]
-    # The schedules, and so the shapes of all products, are the same: no cache, no preemption.
-    options = {"dtype": dtype, "num_gpu_blocks_override": 200, "enable_prefix_caching": False}
-    unloaded = run_unloaded(model, without, options)
-    slot = engine(model, slot={}, **options)
+    unloaded = _unloaded(model)[dtype]
+    slot = engine(model, slot={}, **OPTIONS[dtype])
     before = stats_of(slot)["optimized"]
-    assert tokens_and_logprobs(run(slot, without, logprobs=5)) == unloaded
+    assert tokens_and_logprobs(run(slot, WITHOUT, logprobs=5)) == unloaded
     assert stats_of(slot)["optimized"] == before
 
-    on = tokens_and_logprobs(run(slot, mixed, logprobs=5))
+    on = tokens_and_logprobs(run(slot, MIXED, logprobs=5))
     assert stats_of(slot)["optimized"] == before + 3
-    for case, with_slot, own in zip(mixed, on, unloaded, strict=True):
+    for case, with_slot, own in zip(MIXED, on, unloaded, strict=True):
         assert (with_slot == own) == (case.steps == 0)
 
 

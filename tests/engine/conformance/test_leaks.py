@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from tests.engine.cases import Case, random_tokens
-from tests.engine.conftest import V2, runner_of
+from tests.engine.engines import runner_of
 from tests.engine.generate import run, sampling_params, stats_of
+from tests.engine.runner import V2
 from tests.engine.unloaded import tokens_and_logprobs
 
 NEW = 3 if V2 else 10
@@ -101,6 +102,7 @@ def test_a_slots_next_request_gets_nothing_of_the_one_before(
     assert rows == {1}
 
 
+@pytest.mark.any_runner
 def test_deltas_are_read_only_where_they_are_kept(
     tiny_model: str, engine: Callable[..., Any]
 ) -> None:

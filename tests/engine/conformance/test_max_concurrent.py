@@ -15,8 +15,9 @@ from tests.engine.cases import (
     random_tokens,
     reference,
 )
-from tests.engine.conftest import V2, runner_of, scheduler_of
+from tests.engine.engines import runner_of, scheduler_of
 from tests.engine.generate import delta_of, run, sampling_params, tokens_of
+from tests.engine.runner import V2
 
 NEW = 6
 # All prompts of a test fit one step.
@@ -107,6 +108,7 @@ def test_running_requests_get_a_token_in_every_step(
     assert served.first["late"] == 4
 
 
+@pytest.mark.any_runner
 def test_equal_prompts_count_once(tiny_model: str, engine: Callable[..., Any]) -> None:
     llm = engine(tiny_model, slot={"max_concurrent": 1}, **ROOMY)
     case = Case(random_tokens(40, 4100), 3, 0.1, NEW)
@@ -121,6 +123,7 @@ def test_equal_prompts_count_once(tiny_model: str, engine: Callable[..., Any]) -
     assert served.optimized[:4] == [1, 1, 0, 1]
 
 
+@pytest.mark.any_runner
 def test_without_sharing_every_prompt_counts(tiny_model: str, engine: Callable[..., Any]) -> None:
     llm = engine(tiny_model, slot={"max_concurrent": 1, "delta_cache_mb": 0}, **ROOMY)
     case = Case(random_tokens(40, 4150), 3, 0.1, NEW)
@@ -129,6 +132,7 @@ def test_without_sharing_every_prompt_counts(tiny_model: str, engine: Callable[.
     assert served.optimized[:3] == [1, 1, 1]
 
 
+@pytest.mark.any_runner
 def test_prompts_of_which_all_but_one_token_is_cached(
     tiny_model: str, engine: Callable[..., Any]
 ) -> None:
@@ -148,7 +152,10 @@ def test_prompts_of_which_all_but_one_token_is_cached(
     assert served.first["plain0"] == 0
 
 
-def test_prompts_that_must_be_computed_whole(tiny_model: str, engine: Callable[..., Any]) -> None:
+@pytest.mark.any_runner
+def test_prompts_that_must_be_computed_whole(
+    tiny_model: str, engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     llm = engine(tiny_model, slot={"max_concurrent": 1}, enable_chunked_prefill=False, **ROOMY)
     scheduler = scheduler_of(llm)
     sizes: dict[str, list[int]] = {}
@@ -159,7 +166,7 @@ def test_prompts_that_must_be_computed_whole(tiny_model: str, engine: Callable[.
             sizes.setdefault(req_id.rpartition("-")[0], []).append(tokens)
         update(output)
 
-    scheduler._update_after_schedule = watched
+    monkeypatch.setattr(scheduler, "_update_after_schedule", watched)
     burst = named("burst", (60, 33, 64), 4300)
     plain = named("plain", (30,), 4310, steps=0)
     served = serve(llm, {0: [*burst, *plain]})
@@ -169,6 +176,7 @@ def test_prompts_that_must_be_computed_whole(tiny_model: str, engine: Callable[.
     assert [sizes[name][0] for name, _ in burst] == [60, 33, 64]
 
 
+@pytest.mark.any_runner
 def test_of_those_that_wait_no_more_are_looked_at_than_can_run(
     tiny_model: str, engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,6 +206,7 @@ def test_of_those_that_wait_no_more_are_looked_at_than_can_run(
     assert served.first["plain0"] == 14 - 8
 
 
+@pytest.mark.any_runner
 def test_prompts_that_end_between_aligned_blocks(
     tiny_model: str, engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +228,7 @@ def test_prompts_that_end_between_aligned_blocks(
     assert served.first["plain0"] == 0
 
 
+@pytest.mark.any_runner
 def test_a_request_that_cannot_be_described_is_served(
     tiny_model: str, engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,6 +245,7 @@ def test_a_request_that_cannot_be_described_is_served(
     assert served.optimized[0] == 2
 
 
+@pytest.mark.any_runner
 def test_an_aborted_request_leaves_its_place(tiny_model: str, engine: Callable[..., Any]) -> None:
     llm = engine(tiny_model, slot={"max_concurrent": 1}, **ROOMY)
     burst = named("burst", (60, 33, 64, 40), 4400)
@@ -250,7 +261,7 @@ def test_an_aborted_request_leaves_its_place(tiny_model: str, engine: Callable[.
 
 
 def test_preempted_requests_are_not_optimized_again(
-    tiny_model: str, engine: Callable[..., Any]
+    tiny_model: str, engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llm = engine(tiny_model, slot={"max_concurrent": 1}, num_gpu_blocks_override=12)
     scheduler = scheduler_of(llm)
@@ -260,7 +271,7 @@ def test_preempted_requests_are_not_optimized_again(
         preempted.append(scheduler._to_be_optimized(request))
         return original(request, *args, **kwargs)
 
-    scheduler._preempt_request = preempt
+    monkeypatch.setattr(scheduler, "_preempt_request", preempt)
     cases = mixed_cases(16, 34) if V2 else mixed_cases(24, 34)
     served = serve(llm, {0: [(str(i), case) for i, case in enumerate(cases)]})
     check_tokens(tiny_model, served, [(str(i), case) for i, case in enumerate(cases)])

@@ -13,13 +13,13 @@ from tests.engine.cases import (
     random_tokens,
     reference,
 )
-from tests.engine.conftest import V2, runner_of, scheduler_of
+from tests.engine.engines import ROOMY, runner_of, scheduler_of
 from tests.engine.generate import delta_of, run, stats_of, tokens_of
+from tests.engine.runner import V2
 
 LAST = 50
 SLOT = {"max_prompt_tokens": LAST, "long_prompts": "last"}
 NEW = 4 if V2 else 16
-ROOMY = {"num_gpu_blocks_override": 200}
 
 
 def _of_their_end(cases: list[Case]) -> list[Case]:
@@ -28,7 +28,10 @@ def _of_their_end(cases: list[Case]) -> list[Case]:
 
 @pytest.mark.parametrize("hidden_cache", ["on", "off"])
 def test_the_last_tokens_are_learned_from(
-    hidden_cache: str, tiny_model: str, engine: Callable[..., Any]
+    hidden_cache: str,
+    tiny_model: str,
+    engine: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Chunks of 48: prompts of 64 tokens and more are split, some of them within their end.
     llm = engine(tiny_model, slot={**SLOT, "hidden_cache": hidden_cache})
@@ -47,8 +50,8 @@ def test_the_last_tokens_are_learned_from(
         pending = max(pending, rows)
         return allocate(rows, *args)
 
-    scheduler._preempt_request = preempt
-    runner.slot_deltas.pending.allocate = watched
+    monkeypatch.setattr(scheduler, "_preempt_request", preempt)
+    monkeypatch.setattr(runner.slot_deltas.pending, "allocate", watched)
     cases = _of_their_end(mixed_cases(16, NEW) if V2 else mixed_cases(24, 32))
     expected = reference(tiny_model, cases)
     outputs = run(llm, cases)
@@ -80,6 +83,7 @@ def test_prefixes_of_every_length_in_the_cache(tiny_model: str, engine: Callable
         assert_delta_equal(delta_of(llm, output), answer, case.lr)
 
 
+@pytest.mark.any_runner
 def test_equal_ends_are_not_equal_prompts(tiny_model: str, engine: Callable[..., Any]) -> None:
     llm = engine(tiny_model, slot=SLOT, **ROOMY)
     before = stats_of(llm)
@@ -96,6 +100,7 @@ def test_equal_ends_are_not_equal_prompts(tiny_model: str, engine: Callable[...,
     assert stats["shared"] - before["shared"] == 1
 
 
+@pytest.mark.any_runner
 def test_of_the_last_tokens_those_that_count(tiny_model: str, engine: Callable[..., Any]) -> None:
     llm = engine(tiny_model, slot=SLOT, skip_tokenizer_init=False, **ROOMY)
     special = sorted(llm.get_tokenizer().added_tokens_decoder)
@@ -131,6 +136,7 @@ def test_of_the_last_tokens_those_that_count(tiny_model: str, engine: Callable[.
     assert (stats["optimized"], stats["one_token"], stats["failed"]) == (3, 1, 0)
 
 
+@pytest.mark.any_runner
 def test_refused(tiny_model: str, engine: Callable[..., Any]) -> None:
     from vllm import SamplingParams
     from vllm.exceptions import VLLMValidationError

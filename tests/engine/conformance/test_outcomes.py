@@ -5,8 +5,9 @@ from typing import Any
 
 from slot_vllm.engine.metrics import OUTCOMES
 from tests.engine.cases import Case, random_tokens
-from tests.engine.conftest import V2, scheduler_of
+from tests.engine.engines import scheduler_of
 from tests.engine.generate import run
+from tests.engine.runner import V2
 
 
 def test_preempted_requests_are_counted_once(

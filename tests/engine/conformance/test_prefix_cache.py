@@ -15,11 +15,11 @@ from tests.engine.cases import (
     random_tokens,
     reference,
 )
-from tests.engine.conftest import V2, runner_of
+from tests.engine.engines import ROOMY, runner_of
 from tests.engine.generate import delta_of, run, sampling_params, stats_of, tokens_of
+from tests.engine.runner import V2
 
 NEW = 8 if V2 else 24
-ROOMY = {"num_gpu_blocks_override": 200}
 BLOCK = 32
 
 
@@ -77,6 +77,7 @@ def test_the_second_turn_of_a_chat(tiny_model: str, engine: Callable[..., Any]) 
         assert_delta_equal(delta_of(llm, output), answer, 0.1)
 
 
+@pytest.mark.any_runner
 def test_samples_of_a_long_prompt_share_its_delta(
     tiny_model: str, engine: Callable[..., Any]
 ) -> None:
@@ -104,6 +105,7 @@ def test_samples_of_a_long_prompt_share_its_delta(
     assert stats_of(alone)["optimized"] == 8
 
 
+@pytest.mark.any_runner
 def test_sharing_in_a_step_in_an_overlap_and_later(
     tiny_model: str, engine: Callable[..., Any]
 ) -> None:
@@ -124,6 +126,7 @@ def test_sharing_in_a_step_in_an_overlap_and_later(
     assert _counted(llm, lambda: run(llm, [case]))[1]["optimized"] == 1
 
 
+@pytest.mark.any_runner
 def test_nothing_crosses_cache_salts(tiny_model: str, engine: Callable[..., Any]) -> None:
     llm = engine(tiny_model, slot={}, **ROOMY)
     case = Case(random_tokens(80, seed=2500), 5, 0.1, 4)
@@ -154,9 +157,11 @@ def test_hidden_states_follow_copied_blocks(tiny_model: str, engine: Callable[..
     from vllm.v1.worker.utils import copy_kv_cache_blocks_inplace
 
     llm = engine(tiny_model, slot={}, **ROOMY)
-    run(llm, [Case(random_tokens(100, seed=2600), 5, 0.1, 1)])
     runner = runner_of(llm)
     cache = runner.slot_hidden_cache._layer.kv_cache
+    # Of other tests' requests.
+    cache.zero_()
+    run(llm, [Case(random_tokens(100, seed=2600), 5, 0.1, 1)])
     written = int(torch.argmax(cache.abs().flatten(1).sum(1)))
     copy_kv_cache_blocks_inplace(
         runner.kv_caches, runner.kv_cache_config.num_blocks, [(written, 199)]
@@ -209,7 +214,7 @@ def test_within_the_same_share_of_memory(tiny_model: str, engine: Callable[..., 
     assert abs(lost - cost.tokens_lost) <= BLOCK
 
 
-@pytest.mark.parametrize("shares", [False, True])
+@pytest.mark.parametrize("shares", [False, pytest.param(True, marks=pytest.mark.any_runner)])
 def test_off_is_as_before(shares: bool, tiny_model: str, engine: Callable[..., Any]) -> None:
     off = {"hidden_cache": "off", **({} if shares else {"delta_cache_mb": 0})}
     llm = engine(tiny_model, slot=off, **ROOMY)

@@ -6,19 +6,26 @@ from typing import Any
 import pytest
 
 from tests.engine.cases import assert_delta_equal, assert_tokens_equal, mixed_cases, reference
-from tests.engine.conftest import V2, scheduler_of
+from tests.engine.engines import scheduler_of
 from tests.engine.generate import delta_of, run, tokens_of
+from tests.engine.runner import V2
 
 
 @pytest.mark.parametrize(
     ("architecture", "tied"),
-    [("qwen2", True), ("qwen2", False), ("llama", False), ("gemma2", True)],
+    [
+        ("qwen2", True),
+        pytest.param("qwen2", False, marks=pytest.mark.any_runner),
+        pytest.param("llama", False, marks=pytest.mark.any_runner),
+        ("gemma2", True),
+    ],
 )
 def test_tokens_and_deltas(
     architecture: str,
     tied: bool,
     tiny_models: Callable[[str, bool], str],
     engine: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = tiny_models(architecture, tied)
     # The interpreter is slow: fewer and shorter answers, still chunked and preempted.
@@ -33,7 +40,7 @@ def test_tokens_and_deltas(
         preempted.append(request)
         return original(request, *args, **kwargs)
 
-    scheduler._preempt_request = preempt
+    monkeypatch.setattr(scheduler, "_preempt_request", preempt)
     outputs = run(llm, cases)
     assert any(request.sampling_params.extra_args["slot_steps"] for request in preempted)
     chunk = llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens

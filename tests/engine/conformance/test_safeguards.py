@@ -14,8 +14,8 @@ from tests.engine.cases import (
     random_tokens,
     reference,
 )
-from tests.engine.conftest import V2
 from tests.engine.generate import delta_of, run, shifts_of, stats_of, tokens_of
+from tests.engine.runner import V2
 
 NEW = 6 if V2 else 16
 OPTIONS: tuple[dict[str, Any], ...] = (
@@ -48,7 +48,9 @@ def mixed(count: int) -> list[Case]:
     ]
 
 
-@pytest.mark.parametrize("architecture", ["qwen2", "gemma2"])
+@pytest.mark.parametrize(
+    "architecture", ["qwen2", pytest.param("gemma2", marks=pytest.mark.any_runner)]
+)
 def test_every_option_in_one_batch(
     architecture: str, tiny_models: Callable[[str, bool], str], engine: Callable[..., Any]
 ) -> None:
@@ -84,6 +86,7 @@ def test_every_option_in_one_batch(
     assert_tokens_equal([tokens_of(outputs)[i] for i in exact], [expected[i] for i in exact])
 
 
+@pytest.mark.any_runner
 @pytest.mark.parametrize(
     ("settings", "rows"),
     [
@@ -128,6 +131,7 @@ def test_without_a_delta_every_bit_is_the_baseline_s(
     assert first != logprobs[0][0]
 
 
+@pytest.mark.any_runner
 def test_counters_and_equal_prompts_with_a_bias(
     tiny_model: str, engine: Callable[..., Any]
 ) -> None:
@@ -149,6 +153,7 @@ def test_counters_and_equal_prompts_with_a_bias(
     assert stats_of(llm)["optimized"] - before["optimized"] == 4
 
 
+@pytest.mark.any_runner
 def test_tokens_that_only_the_tokenizer_can_tell(
     tiny_model: str, engine: Callable[..., Any]
 ) -> None:

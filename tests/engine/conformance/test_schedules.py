@@ -18,8 +18,9 @@ from tests.engine.cases import (
     random_tokens,
     reference,
 )
-from tests.engine.conftest import V2, runner_of, scheduler_of
+from tests.engine.engines import runner_of, scheduler_of
 from tests.engine.generate import delta_of, run, sampling_params, stats_of
+from tests.engine.runner import V2
 
 # Some cross a block's end, which is when a request may find no block and another is preempted.
 NEW = 34

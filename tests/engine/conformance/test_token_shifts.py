@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from tests.engine.cases import Case, random_tokens
-from tests.engine.conftest import runner_of
+from tests.engine.engines import runner_of
 from tests.engine.generate import delta_of, run, shifts_of
 
 
+@pytest.mark.any_runner
 @pytest.mark.parametrize(
     ("architecture", "weight"),
     # Gemma2 has a soft cap, which comes after the shift.
@@ -43,6 +44,7 @@ def test_token_shifts_are_w_delta(
     assert shifts_of(llm, without) is None
 
 
+@pytest.mark.any_runner
 @pytest.mark.parametrize("target", ["bias", "both"])
 def test_a_bias_in_a_16_bit_model(
     target: str, tiny_models: Callable[[str, bool], str], engine: Callable[..., Any]

@@ -33,8 +33,9 @@ from tests.engine.cases import (
     reference,
 )
 from tests.engine.conformance.test_safeguards import mixed
-from tests.engine.conftest import SLOT, SMALL, V2, scheduler_of
+from tests.engine.engines import SLOT, SMALL, scheduler_of
 from tests.engine.generate import run, sampling_params, tokens_of
+from tests.engine.runner import V2
 from tests.engine.server import MODEL, serving
 
 TP2: dict[str, Any] = {"tensor_parallel_size": 2}

@@ -30,8 +30,9 @@ from tests.engine.cases import (
     random_tokens,
     reference,
 )
-from tests.engine.conftest import V2, runner_of
+from tests.engine.engines import runner_of
 from tests.engine.generate import delta_of, run, sampling_params, stats_of, tokens_of
+from tests.engine.runner import V2
 
 NEW = 6
 

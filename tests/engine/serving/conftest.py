@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.conftest import starts
 from tests.engine.server import Server, serving
 
 LONGEST = 280
@@ -16,6 +17,7 @@ OPTIONS = (
 
 
 @pytest.fixture(scope="package")
+@starts
 def server(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serving(
         tiny_model,

@@ -1,0 +1,103 @@
+"""Recorded answers of the transformers reference, one file per tiny model under ``answers/``.
+
+``python -m pytest PATH --record-answers`` computes what is not there yet and keeps it;
+``test_answers.py`` makes all of them again, with ``--full``, and compares. An answer belongs to the
+model's weights, its configuration and the case: what any other one would get is not found.
+"""
+
+import gzip
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+RECORDED = Path(__file__).with_name("answers")
+LOCK = Path(__file__).parents[2] / ".cache/answers.lock"
+# Says that what is missing shall be recorded, in processes that tests start too.
+RECORD = "SLOT_TEST_RECORD_ANSWERS"
+# The tolerances are a hundred times as wide, and gaps are compared with 1e-3.
+DIGITS = {"delta": 7, "losses": 7, "gaps": 4, "scale": 7}
+
+
+def fingerprint(model: Path) -> str:
+    """Of its weights and what makes them a model."""
+    config = json.loads((model / "config.json").read_text())
+    config.pop("transformers_version", None)
+    text = json.dumps(config, sort_keys=True)
+    return hashlib.sha256((model / "model.safetensors").read_bytes() + text.encode()).hexdigest()
+
+
+def _key(case: Mapping[str, Any]) -> str:
+    """A greedy answer is the beginning of every longer one."""
+    return json.dumps({**case, "new_tokens": None}, sort_keys=True)
+
+
+class Answers:
+    """The recorded answers of one model, as ``reference.py`` writes them but for ``last_hidden``.
+
+    file: where they are kept. model: the fingerprint that they belong to."""
+
+    def __init__(self, file: Path, model: str) -> None:
+        self.file, self.model = file, model
+        self._kept: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+        self._read()
+
+    def _read(self) -> None:
+        if not self.file.is_file():
+            return
+        kept = json.loads(gzip.decompress(self.file.read_bytes()))
+        if kept["model"] == self.model:
+            self._kept = {_key(case): (case, answer) for case, answer in kept["answers"]}
+
+    def __iter__(self) -> Any:
+        """(case, answer), both as dictionaries."""
+        return iter(self._kept.values())
+
+    def find(self, case: Mapping[str, Any]) -> dict[str, Any] | None:
+        _, answer = self._kept.get(_key(case), (None, None))
+        count = case["new_tokens"]
+        if answer is None or len(answer["tokens"]) < count:
+            return None
+        cut = {name: answer[name][:count] for name in ("tokens", "gaps")}
+        return {**answer, **cut}
+
+    def record(self, answers: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> None:
+        """Beside what other processes recorded."""
+        self.file.parent.mkdir(exist_ok=True)
+        LOCK.parent.mkdir(exist_ok=True)
+        with FileLock(LOCK):
+            self._read()
+            for case, answer in answers:
+                rounded = {
+                    name: _rounded(value, DIGITS[name]) if name in DIGITS else value
+                    for name, value in answer.items()
+                    if name != "last_hidden"
+                }
+                self._kept[_key(case)] = (json.loads(json.dumps(case)), rounded)
+            ordered = [self._kept[key] for key in sorted(self._kept)]
+            text = json.dumps({"model": self.model, "answers": ordered}, separators=(",", ":"))
+            new = self.file.with_suffix(".new")
+            new.write_bytes(gzip.compress(text.encode(), mtime=0))
+            new.replace(self.file)
+
+
+def _rounded(value: Any, digits: int) -> Any:
+    if isinstance(value, list):
+        return [_rounded(one, digits) for one in value]
+    return float(f"{value:.{digits}g}")
+
+
+@cache
+def answers_of(model: str) -> Answers:
+    """Of the model in this directory."""
+    path = Path(model)
+    return Answers(RECORDED / f"{path.name}.json.gz", fingerprint(path))
+
+
+def recording() -> bool:
+    return os.environ.get(RECORD) == "1"

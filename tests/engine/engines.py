@@ -1,0 +1,144 @@
+"""The in-process engines of a test process, and what each test must leave them as."""
+
+import os
+from typing import Any
+
+# It would override the engines' own kv_cache_memory_bytes.
+os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
+
+# Small enough that the mixed cases are chunked and preempted.
+SMALL = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "skip_tokenizer_init": True,
+    "max_model_len": 320,
+    "max_num_seqs": 8,
+    "max_num_batched_tokens": 48,
+    "block_size": 32,
+    "num_gpu_blocks_override": 14,
+    "kv_cache_memory_bytes": 1 << 26,
+}
+# For tests in which no request shall wait for blocks.
+ROOMY = {"num_gpu_blocks_override": 200}
+SLOT = {"workspace_mb": 8, "keep_deltas": 64, "report_loss": True}
+# Of ``slot_stats``, what does not only grow.
+GAUGES = {
+    "requests",
+    "table_rows",
+    "pending_device_bytes",
+    "pending_host_bytes",
+    "kept_deltas",
+    "shared_deltas",
+    "workspace_bytes",
+}
+
+
+class Engines:
+    """One per model and settings, until the process ends: a first engine costs some ten seconds,
+    a further one about one; and to end one, vLLM ends what all in the process share."""
+
+    def __init__(self) -> None:
+        self._engines: dict[str, Any] = {}
+
+    def get(self, model: str, slot: dict[str, Any] | None = None, **options: Any) -> Any:
+        key = repr((model, slot and sorted(slot.items()), slot is None, sorted(options.items())))
+        if key not in self._engines:
+            from vllm import LLM, envs
+
+            extra: dict[str, Any] = (
+                {}
+                if slot is None
+                else {
+                    "worker_extension_cls": "slot_vllm.SlotWorkerExtension",
+                    "additional_config": {"slot": {**SLOT, **slot}},
+                }
+            )
+            llm = self._engines[key] = LLM(model, **{**SMALL, **options, **extra})
+            llm.own_methods = _methods(llm)
+            # Else what other tests set of vLLM's environment would have no effect.
+            envs.disable_envs_cache()
+        return self._engines[key]
+
+    def shut_down(self) -> None:
+        """Of those with processes of their own. The others end with this process: vLLM collects
+        garbage twice for each, which takes seconds."""
+        for llm in self._engines.values():
+            core = llm.llm_engine.engine_core
+            if _worker(llm) is None:
+                core.shutdown()
+            else:
+                core._finalizer.detach()
+
+
+def runner_of(llm: Any) -> Any:
+    core = llm.llm_engine.engine_core.engine_core
+    return core.model_executor.driver_worker.worker.model_runner
+
+
+def scheduler_of(llm: Any) -> Any:
+    return llm.llm_engine.engine_core.engine_core.scheduler
+
+
+def deltas_of(llm: Any) -> Any:
+    """The state of a SLOT engine whose worker is in this process, else None."""
+    return None if _worker(llm) is None else getattr(runner_of(llm), "slot_deltas", None)
+
+
+def _worker(llm: Any) -> Any:
+    return getattr(llm.llm_engine.engine_core.engine_core.model_executor, "driver_worker", None)
+
+
+def _parts(llm: Any) -> dict[str, Any]:
+    """The objects whose methods tests replace."""
+    parts = {"scheduler": scheduler_of(llm)}
+    if deltas := deltas_of(llm):
+        parts |= {"deltas": deltas, "rows": deltas.rows, "table": deltas.table}
+        parts |= {"pending": deltas.pending, "workspace": deltas.workspace}
+    return parts
+
+
+def _methods(llm: Any) -> dict[str, Any]:
+    """What stands on these objects themselves instead of on their classes."""
+    return {
+        f"{name}.{key}": value
+        for name, part in _parts(llm).items()
+        for key, value in vars(part).items()
+        # What monkeypatch puts back is the class's.
+        if callable(value) and getattr(value, "__self__", None) is not part
+    }
+
+
+def begin_test(llm: Any) -> None:
+    """As a new engine is, for ``stats_of`` too."""
+    llm.reset_prefix_cache()
+    if deltas := deltas_of(llm):
+        deltas.forget_shared()
+        deltas.failures.errors.clear()
+        stats = deltas.stats()
+        llm.stats_before = {name: n for name, n in stats.items() if name not in GAUGES}
+
+
+def assert_nothing_left(llm: Any) -> None:
+    from vllm import SamplingParams
+
+    assert not llm.llm_engine.has_unfinished_requests(), "unfinished requests"
+    replaced = [k for k, method in _methods(llm).items() if llm.own_methods.get(k) is not method]
+    assert not replaced, f"still replaced by the test: {replaced}"
+    deltas = deltas_of(llm)
+    if deltas is None:
+        return
+    # Departures reach the worker with the next step, of an asynchronous engine with the one after.
+    params = SamplingParams(max_tokens=2, detokenize=False, extra_args={"slot_steps": 0})
+    llm.generate([{"prompt_token_ids": [3, 4]}], params, use_tqdm=False)
+    left = {
+        "requests": list(deltas.requests),
+        "bypassed": list(deltas.bypassed),
+        "table rows": len(deltas.table),
+        "pending bytes": deltas.pending.device_bytes + deltas.pending.host_bytes,
+        "staged": deltas._staged,
+    }
+    for name in ("_completing", "_learned"):
+        left[name] = len(getattr(scheduler_of(llm), name, ()))
+    assert not any(left.values()), {name: what for name, what in left.items() if what}
+    # Row 0 is of those without SLOT.
+    assert not deltas.table.biases[0].any() and not deltas.table.rounded[0].any()
