@@ -110,6 +110,19 @@ inline float sum(Floats v) {
     return s;
 }
 
+// Sums of many numbers of unlike size: in float32 a likely token would swallow the others' mass. Some
+// are added in float32, then in float64.
+using Doubles = double __attribute__((vector_size(128), aligned(8)));
+constexpr ptrdiff_t SUMMED = 16 * PAIR;
+
+inline double sum(Doubles v) {
+    double s = 0;
+    for (int i = 0; i < LANES; ++i) s += v[i];
+    return s;
+}
+
+inline Doubles widened(Floats v) { return __builtin_convertvector(v, Doubles); }
+
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 
 // exp(x) for x <= 0, and 0 below -87: no denormal number arises. Relative error 2e-7. NaN stays.
@@ -377,14 +390,18 @@ inline void exponential_row(T* row, ptrdiff_t size, const float* bias, float sca
         store_pair(tail, activated<BIASED>(load_rest(row + v, rest), bias + v, scale));
         for (int i = 0; i < rest; ++i) m = std::max(m, tail[place(row, i)]);
     }
-    Floats s0 = {}, s1 = {};
-    for (v = 0; v + PAIR <= size; v += PAIR) {
-        Pair y = activated<BIASED>(load_pair(row + v), bias + v, scale);
-        y.a = rounded(row, exponential(y.a - m));
-        y.b = rounded(row, exponential(y.b - m));
-        store_pair(row + v, y);
-        s0 += y.a;
-        s1 += y.b;
+    Doubles s = {};
+    for (v = 0; v + PAIR <= size;) {
+        Floats s0 = {}, s1 = {};
+        for (const ptrdiff_t end = std::min(size, v + SUMMED); v + PAIR <= end; v += PAIR) {
+            Pair y = activated<BIASED>(load_pair(row + v), bias + v, scale);
+            y.a = rounded(row, exponential(y.a - m));
+            y.b = rounded(row, exponential(y.b - m));
+            store_pair(row + v, y);
+            s0 += y.a;
+            s1 += y.b;
+        }
+        s += widened(s0 + s1);
     }
     if (rest) {
         for (int i = rest; i < PAIR; ++i) tail[place(row, i)] = -INFINITY;
@@ -394,11 +411,10 @@ inline void exponential_row(T* row, ptrdiff_t size, const float* bias, float sca
         T buffer[PAIR];
         store_pair(buffer, y);
         std::memcpy(row + v, buffer, sizeof(T) * rest);
-        s0 += y.a;
-        s1 += y.b;
+        s += widened(y.a + y.b);
     }
     maximum = m;
-    total = sum(s0 + s1);
+    total = (float)sum(s);
 }
 
 // What the logits were made of, to make some of them again in float32. offset: their bias, or null.
@@ -549,25 +565,31 @@ inline void weighted_totals(const T* rows, ptrdiff_t size, int count, const floa
                             float* totals) {
     const T* row[4];
     for (int i = 0; i < 4; ++i) row[i] = rows + (i < count ? i : 0) * size;
-    Floats a[4] = {}, b[4] = {};
+    Doubles s[4] = {};
     ptrdiff_t v = 0;
-    for (; v + PAIR <= size; v += PAIR) {
-        Pair f = load_pair(factors + v);
-        for (int i = 0; i < 4; ++i) {
-            Pair e = load_pair(row[i] + v);
-            a[i] += e.a * f.a;
-            b[i] += e.b * f.b;
+    while (v < size) {
+        Floats a[4] = {}, b[4] = {};
+        const ptrdiff_t end = std::min(size, v + SUMMED);
+        for (; v + PAIR <= end; v += PAIR) {
+            Pair f = load_pair(factors + v);
+            for (int i = 0; i < 4; ++i) {
+                Pair e = load_pair(row[i] + v);
+                a[i] += e.a * f.a;
+                b[i] += e.b * f.b;
+            }
         }
-    }
-    if (v < size) {
-        Pair f = load_pair(factors + v);
-        for (int i = 0; i < 4; ++i) {
-            Pair e = load_rest(row[i] + v, size - v);
-            a[i] += e.a * f.a;
-            b[i] += e.b * f.b;
+        if (v < end) {
+            Pair f = load_pair(factors + v);
+            for (int i = 0; i < 4; ++i) {
+                Pair e = load_rest(row[i] + v, end - v);
+                a[i] += e.a * f.a;
+                b[i] += e.b * f.b;
+            }
+            v = end;
         }
+        for (int i = 0; i < 4; ++i) s[i] += widened(a[i] + b[i]);
     }
-    for (int i = 0; i < count; ++i) totals[i] = sum(a[i] + b[i]);
+    for (int i = 0; i < count; ++i) totals[i] = (float)sum(s[i]);
 }
 
 template <class T>

@@ -169,6 +169,27 @@ def test_large_exponentials_are_made_of_exact_logits(
     torch.testing.assert_close(sums.double(), kept, rtol=1e-2, atol=1e-2)
 
 
+def test_the_likely_token_does_not_hide_the_mass_of_the_others(form: str) -> None:
+    """A row's column sums add up to 1. A column of W with a large mean adds up what is missing."""
+    logits = normal(6, 49152, seed=4) * 2 - 14
+    logits[:, 7] = 8.0
+    exact = logits.double()
+    targets = torch.arange(6)
+    scratch, margins, losses = torch.empty(5, 49152), torch.empty(6), torch.empty(6)
+    sums = torch.zeros(49152)
+    to_exponentials(logits, None, targets, 1.0, scratch, sums, losses, margins)
+    assert abs(sums.double().sum()) < 2e-6
+    bias = normal(49152, seed=5)
+    expected = torch.logsumexp(exact + bias, 1) - (exact + bias).gather(1, targets[:, None])[:, 0]
+    sums.zero_()
+    factors = torch.empty(49152)
+    add_exponential_sums(
+        stored(logits), bias, targets, 1.0, margins, scratch, factors, sums, losses
+    )
+    assert abs(sums.double().sum()) < 2e-6
+    torch.testing.assert_close(losses.double(), expected, rtol=2e-7, atol=2e-6)
+
+
 def test_infinite_logits(form: str) -> None:
     logits = torch.tensor([[1.0, float("-inf"), 2.0], [float("nan"), 0.0, 1.0]])
     sums, losses, margins = torch.zeros(3), torch.empty(2), torch.empty(2)
