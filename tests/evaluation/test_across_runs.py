@@ -92,7 +92,8 @@ def test_a_run_that_does_not_record_its_scorer_beside_one_that_does(tmp_path: Pa
         assert "new does not record" not in text
         assert "`slot-vllm rescore` scores both runs alike." in text
         assert f"{pair[1].name} against {pair[0].name}, exact: no difference can be told" in text
-    assert "does not record" not in Page(report.write([new, new], tmp_path / "both.html")).text
+    again = store(tmp_path / "again", answers(SCORES), tasks=known)
+    assert "does not record" not in Page(report.write([new, again], tmp_path / "both.html")).text
 
 
 def test_two_arms_of_one_name_and_other_settings(tmp_path: Path) -> None:
