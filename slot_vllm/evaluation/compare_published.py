@@ -9,7 +9,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from slot_vllm.evaluation import published_table, statistics
+from slot_vllm.evaluation import as_published, published_table, statistics
 from slot_vllm.evaluation.config import ConfigError
 from slot_vllm.evaluation.directory import read_results
 from slot_vllm.evaluation.published_table import CRITICAL, PublishedRun
@@ -25,6 +25,10 @@ _NOTES = (
     "known: the difference's error, as of independent problems, is too large, if anything.",
     "A published value is one run. With SLOT its setting is another for each model and task, as if "
     "the best of several had been chosen on the test problems: then it is too high on average.",
+    "With SLOT neither the AdamW constants of a published run are known, the paper's or those of "
+    "the published vLLM code (preset paper-vllm), nor how delta was rounded: arms of either kind "
+    "and of either rounding stand beside it. That code also shares one delta among the prompts "
+    "that it reads together, which ours never does.",
     "Of 20 differences about one is beyond chance by chance alone.",
 )
 
@@ -57,7 +61,8 @@ class Line:
             said = f"{'higher' if z > 0 else 'lower'} than chance allows (z = {z:+.2f})"
         if self.ours.samples != self.published.problems:
             said += f"; ours: {self.ours.samples} problems of {self.published.problems}"
-        return said
+        setting = as_published.in_words(self.ours.arm) if self.ours.arm else ""
+        return f"{said}; ours: {setting}" if setting else said
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ class BesidePublished:
 
 def compare(results: Path, table: Path | None = None) -> BesidePublished:
     """Every arm of a run's ``results.json`` beside the published runs of its model that were run
-    as it was: by its task's definition, its decoding and all of its settings.
+    as it was: by its task's definition, its decoding, its model and all of its settings.
 
     table: the published runs; by default the repository's. Raises ConfigError, also for a model
     that has no published run.
@@ -128,51 +133,17 @@ def _apart(run: RunRecord, entry: Result, of_model: Sequence[PublishedRun]) -> s
             f"lighteval's {entry.task} is another definition than the published runs'; "
             f"theirs is {PREFIX}{task}"
         )
-    differ = [*_other_decoding(run, entry, of_model[0].context), *_other_arm(entry)]
+    differ = [
+        *as_published.other_definition(run, entry.task),
+        *as_published.other_decoding(run, entry.task, of_model[0].context),
+        *as_published.other_model(run.config.engine),
+        *as_published.other_arm(entry),
+    ]
     if differ:
         return f"not as published: {'; '.join(differ)}"
     if not any(_same_setting(row, entry) for row in of_model):
         return f"no published run; there are: {_settings(of_model, task)}"
     return None
-
-
-def _other_decoding(run: RunRecord, entry: Result, context: int) -> list[str]:
-    generation, task = run.config.generation, run.tasks.get(entry.task)
-    own_limit = task.token_limit if task else None
-    limit = generation.max_new_tokens or own_limit
-    here = {
-        "temperature": (generation.temperature, published_table.TEMPERATURE),
-        "top_p": (generation.top_p, published_table.TOP_P),
-        "top_k": (generation.top_k, 0),
-        "min_p": (generation.min_p, 0.0),
-        "repetition_penalty": (generation.repetition_penalty, 1.0),
-        "stop": (generation.stop, []),
-        "chat_template": (run.config.chat_template is not False, True),
-        "system_prompt": (run.config.system_prompt or run.config.system_prompt_file, None),
-        "answers per problem": (task.answers if task else 1, 1),
-    }
-    differ = [
-        f"{key} {ours!r} (theirs {theirs!r})"
-        for key, (ours, theirs) in here.items()
-        if ours != theirs
-    ]
-    # What a model's context does not hold is no limit of ours.
-    tokens = min(published_table.NEW_TOKENS, context)
-    if limit not in (tokens, published_table.NEW_TOKENS):
-        differ.append(f"max_new_tokens {limit} (theirs {published_table.NEW_TOKENS})")
-    if (run.max_model_len or tokens) < tokens:
-        differ.append(f"engine.max_model_len {run.max_model_len} (theirs {tokens})")
-    return differ
-
-
-def _other_arm(entry: Result) -> list[str]:
-    if entry.arm is None:
-        return ["the run does not say all of the arm's settings"]
-    paper = entry.arm.papers
-    return [
-        f"{key} {ours!r} (theirs {paper[key]!r})"
-        for key, ours in entry.arm.differs_from_paper().items()
-    ]
 
 
 def _needed(rows: Sequence[PublishedRun]) -> list[str]:

@@ -16,12 +16,11 @@ from slot_vllm.evaluation.record import (
     schema_of,
 )
 from slot_vllm.evaluation.run_settings import (
-    RunSettings,
     changed,
-    name_of,
     without_system_prompt,
 )
 from slot_vllm.evaluation.samples import SAMPLES, SampleFile, write_whole
+from slot_vllm.validation_errors import describe
 
 RESULTS = "results.json"
 INSPECTION = "inspection.json"
@@ -103,31 +102,33 @@ class RunDirectory:
         replicas of the engine answer, and whether delta is inspected. A run that is resumed may
         have further arms."""
         here = self._recorded()
-        if here is None:
-            return f"{self._config.name} cannot be read"
+        if isinstance(here, str):
+            return here
         free = {"name": None, "ray": None, "inspect": None}
         if resume:
             known = self._arm_names()
             config = changed(config, arms=[arm for arm in config.arms if arm.name in known])
         now, packed = _plain(config), without_system_prompt(_plain(config))
-        differences = [
-            _first_difference({**one, **free}, {**here, **free}) for one in (now, packed)
-        ]
+        there = {**_plain(here), **free}
+        differences = [_first_difference({**one, **free}, there) for one in (now, packed)]
         return None if None in differences else differences[0]
 
-    def _recorded(self) -> dict[str, Any] | None:
+    def _recorded(self) -> RunConfig | str:
+        """The configuration that is here, with the defaults of settings that an earlier release did
+        not have, or, in words, why it cannot be read."""
         try:
             here = yaml.safe_load(self._config.read_text(encoding="utf-8"))
+            return RunConfig.model_validate(here)
+        except ValidationError as error:
+            wrong = describe(error, RunConfig) if isinstance(here, dict) else "not a mapping"
+            return f"{self._config.name} was written by another release or by hand: {wrong}"
         except (OSError, ValueError, yaml.YAMLError):
-            return None
-        return here if isinstance(here, dict) else None
+            return f"{self._config.name} cannot be read"
 
     def _arm_names(self) -> set[str]:
         """Of the run that is here."""
-        try:
-            return {name_of(arm, "") for arm in RunSettings.model_validate(self._recorded()).arms}
-        except ValidationError:
-            return set()
+        here = self._recorded()
+        return set() if isinstance(here, str) else {arm.name for arm in here.arms}
 
 
 def write_results(results: RunRecord, path: Path) -> Path:

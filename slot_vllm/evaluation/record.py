@@ -48,16 +48,6 @@ class Arm(SlotParams):
         settings = self.model_dump(mode="json", exclude={"name"})
         return {f"slot_{key}": value for key, value in settings.items()}
 
-    @property
-    def papers(self) -> dict[str, Any]:
-        """The settings of the paper's method with these steps and lr."""
-        return dict(SlotParams(steps=self.steps, lr=self.lr))
-
-    def differs_from_paper(self) -> dict[str, Any]:
-        """The settings that the paper does not have; without SLOT none says anything."""
-        paper = self.papers if self.steps else {}
-        return {key: getattr(self, key) for key in paper if getattr(self, key) != paper[key]}
-
 
 class Recorded(BaseModel):
     """Part of a record: it does not change, its numbers are finite, unknown fields are left out."""

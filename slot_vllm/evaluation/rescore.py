@@ -8,13 +8,15 @@ from slot_vllm.evaluation import stored_tasks, tasks
 from slot_vllm.evaluation.config import ConfigError, RunConfig
 from slot_vllm.evaluation.directory import RESULTS, read_results, write_results
 from slot_vllm.evaluation.plan import Part, Plan
-from slot_vllm.evaluation.record import RunRecord, Sample
+from slot_vllm.evaluation.record import RunRecord, Sample, TaskDefinition
 from slot_vllm.evaluation.run_settings import changed
 from slot_vllm.evaluation.samples import SAMPLES, SampleFile
 from slot_vllm.evaluation.scoring import graded, score_stored
 from slot_vllm.evaluation.tasks import EvaluationTask
 
 RESCORED = "results.rescored.json"
+# The prompt of a run whose release did not say it.
+NOT_RECORDED = "not recorded"
 
 
 def rescore(directory: Path, task: str | None = None) -> list[str]:
@@ -31,12 +33,15 @@ def rescore(directory: Path, task: str | None = None) -> list[str]:
     if task is not None and not named:
         # What was answered is known by the task that asked it.
         stored_tasks.documents(loaded, samples, directory)
+        asked = loaded[0].name
         config, loaded = _as(task, config, loaded)
         samples = [_of_task(sample, loaded[0]) for sample in samples]
+        asking = {loaded[0].name: asked}
     else:
         loaded = named or loaded
         samples = [s for s in samples if s.task in {one.name for one in loaded}]
         stored_tasks.documents(loaded, samples, directory)
+        asking = {one.name: one.name for one in loaded}
     plan = Plan(config, loaded, samples)
     for part in plan.parts:
         _score(part)
@@ -46,7 +51,12 @@ def rescore(directory: Path, task: str | None = None) -> list[str]:
                 f"{directory}: {part.arm.name} has no answers to {len(part.pending)} of "
                 f"{len(part.docs)} problems of {part.task.name}; rescore needs all of them"
             )
-    new = changed(plan.record(), versions=old.versions, machine=old.machine)
+    today = plan.record()
+    definitions = {
+        name: _asked_as(old.tasks.get(asking[name]), definition)
+        for name, definition in today.tasks.items()
+    }
+    new = changed(today, tasks=definitions, versions=old.versions, machine=old.machine)
     said = _changes(old, new, samples, [s for p in plan.wanted for s in p.answered])
     return [*said, str(write_results(new, directory / RESCORED))]
 
@@ -69,6 +79,13 @@ def _as(
 
 def _of_task(sample: Sample, task: EvaluationTask) -> Sample:
     return changed(sample, task=task.name, item_sha256=None, gold=None)
+
+
+def _asked_as(old: TaskDefinition | None, today: TaskDefinition) -> TaskDefinition:
+    """Today's scorers, with the prompt and the limit that the answers were asked with."""
+    if old is None:
+        return changed(today, prompt=NOT_RECORDED, token_limit=None)
+    return changed(today, prompt=old.prompt, token_limit=old.token_limit)
 
 
 def _score(part: Part) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -21,17 +21,21 @@ _SCORING = ("lighteval", "slot_vllm")
 def definition(task: EvaluationTask) -> TaskDefinition:
     """Of a task as it is defined today."""
     doc = task.docs[0]
+    prompt, metrics = prompt_and_scorers(task.task.formatter, task.task.metrics)
     return TaskDefinition(
-        prompt=_named(task.task.formatter),
-        metrics={
-            name: _scorer(metric.sample_level_fn)
-            for metric in task.task.metrics
-            for name in _names(metric)
-        },
+        prompt=prompt,
+        metrics=metrics,
         lighteval=version("lighteval"),
         answers=doc.num_samples,
         token_limit=doc.generation_size,
     )
+
+
+def prompt_and_scorers(prompt: Any, metrics: Iterable[Any]) -> tuple[str, dict[str, str]]:
+    """Of a task's prompt function and metrics, as a TaskDefinition says them."""
+    return _named(prompt), {
+        name: _scorer(metric.sample_level_fn) for metric in metrics for name in _names(metric)
+    }
 
 
 def item_hash(doc: Doc) -> str:

@@ -90,9 +90,9 @@ def definitions(name: str, key: str, custom_tasks: str | None = None) -> list[Li
     the nearest names.
     """
     base = re.split(r"[:|@]", name)[0]
+    own = [benchmarks, *([_custom(custom_tasks)] if custom_tasks else [])]
     if name in benchmarks.WHOLE:
         return [copy.deepcopy(benchmarks.WHOLE[name])]
-    own = [benchmarks, *([_custom(custom_tasks)] if custom_tasks else [])]
     registry = _Registry(name, own)
     files = {} if registry.knows(base) else _task_files()
     if files:
@@ -164,10 +164,20 @@ def _import(file: Path, key: str, name: str) -> ModuleType:
 
 def _custom(file: str) -> ModuleType:
     try:
-        return Registry.create_custom_tasks_module(file)
+        module = Registry.create_custom_tasks_module(file)
+        found = Registry._extract_configs(module)
     except Exception as error:  # whatever the user's file raises
         reason = " ".join(str(error).split())
         raise ConfigError(f"custom_tasks={file!r}: cannot be imported: {reason}") from None
+    names = [task.name for task in benchmarks.TASKS_TABLE]
+    ours = {name.split(":")[0] for name in names}
+    for name, config in found.items():
+        if name.split(":")[0] in ours and not any(config is t for t in benchmarks.TASKS_TABLE):
+            raise ConfigError(
+                f"custom_tasks={file!r}: it defines {name}, a name of this project's own tasks; "
+                f"allowed: names that do not begin with {' or '.join(sorted(ours))}"
+            )
+    return module
 
 
 def _importable(files: Iterable[Path]) -> Iterator[ModuleType]:

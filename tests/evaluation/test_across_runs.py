@@ -81,6 +81,21 @@ def test_two_runs_that_scored_differently_are_refused_by_name(tmp_path: Path) ->
     assert "sums, slot, b against a, truncated: no difference can be told" in text
 
 
+def test_a_run_that_does_not_record_its_scorer_beside_one_that_does(tmp_path: Path) -> None:
+    metrics = {"exact": "new.Exact 34"}
+    known = {"sums": {"prompt": "", "metrics": metrics, "lighteval": "", "answers": 1}}
+    old = store(tmp_path / "old", answers(SCORES))
+    new = store(tmp_path / "new", answers(SCORES), tasks=known)
+    for pair in ([old, new], [new, old]):
+        text = Page(report.write(pair, tmp_path / "both.html")).text
+        assert "old does not record what scored its answers" in text
+        assert "new does not record" not in text
+        assert "`slot-vllm rescore` scores both runs alike." in text
+        assert f"{pair[1].name} against {pair[0].name}, exact: no difference can be told" in text
+    again = store(tmp_path / "again", answers(SCORES), tasks=known)
+    assert "does not record" not in Page(report.write([new, again], tmp_path / "both.html")).text
+
+
 def test_two_arms_of_one_name_and_other_settings(tmp_path: Path) -> None:
     a = store(tmp_path / "a", answers(SCORES))
     rows = entries(answers(SCORES))

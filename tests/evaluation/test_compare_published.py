@@ -8,11 +8,15 @@ from typing import Any
 import pytest
 
 from slot_vllm import cli
-from slot_vllm.evaluation import published_table
+from slot_vllm.evaluation import benchmarks, published_table
 from slot_vllm.evaluation.compare_published import BesidePublished, compare, show
 from slot_vllm.evaluation.config import ConfigError
 from slot_vllm.evaluation.published_table import PROBLEMS, TABLE, PublishedRun
 from slot_vllm.evaluation.record import Arm
+from slot_vllm.evaluation.rescore import RESCORED, rescore
+from slot_vllm.evaluation.task_definition import prompt_and_scorers
+from tests.evaluation.conftest import PROBLEMS as MADE_UP
+from tests.evaluation.finished_runs import finish
 
 MODEL = "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"
 GENERATION = {"temperature": 0.6, "top_p": 0.95, "max_new_tokens": 32768, "seed": 0}
@@ -37,20 +41,36 @@ def entry(**values: Any) -> dict[str, Any]:
     return {"arm": arm, **entry}
 
 
+def definition(task: str, answers: int = 1) -> dict[str, Any]:
+    """Of results.json: of our benchmark of this name, or of a task of the user's own."""
+    ours = {one.name: one for one in benchmarks.TASKS_TABLE}
+    prompt, metrics = (
+        prompt_and_scorers(ours[task].prompt_function, ours[task].metrics)
+        if task in ours
+        else ("", {})
+    )
+    return {"prompt": prompt, "metrics": metrics, "lighteval": "", "answers": answers}
+
+
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
     """write(*entries, model=..., **config): the path of a results.json."""
 
     def write(
-        *entries: dict[str, Any], model: str = MODEL, answers: int = 1, **config: Any
+        *entries: dict[str, Any],
+        model: str = MODEL,
+        answers: int = 1,
+        tasks: dict[str, Any] | None = None,
+        **config: Any,
     ) -> Path:
         path = tmp_path / "results.json"
-        task = {"prompt": "", "metrics": {}, "lighteval": "", "answers": answers}
         values = {
             "schema": 2,
             "arms": entries,
             "config": {"model": model, "generation": GENERATION, **config},
-            "tasks": {entry["task"]: task for entry in entries},
+            "tasks": {entry["task"]: definition(entry["task"], answers) for entry in entries}
+            if tasks is None
+            else tasks,
         }
         path.write_text(json.dumps(values))
         return path
@@ -198,8 +218,10 @@ def test_what_is_printed(write: Write, capsys: pytest.CaptureFixture[str]) -> No
     ("changed", "said"),
     [
         ({"preset": "safe"}, "guard 'holdout' (theirs 'none')"),
-        ({"rounding": "model"}, "rounding 'model' (theirs 'exact')"),
         ({"optimizer": "sgd"}, "optimizer 'sgd' (theirs 'adamw')"),
+        ({"eps": 1e-6}, "eps 1e-06 (theirs 1e-05)"),
+        ({"preset": "paper-vllm", "weight_decay": 0}, "weight_decay 0.0 (theirs 1e-05)"),
+        ({"preset": "paper-vllm", "loss_tokens": "user"}, "loss_tokens 'user' (theirs 'all')"),
     ],
 )
 def test_an_arm_of_other_settings_stands_alone(
@@ -210,6 +232,114 @@ def test_an_arm_of_other_settings_stands_alone(
     assert found.lines == []
     assert found.alone[0].startswith("published:aime24, slot (steps 1, lr 0.1): not as published: ")
     assert said in found.alone[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, ""),
+        ({"rounding": "model"}, "; ours: rounding model"),
+        ({"preset": "paper-vllm"}, "; ours: preset paper-vllm"),
+        (
+            {"preset": "paper-vllm", "rounding": "model"},
+            "; ours: preset paper-vllm, rounding model",
+        ),
+    ],
+)
+def test_what_a_published_run_may_have_been_stands_beside_it(
+    write: Write,
+    settings: dict[str, Any],
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arm = Arm(name="slot", steps=1, lr=0.1, **settings).model_dump(mode="json")
+    found = compare(write(entry(name="slot", steps=1, arm=arm)))
+    assert found.alone == []
+    assert found.lines[0].words == f"within chance (z = +0.26){words}"
+    show(found)
+    assert "neither the AdamW constants of a published run are known" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("engine", "said"),
+    [
+        ({"quantization": "fp8"}, "engine.quantization 'fp8' (theirs vLLM's default)"),
+        ({"dtype": "float16"}, "engine.dtype 'float16' (theirs 'bfloat16')"),
+        ({"hf_overrides": {"x": 1}}, "engine.hf_overrides {'x': 1} (theirs vLLM's default)"),
+        ({"load_format": "dummy"}, "engine.load_format 'dummy' (theirs 'hf')"),
+        ({"enable_lora": True}, "engine.enable_lora True"),
+        ({"hf_config_path": "other"}, "engine.hf_config_path 'other'"),
+        ({"revision": "abc"}, "engine.revision 'abc' (theirs 'main')"),
+        ({"tokenizer": "other"}, "engine.tokenizer 'other'"),
+        ({"kv_cache_dtype": "fp8"}, "engine.kv_cache_dtype 'fp8'"),
+        ({"speculative_config": {"method": "ngram"}}, "engine.speculative_config"),
+        ({"an_option_of_tomorrow": 1}, "engine.an_option_of_tomorrow 1"),
+    ],
+)
+def test_an_option_that_changes_the_model_is_named(
+    write: Write, engine: dict[str, Any], said: str
+) -> None:
+    found = compare(write(entry(), engine=engine))
+    assert found.lines == []
+    [alone] = found.alone
+    assert said in alone
+
+
+def test_options_that_leave_the_model_as_it_is(write: Write) -> None:
+    engine = {
+        "dtype": "bfloat16",
+        "gpu_memory_utilization": 0.85,
+        "tensor_parallel_size": 4,
+        "max_num_seqs": 8,
+        "enforce_eager": True,
+        "quantization": None,
+        "enable_lora": False,
+        "hf_overrides": {},
+        "load_format": "safetensors",
+    }
+    assert compare(write(entry(), engine=engine)).alone == []
+    assert compare(write(entry(), engine={"dtype": "auto"})).alone == []
+
+
+def test_a_task_of_another_definition_stands_alone(write: Write) -> None:
+    name = "published:aime24"
+    known = definition(name)
+    for tasks, said in [
+        ({}, "the run does not say what its task was made of"),
+        (
+            {name: {**known, "prompt": "mine.prompt"}},
+            "prompt mine.prompt (theirs slot_vllm.evaluation.benchmarks.published.aime_prompt)",
+        ),
+        (
+            {name: {**known, "metrics": {"extractive_match": "mine.Scorer 12"}}},
+            "metric extractive_match by mine.Scorer 12 (theirs ",
+        ),
+        ({name: {**known, "metrics": {}}}, "metric extractive_match by None (theirs "),
+        (
+            {name: {**known, "metrics": {**known["metrics"], "more": "m 1"}}},
+            "metric more (theirs none)",
+        ),
+    ]:
+        found = compare(write(entry(), tasks=tasks))
+        assert found.lines == []
+        assert said in found.alone[0]
+
+
+def test_answers_to_another_prompt_are_not_the_published_tasks(tmp_path: Path) -> None:
+    generation = {"temperature": 0.6, "top_p": 0.95, "max_new_tokens": 32768}
+    settings: dict[str, Any] = {"model": MODEL, "generation": generation}
+    asked = [{"name": "published:aime24", "data": str(MADE_UP)}]
+    # Asked as published: a comparison, also of its scores by today's scorers.
+    run = finish(tmp_path / "a", tasks=asked, **settings)
+    rescore(run)
+    for file in ("results.json", RESCORED):
+        assert [line.ours.name for line in compare(run / file).lines] == ["baseline"]
+    # Asked by lighteval's task of today.
+    run = finish(tmp_path / "b", **settings)
+    rescore(run, "published:aime24")
+    found = compare(run / RESCORED)
+    assert found.lines == []
+    assert "prompt lighteval.tasks.tasks.aime.aime_prompt (theirs slot_vllm." in found.alone[0]
 
 
 @pytest.mark.parametrize(

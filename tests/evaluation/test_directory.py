@@ -1,15 +1,17 @@
 """Which run a directory holds, and what may be written there."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from slot_vllm.evaluation.config import ConfigError, RunConfig
+from slot_vllm.evaluation.config import ConfigError, RunConfig, load
 from slot_vllm.evaluation.directory import RunDirectory
 from tests.evaluation.conftest import ARMS
 from tests.evaluation.finished_runs import finish
+from tests.evaluation.stored_runs import LAST_RELEASE
 
 
 def test_a_resumed_run_may_have_further_arms(tmp_path: Path) -> None:
@@ -34,3 +36,33 @@ def test_a_resumed_run_may_have_further_arms(tmp_path: Path) -> None:
     assert directory.inspected
     directory.open(RunConfig.model_validate({**values, "arms": more}), resume=True)
     assert not directory.inspected
+
+
+def test_a_run_of_the_last_release_is_resumed(tmp_path: Path) -> None:
+    path = tmp_path / "quickstart"
+    shutil.copytree(LAST_RELEASE / "quickstart", path)
+    config = load(path / "config.yaml")
+    directory = RunDirectory(path)
+    directory.check(config, resume=True, overwrite=False)
+    directory.check(config, resume=False, overwrite=False)
+    other = load(path / "config.yaml", ["arms.1.guard=holdout"])
+    with pytest.raises(ConfigError, match=r"\(arms\.1\.guard='holdout', there 'none'\)"):
+        directory.check(other, resume=True, overwrite=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name: x\nlost_setting: 1\n", "written by another release or by hand: lost_setting: unk"),
+        ("[]", "written by another release or by hand: not a mapping"),
+        ("a: [", "config.yaml cannot be read"),
+    ],
+)
+def test_a_configuration_that_cannot_be_read_says_so(tmp_path: Path, text: str, said: str) -> None:
+    run = finish(tmp_path / "run")
+    config = load(run / "config.yaml")
+    (run / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        RunDirectory(run).check(config, resume=True, overwrite=False)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)

@@ -63,6 +63,10 @@ def test_a_packed_run_and_one_of_the_last_release(tmp_path: Path) -> None:
     said = rescore(tmp_path / "quickstart")
     assert said[0] == "aime24, pass@k:k=1: 0 of 800 scores changed; baseline 0.5300, slot 0.4675"
     assert said[2].startswith("aime24, truncated: new; ")
+    # Its release did not record what asked.
+    [definition] = results(tmp_path / "quickstart" / RESCORED)["tasks"].values()
+    assert definition["prompt"] == "not recorded"
+    assert definition["metrics"]
 
 
 def test_a_task_of_several(tmp_path: Path) -> None:
@@ -80,6 +84,14 @@ def test_another_task_scores_the_answers_to_the_same_data(tmp_path: Path) -> Non
     assert said[0] == "aime25, pass@k:k=1&n=1: new; baseline 0.1250, slot 0.5000"
     [baseline, _] = results(run / RESCORED)["arms"]
     assert baseline["task"] == "aime25"
+    # It scores; what was asked is what the other task asked.
+    known, asked = results(run / RESCORED)["tasks"], results(run / "results.json")["tasks"]
+    assert known["aime25"]["prompt"] == asked["aime24"]["prompt"]
+    assert known["aime25"]["metrics"].keys() == {"pass@k:k=1&n=1", "avg@n:n=1"}
+    rescore(run, "published:aime24")
+    [published] = results(run / RESCORED)["tasks"].values()
+    assert published["prompt"] == asked["aime24"]["prompt"]
+    assert published["metrics"].keys() == {"extractive_match"}
     with pytest.raises(ConfigError, match="lighteval has no such task"):
         rescore(run, "no_such_task")
 

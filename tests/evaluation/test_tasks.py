@@ -171,3 +171,38 @@ def test_an_answer_that_is_no_text(answer: str, tmp_path: Path) -> None:
     else:
         (loaded,) = tasks.load(config)
         assert loaded.docs[0].get_golds() == ["204"]
+
+
+@pytest.mark.parametrize("name", ["published:aime24", "published:mine", "ceval", "ceval:law"])
+def test_a_custom_task_has_none_of_our_names(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "custom.py"
+    file.write_text(
+        "import copy\n"
+        "from lighteval.tasks.tasks import aime\n"
+        "task = copy.deepcopy(aime.aime24)\n"
+        f"task.name = {name!r}\n"
+        "TASKS_TABLE = [task]\n"
+    )
+    for asked in (name, "aime24"):
+        with pytest.raises(ConfigError) as error:
+            tasks.definitions(asked, "tasks.0.name", str(file))
+        assert f"custom.py': it defines {name}, a name of this project's own tasks" in str(
+            error.value
+        )
+        assert "\n" not in str(error.value)
+
+
+def test_a_custom_file_may_hold_our_own_tasks_too(tmp_path: Path) -> None:
+    file = tmp_path / "custom.py"
+    file.write_text(
+        "import copy\n"
+        "from lighteval.tasks.tasks import aime\n"
+        "from slot_vllm.evaluation.benchmarks import TASKS_TABLE as OURS\n"
+        "task = copy.deepcopy(aime.aime24)\n"
+        "task.name = 'mine'\n"
+        "TASKS_TABLE = [task, *OURS]\n"
+    )
+    [mine] = tasks.definitions("mine", "tasks.0.name", str(file))
+    assert mine.name == "mine"
+    [ours] = tasks.definitions("published:aime24", "tasks.0.name", str(file))
+    assert ours.prompt_function.__module__ == "slot_vllm.evaluation.benchmarks.published"

@@ -50,7 +50,10 @@ def _log(results: RunRecord, when: int) -> dict[str, Any]:
             "name": model,
             "id": model,
             "inference_engine": {"name": "vllm", "version": results.versions.get("vllm")},
-            "additional_details": {"deployment_type": "self_deployed"},
+            "additional_details": {
+                "deployment_type": "self_deployed",
+                "model_availability": _UNKNOWN,
+            },
         },
         "evaluation_results": [
             _result(results, row, name, metric)

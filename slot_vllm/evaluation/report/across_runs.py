@@ -62,7 +62,7 @@ def _task(task: str, first: StoredRun, second: StoredRun) -> TaskAcrossRuns:
     pairs = {name: (part, theirs[name]) for name, part in ours.items() if name in theirs}
     if not pairs:
         return TaskAcrossRuns(task, [], ["No arm has the same name in both runs."])
-    remarks = _other_settings(pairs)
+    remarks = [*_unknown_scorer(task, first, second), *_other_settings(pairs)]
     refused = {name: remark for name, pair in pairs.items() if (remark := _apart(*pair))}
     remarks += [f"{name}: {remark}" for name, remark in refused.items()]
     pairs = {name: pair for name, pair in pairs.items() if name not in refused}
@@ -126,6 +126,17 @@ def _other_settings(pairs: _Pairs) -> list[str]:
         if differ:
             remarks.append(f"{name} is another arm in each run: {', '.join(differ)}.")
     return remarks
+
+
+def _unknown_scorer(task: str, first: StoredRun, second: StoredRun) -> list[str]:
+    """Earlier releases did not record what scored a task."""
+    silent = [run.label for run in (first, second) if task not in run.results.tasks]
+    if len(silent) != 1:
+        return []
+    return [
+        f"{silent[0]} does not record what scored its answers: a difference may be the scorer's; "
+        "`slot-vllm rescore` scores both runs alike."
+    ]
 
 
 def _other_scorer(task: str, metric: str, first: StoredRun, second: StoredRun) -> str | None:

@@ -1,14 +1,151 @@
-"""The JSON of Every Eval Ever is what its own classes accept."""
+"""The JSON of Every Eval Ever is what its schema (0.3.0) and its own classes accept."""
 
 import json
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from slot_vllm import cli
 from slot_vllm.evaluation.export import export
 from tests.conftest import ROOT
 from tests.evaluation.finished_runs import finish
+
+LAST = ROOT / "logs/reference/quickstart"
+Details = dict[str, str]
+
+
+class Part(BaseModel):
+    """As the schema has it: no number for a text, and here no key that we do not mean."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class Source(Part):
+    source_name: str
+    source_type: Literal["documentation", "evaluation_run"]
+    source_organization_name: str
+    evaluator_relationship: Literal["first_party", "third_party", "collaborative", "other"]
+
+
+class Named(Part):
+    name: str
+    version: str
+
+
+class Library(Named):
+    additional_details: Details
+
+
+class ModelDetails(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    deployment_type: Literal["self_deployed", "externally_managed", "unknown"]
+    model_availability: Literal["open_weights", "closed_weights", "unknown"]
+
+
+class Model(Part):
+    name: str
+    id: str
+    inference_engine: Named
+    additional_details: ModelDetails
+
+
+class Data(Part):
+    dataset_name: str
+    source_type: Literal["other"]
+    additional_details: Details
+
+
+class MetricConfig(Part):
+    metric_id: str
+    metric_name: str
+    lower_is_better: bool
+
+
+class StandardError(Part):
+    value: float
+
+
+class Interval(Part):
+    lower: float
+    upper: float
+    confidence_level: float = Field(ge=0, le=1)
+
+
+class Uncertainty(Part):
+    num_samples: int
+    standard_error: StandardError | None = None
+    confidence_interval: Interval | None = None
+
+
+class Score(Part):
+    score: float
+    details: Details
+    uncertainty: Uncertainty
+
+
+class Arguments(Part):
+    temperature: float
+    top_p: float
+    top_k: float | None = None
+    max_tokens: int | None = Field(default=None, ge=1)
+
+
+class Generation(Part):
+    generation_args: Arguments
+    additional_details: Details
+
+
+class EvaluationResult(Part):
+    evaluation_result_id: str
+    evaluation_name: str
+    source_data: Data
+    metric_config: MetricConfig
+    score_details: Score
+    generation_config: Generation
+
+
+class Log(Part):
+    schema_version: Literal["0.3.0"]
+    evaluation_id: str
+    evaluation_timestamp: str
+    retrieved_timestamp: str
+    source_metadata: Source
+    eval_library: Library
+    model_info: Model
+    evaluation_results: list[EvaluationResult] = Field(min_length=1)
+
+
+def exported(release: str, directory: Path) -> str:
+    run = LAST if release == "last" else finish(directory / "run")
+    [path] = export(run, "every_eval_ever", directory / "out.json")
+    return path.read_text()
+
+
+@pytest.mark.parametrize("release", ["last", "this"])
+def test_it_has_what_the_schema_asks_for(release: str, tmp_path: Path) -> None:
+    text = exported(release, tmp_path)
+    log = Log.model_validate_json(text)
+    ids = [result.evaluation_result_id for result in log.evaluation_results]
+    assert len(ids) >= 4 and len({*ids}) == len(ids)
+    # What is optional here is left out, never null.
+    assert "null" not in text
+
+
+def test_what_the_schema_does_not_accept_is_seen(tmp_path: Path) -> None:
+    def wrong(change: Any) -> None:
+        values = json.loads(text)
+        change(values)
+        with pytest.raises(ValidationError):
+            Log.model_validate_json(json.dumps(values))
+
+    text = exported("this", tmp_path)
+    wrong(lambda log: log.pop("eval_library"))
+    wrong(lambda log: log["model_info"]["additional_details"].pop("model_availability"))
+    wrong(lambda log: log["evaluation_results"][0]["score_details"].update(score="0.5"))
+    wrong(lambda log: log["evaluation_results"][0]["score_details"]["details"].update(p_value=0.5))
 
 
 def test_a_result_per_task_arm_and_metric(
@@ -43,8 +180,5 @@ def test_its_own_classes_accept_it(release: str, tmp_path: Path) -> None:
     eval_types = pytest.importorskip(
         "every_eval_ever.eval_types", reason="every-eval-ever, which needs Python 3.12, is absent"
     )
-    last = ROOT / "logs/reference/quickstart"
-    run = last if release == "last" else finish(tmp_path / "run")
-    [path] = export(run, "every_eval_ever", tmp_path / "out.json")
-    log = eval_types.EvaluationLog.model_validate_json(path.read_text())
+    log = eval_types.EvaluationLog.model_validate_json(exported(release, tmp_path))
     assert len(log.evaluation_results) >= 4
