@@ -3,7 +3,8 @@
 ``python scripts/check_published_tasks.py [--output logs/reference/published_tasks.log]`` makes an
 environment with lighteval 0.8.1 (its other packages are the current environment's), asks it for the
 prompts and scores of AIME 2024, MATH-500 (../shared/benchmarks) and made-up GPQA questions, and
-compares. The log has counts only. ``--record FILE`` writes the hashes that the tests compare with.
+compares. The log has versions and counts only. ``--record FILE`` writes the hashes that the tests
+compare with.
 """
 
 import argparse
@@ -33,7 +34,9 @@ from slot_vllm.evaluation.scoring import score
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKENIZER = ROOT / "models" / "demo"
-PUBLISHED = "lighteval==0.8.1"
+PUBLISHED = "0.8.1"
+# Besides lighteval: what reads and compares the answers.
+PACKAGES = ("lighteval", "math-verify", "latex2sympy2-extended", "sympy")
 TASKS = ("aime24", "math_500", "gpqa:diamond")
 # Real completions beside their own golds, which are numbers as AIME's.
 GSM8K = "aime24 with GSM8K's golds"
@@ -128,7 +131,11 @@ def main() -> None:
         completions = [line["completion"] for line in completed]
         asked = list(answers(golds, completions))
         published = _published(Path(directory), given, [answer for _, answer in asked])
-    lines = [f"{PUBLISHED}, its own code, beside ours on lighteval {version('lighteval')}"]
+    theirs = published["versions"]
+    if theirs["lighteval"] != PUBLISHED:
+        sys.exit(f"lighteval {theirs['lighteval']} was asked; required: {PUBLISHED}")
+    lines = ["the published release's own code (there) beside ours (here)"]
+    lines += [f"{name}: {theirs[name]} there, {version(name)} here" for name in PACKAGES]
     failed = 0
     for task in TASKS:
         said, wrong = _compare_task(task, _docs(own[task]), published["tasks"][task])
@@ -177,13 +184,17 @@ def _published(directory: Path, given: Rows, asked: list[Answer]) -> dict[str, A
     environment, source, target = (directory / name for name in ("env", "in.json", "out.json"))
     venv.create(environment, with_pip=True)
     python = environment / "bin" / "python"
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", PUBLISHED]
-    subprocess.run(pip, check=True)
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--no-deps"]
+    subprocess.run([*pip, f"lighteval=={PUBLISHED}"], check=True)
     [site] = environment.glob("lib/*/site-packages")
     # Behind its own packages: everything but lighteval is shared.
     (site / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    tokenizer = str(TOKENIZER)
-    content = {"tokenizer": tokenizer, "tasks": given, "answers": asked}
+    content = {
+        "tokenizer": str(TOKENIZER),
+        "packages": PACKAGES,
+        "tasks": given,
+        "answers": asked,
+    }
     source.write_text(json.dumps(content), encoding="utf-8")
     script = ROOT / "scripts" / "lighteval_published.py"
     subprocess.run([str(python), str(script), str(source), str(target)], check=True, cwd=directory)
@@ -192,11 +203,12 @@ def _published(directory: Path, given: Rows, asked: list[Answer]) -> dict[str, A
 
 def _compare_task(task: str, own: list[Doc], published: dict[str, Any]) -> tuple[list[str], int]:
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
-    pairs: dict[str, tuple[list[Any], list[Any]]] = {"gold answers": ([], published["golds"])}
+    pairs: dict[str, tuple[list[Any], list[Any]]] = {
+        "gold answers": ([doc.get_golds() for doc in own], published["golds"])
+    }
     for kind in ("plain", "chat"):
         manager = PromptManager(kind == "chat", tokenizer, None)
         pairs[f"{kind} prompts"] = ([manager.prepare_prompt(doc) for doc in own], published[kind])
-    pairs["gold answers"] = ([doc.get_golds() for doc in own], published["golds"])
     for side in ("gold", "pred"):
         pairs[f"patterns ({side})"] = (_patterns(task, side, own[0]), published["patterns"][side])
     lines, different = [], 0

@@ -12,9 +12,9 @@ SEED = 1234  # of the pipeline of lighteval, before it makes a task's documents
 
 
 def main(source: Path, target: Path) -> None:
-    """IN: tokenizer; tasks: rows by name (what follows a space there says what they are); answers:
-    task, item, text. OUT: version; by task its prompts (plain and as chat), golds, metrics and
-    patterns; scores in the order of the answers."""
+    """IN: tokenizer; packages; tasks: rows by name (what follows a space there says what they are);
+    answers: task, item, text. OUT: versions of the packages; by task its prompts (plain and as
+    chat), golds, metrics and patterns; scores in the order of the answers."""
     from importlib.metadata import version
 
     from lighteval.metrics import apply_generative_metric
@@ -24,7 +24,8 @@ def main(source: Path, target: Path) -> None:
     given = json.loads(source.read_text(encoding="utf-8"))
     tokenizer = AutoTokenizer.from_pretrained(given["tokenizer"])
     tasks = {name: _task(name.split(" ")[0], rows) for name, rows in given["tasks"].items()}
-    found: dict[str, Any] = {"version": version("lighteval"), "tasks": {}, "scores": []}
+    versions = {name: version(name) for name in given["packages"]}
+    found: dict[str, Any] = {"versions": versions, "tasks": {}, "scores": []}
     docs = {}
     for name, task in tasks.items():
         random.seed(SEED)

@@ -50,7 +50,8 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         required=True,
         metavar="FILE",
-        help="JSON lines with id (the problem's own, or its position from 0) and completion",
+        help="JSON lines with id (the problem's own, or its position from 0; ids that fit both are "
+        "the problems' own) and completion",
     )
     score.add_argument(
         "--answers-per-problem",

@@ -3,8 +3,9 @@
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from slot_vllm.evaluation.config import ConfigError
@@ -35,7 +36,7 @@ _PROBLEM = Column("problem", ("question", "prompt"))
 _QUESTION = Column("question", ("problem", "prompt"))
 _ANSWER = Column("answer", ("final_answer", "gold", "target", "solution"))
 _SOLUTION = Column("solution", boxed=("answer", "final_answer", "gold", "target"))
-_AIME = [f"{task}{kind}" for task in ("aime24", "aime25") for kind in ("", "_avg", "_gpassk")]
+_AIME = [f"{task}{kind}" for task in ("aime24", "aime25") for kind in ("", "_gpassk")]
 
 # A text is taken as text: an answer `204` in a JSON file is the string "204" that metrics expect.
 COLUMNS: dict[str, tuple[Column, ...]] = {
@@ -76,7 +77,7 @@ def own_id(row: Mapping[str, Any]) -> str | None:
     """What the data calls a problem; None if it does not say."""
     name = _find(row, IDS)
     value = None if name is None else row[name]
-    return None if value is None or _is_nan(value) else _as_text(value)
+    return None if value is None or _is_nan(value) or not str(value).strip() else _as_text(value)
 
 
 def group(row: Mapping[str, Any], column: str) -> str | None:
@@ -87,9 +88,15 @@ def group(row: Mapping[str, Any], column: str) -> str | None:
 
 def _row(place: str, row: Row, columns: Sequence[Column]) -> Row:
     known = {column.name: _cell(place, row, column, columns) for column in columns}
-    others = row if not columns else {name: row[name] for name in GROUPS if name in row}
-    for name, value in others.items():
-        _encodable(place, name, value)
+    if columns:
+        also = [found for name in (*GROUPS, *IDS) if (found := _find(row, (name,)))]
+    else:
+        also = list(row)
+    for name in also:
+        encodable(place, name, row[name])
+    own = _find(row, IDS)
+    if own is not None and _is_nan(row[own]):
+        raise ConfigError(f"{place}: {own}={row[own]}: an id is a text or a number")
     groups = {
         name: row[found] for name in GROUPS if (found := _find(row, (name,))) and name not in row
     }
@@ -110,10 +117,10 @@ def _cell(place: str, row: Row, column: Column, columns: Sequence[Column]) -> An
         raise ConfigError(f"{place}: {found}: the cell is blank; a text is required")
     if column.kind == "list":
         return _list(place, found, value)
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
         raise ConfigError(f"{place}: {found}={value!r}: a text is required")
     text = _as_text(value)
-    _encodable(place, found, text)
+    encodable(place, found, text)
     return f"$\\boxed{{{text}}}$" if bare else text
 
 
@@ -125,6 +132,9 @@ def _list(place: str, name: str, value: Any) -> list[Any]:
             value = None
     if not isinstance(value, list):
         raise ConfigError(f"{place}: {name}: a list is required")
+    encodable(place, name, value)
+    if any(_is_nan(inner) for inner in _inside(value)):
+        raise ConfigError(f"{place}: {name}: the list holds NaN or infinity")
     return value
 
 
@@ -144,18 +154,36 @@ def _plain(name: object) -> str:
 
 
 def _as_text(value: Any) -> str:
-    """Tables of numbers hold whole ones as floats: 204.0 is 204."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    """Tables of numbers hold whole ones with a point: 204.0 is 204."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, Decimal) and value.is_finite():
+        return str(int(value)) if value == int(value) else f"{value.normalize():f}"
+    return str(value)
 
 
 def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
+    return isinstance(value, float | Decimal) and not math.isfinite(value)
 
 
-def _encodable(place: str, name: str, value: Any) -> None:
-    try:
-        str(value).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ConfigError(
-            f"{place}: {name}: its character {error.start + 1} cannot be encoded: {error.reason}"
-        ) from None
+def encodable(place: str, name: str, value: Any) -> None:
+    """Raises ConfigError for a text in the cell that UTF-8 cannot hold: half a surrogate pair."""
+    for text in filter(lambda inner: isinstance(inner, str), _inside(value)):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"{place}: {name}: its character {error.start + 1} cannot be encoded: "
+                f"{error.reason}"
+            ) from None
+
+
+def _inside(value: Any) -> Iterator[Any]:
+    """A cell, or what its lists and objects hold, names included."""
+    if isinstance(value, Mapping):
+        value = [*value, *value.values()]
+    if isinstance(value, list | tuple):
+        for inner in value:
+            yield from _inside(inner)
+    else:
+        yield value

@@ -2,8 +2,11 @@
 
 import codecs
 import csv
+import gzip
 import io
 import json
+import re
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +23,16 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 _LARGEST_CELL = 2**31 - 1
+# What stands beside data in a directory, by kind or by name.
+_DOCUMENT_KINDS = {
+    *(".md", ".rst", ".pdf", ".html", ".bib", ".cff", ".png", ".jpg", ".jpeg", ".svg"),
+    *(".py", ".sh", ".ipynb", ".yaml", ".yml", ".toml", ".cfg", ".md5", ".sha256", ".log"),
+}
+_DOCUMENTS = re.compile(
+    r"(readme|licen[cs]e|copying|notice|authors|citation|changelog|changes|makefile|\w*sums)"
+    r"([-_.].*)?|dataset_infos?\.json|datapackage\.json",
+    re.IGNORECASE,
+)
 
 
 class Item(NamedTuple):
@@ -32,12 +45,10 @@ class Item(NamedTuple):
 def read(path: Path, of: str = "problems") -> list[Item]:
     """All rows of a file, at least one. Raises ConfigError that names the file and, where there is
     one, the line. of: what the rows are, in words."""
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise ConfigError(f"{path}: unknown kind of file; allowed: {', '.join(READERS)}")
     try:
-        found = list(reader(path))
-    except (OSError, ValueError, csv.Error, RecursionError) as error:  # ValueError: JSON, Arrow
+        found = list(_reader(path)(path))
+    # ValueError: of JSON and Arrow. EOFError, zlib.error: of gzip.
+    except (OSError, ValueError, EOFError, zlib.error, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
     items = []
     for number, (line, row) in enumerate(found, 1):
@@ -51,19 +62,46 @@ def read(path: Path, of: str = "problems") -> list[Item]:
 
 
 def files(directory: Path) -> list[Path]:
-    """The data files below a directory, hidden ones left out."""
-    return [
+    """The data files below a directory, hidden files and documents left out. Raises ConfigError for
+    any other that cannot be read."""
+    found = [
         file
         for file in sorted(directory.rglob("*"))
-        if file.suffix.lower() in READERS
+        if file.is_file()
         and not any(part.startswith(".") for part in file.relative_to(directory).parts)
+        and file.suffix.lower() not in _DOCUMENT_KINDS
+        and not _DOCUMENTS.fullmatch(file.name)
     ]
+    for file in found:
+        _reader(file)
+    return found
+
+
+def stem(file: Path) -> str:
+    """A file's name without its kind: ``part`` of ``part.csv.gz``."""
+    return (file.with_suffix("") if file.suffix.lower() == ".gz" else file).stem
+
+
+def _reader(file: Path) -> Callable[[Path], Iterator[tuple[int, Any]]]:
+    packed = file.suffix.lower() == ".gz"
+    kind = (file.with_suffix("") if packed else file).suffix.lower()
+    reader = READERS.get(kind)
+    if reader is None or (packed and reader is _parquet):
+        raise ConfigError(f"{file}: unknown kind of file; allowed: {ALLOWED}")
+    return reader
 
 
 def _text(path: Path) -> str:
     """A byte-order mark says which encoding it is; without one it is UTF-8."""
     content = path.read_bytes()
+    if path.suffix.lower() == ".gz":
+        content = gzip.decompress(content)
     encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
+    if encoding.startswith("utf-8") and b"\0" in content:
+        line = content.count(b"\n", 0, content.index(b"\0")) + 1
+        raise ValueError(
+            f"line {line}: a NUL byte; a text in UTF-16 or UTF-32 needs a byte-order mark"
+        )
     try:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
@@ -81,6 +119,9 @@ def _json(path: Path) -> Iterator[tuple[int, Any]]:
             yield from _json_lines(path)
             return
         raise ValueError(f"line {error.lineno}: {error.msg}") from None
+    if isinstance(rows, dict) and "\n" not in text.strip():  # the same, of one object
+        yield from _json_lines(path)
+        return
     if not isinstance(rows, list):
         raise ValueError("a list of objects is required")
     decoder, position = json.JSONDecoder(), text.index("[") + 1
@@ -104,6 +145,7 @@ def _csv(path: Path) -> Iterator[tuple[int, Any]]:
     csv.field_size_limit(_LARGEST_CELL)
     reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
     columns: list[str] | None = None
+    heading, rows = 0, 0
     line = 1
     while True:
         try:
@@ -111,12 +153,16 @@ def _csv(path: Path) -> Iterator[tuple[int, Any]]:
         except csv.Error as error:
             raise ValueError(f"line {line}: {error}") from None
         if cells is None:
+            if columns is not None and not rows:
+                raise ValueError(
+                    f"line {heading}: the first line is the heading, and no row stands below it"
+                )
             return
         start, line = line, reader.line_num + 1
         if not any(cell.strip() for cell in cells) and len(cells) < 2:  # a blank line
             continue
         if columns is None:
-            columns = [cell.strip() for cell in cells]
+            columns, heading = [cell.strip() for cell in cells], start
             twice = next((c for c in columns if c and columns.count(c) > 1), None)
             if twice is not None:
                 raise ValueError(f"line {start}: two columns are named {twice!r}")
@@ -125,6 +171,7 @@ def _csv(path: Path) -> Iterator[tuple[int, Any]]:
             raise ValueError(
                 f"line {start}: {len(cells)} cells; the heading names {len(columns)} columns"
             )
+        rows += 1
         yield start, dict(zip(columns, cells, strict=True))
 
 
@@ -140,3 +187,4 @@ READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
     ".csv": _csv,
     ".parquet": _parquet,
 }
+ALLOWED = f"{', '.join(READERS)}, and .gz of the first three"

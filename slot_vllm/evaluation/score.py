@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from slot_vllm.evaluation import data_files, scoring, tasks
+from slot_vllm.evaluation import columns, data_files, scoring, tasks
 from slot_vllm.evaluation.config import ConfigError, RunConfig, Task
 from slot_vllm.evaluation.data_files import Item
 from slot_vllm.evaluation.record import Estimate, Scored
@@ -43,8 +43,8 @@ def load(
     """
     if not data.exists():
         raise ConfigError(f"--data {data}: no such path (from {Path.cwd()})")
-    if custom_tasks is not None and not Path(custom_tasks).is_file():
-        raise ConfigError(f"--custom-tasks {custom_tasks}: no such file (from {Path.cwd()})")
+    if custom_tasks is not None:
+        _check_file("--custom-tasks", Path(custom_tasks))
     try:
         named = Task(name=name, data=str(data), answers=answers)
     except ValidationError as error:
@@ -65,8 +65,7 @@ def load(
 def read(task: EvaluationTask, path: Path) -> dict[str, list[str]]:
     """The completions by problem, in the order of the file. Raises ConfigError for a line that
     is no answer, a problem without one or with too many, and an id that is of no problem."""
-    if not path.is_file():
-        raise ConfigError(f"--answers {path}: no such file (from {Path.cwd()})")
+    _check_file("--answers", path)
     lines = [_answer(item) for item in data_files.read(path, of="answers")]
     problems = _problems(task, [(place, name) for place, name, _ in lines])
     completions: dict[str, list[str]] = defaultdict(list)
@@ -100,6 +99,13 @@ def score(task: EvaluationTask, completions: Mapping[str, Sequence[str]]) -> Sco
     return Scored(task=task.name, samples=len(scores), metrics=metrics)
 
 
+def _check_file(option: str, path: Path) -> None:
+    if path.is_dir():
+        raise ConfigError(f"{option} {path}: it is a directory; required: one file")
+    if not path.is_file():
+        raise ConfigError(f"{option} {path}: no such file (from {Path.cwd()})")
+
+
 def _answer(item: Item) -> tuple[str, str, str]:
     """Place, id and completion."""
     place, row = item
@@ -111,17 +117,14 @@ def _answer(item: Item) -> tuple[str, str, str]:
         raise ConfigError(f"{place}: id={name!r}: a text or an integer is required")
     if not isinstance(completion, str):
         raise ConfigError(f"{place}: completion={completion!r}: a text is required")
-    try:
-        completion.encode()
-    except UnicodeEncodeError as error:
-        raise ConfigError(
-            f"{place}: completion: its character {error.start + 1} cannot be encoded"
-        ) from None
+    columns.encodable(place, "id", name)
+    columns.encodable(place, "completion", completion)
     return place, str(name), completion
 
 
 def _problems(task: EvaluationTask, named: Sequence[tuple[str, str]]) -> list[str]:
-    """The problem of each id: all of them are the problems' own ids, or all are positions."""
+    """The problem of each id: all of them are the problems' own ids, or all are positions. Where
+    they are both, they are own ids."""
     positions = {doc.id for doc in task.docs}
     own = defaultdict(list)
     for problem, name in task.own_ids.items():

@@ -101,7 +101,9 @@ def definitions(name: str, key: str, custom_tasks: str | None = None) -> list[Li
         registry = _Registry(name, [*modules, *own])
     if not registry.knows(base):
         registry = _Registry(name, [*_importable(files), *own])
-    known = {*registry.names, *re.findall(r'\bname="([^"{}]+)"', "".join(files.values()))}
+    # Of files that are not imported: what they spell; others also spell what they do not offer.
+    left_out = "".join(text for file, text in files.items() if _downloads(file))
+    known = {*registry.names, *re.findall(r'\bname="([^"{}]+)"', left_out)}
     near = difflib.get_close_matches(name, sorted(known), n=5, cutoff=0.5)
     nearest = f"near names: {', '.join(near) or 'none'}"
     if not registry.knows(base):
@@ -139,6 +141,10 @@ def _task_files() -> dict[Path, str]:
     folders = [ROOT / "tasks", ROOT / "multilingual" / "tasks"]
     files = [f for folder in folders for f in [*folder.glob("*.py"), *folder.glob("*/main.py")]]
     return {f: f.read_text(encoding="utf-8") for f in sorted(files) if f.name != "__init__.py"}
+
+
+def _downloads(file: Path) -> bool:
+    return bool(DOWNLOAD_ON_IMPORT & {file.stem, file.parent.name})
 
 
 def _module(file: Path) -> ModuleType:
@@ -182,7 +188,7 @@ def _custom(file: str) -> ModuleType:
 
 def _importable(files: Iterable[Path]) -> Iterator[ModuleType]:
     for file in files:
-        if DOWNLOAD_ON_IMPORT & {file.stem, file.parent.name}:
+        if _downloads(file):
             continue
         silent = io.StringIO()
         try:

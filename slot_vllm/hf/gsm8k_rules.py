@@ -18,11 +18,15 @@ _PUBLISHED_NUMBER = re.compile(r"\d+\.\d+|\d+/\d+|\d+")
 # As published: a final line break is forgiven.
 _FORMAT = re.compile(r"<think>.*?</think><answer>.*?</answer>\n?", re.DOTALL)
 _LOOSE_FORMAT = re.compile(r"\s*<think>.*?</think>\s*<answer>.*?</answer>\s*", re.DOTALL)
-# A minus after a digit, a letter or a closing bracket subtracts. A currency may follow the sign.
+# A sign stands directly before its digits, or before or behind their currency. Thousands are also
+# separated as LaTeX does it.
 _NUMBER = re.compile(
-    r"(?:(?<![\w)\]}.,$])(?P<sign>[-+\u2212])\s?)?(?:\\?[$€£]\s?(?P<late>[-\u2212])?)?"
-    r"(?P<digits>\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?P<rest>\.\d+|/0*[1-9]\d*)?"
+    r"(?P<sign>[-+\u2212])?(?P<currency>\\?[$€£](?P<late>[-\u2212])?)?"
+    r"(?P<digits>\d{1,3}(?:(?:,|\{,\}|\\,|,\\!)\d{3})+(?!\d)|\d+)(?P<rest>\.\d+|/0*[1-9]\d*)?"
 )
+# What a minus subtracts from: an operand directly before it, or one before the spaces.
+_OPERAND = re.compile(r"[\w)\]}.$%!]\Z|[\d)\]}%!][ \t]+\Z")
+_OPERAND_OF_LATE = re.compile(r"[\d)\]}%!]\Z")
 
 
 def gold(answer: str) -> str:
@@ -63,5 +67,10 @@ def _last_number(text: str) -> Fraction | None:
         pass
     if found is None:
         return None
-    value = Fraction(found["digits"].replace(",", "") + (found["rest"] or ""))
-    return -value if (found["sign"] or found["late"] or "+") != "+" else value
+    digits = re.sub(r"\D", "", found["digits"])
+    value = Fraction(digits + (found["rest"] or ""))
+    before = text[: found.start()]
+    if found["late"]:
+        return value if _OPERAND_OF_LATE.search(before) else -value
+    negative = found["sign"] not in (None, "+") and not _OPERAND.search(before)
+    return -value if negative else value

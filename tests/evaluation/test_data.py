@@ -1,7 +1,9 @@
 """Local files and directories as a task's data."""
 
+import gzip
 import json
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +65,8 @@ def test_a_directory_with_more_has_splits(tmp_path: Path) -> None:
         ("a.jsonl", '{"problem": "x", "answer": [1]}\n', "item 1: answer=.* a text is required"),
         ("a.jsonl", '{"problem": "x", "answer": "1"}\n{"x\n', "cannot be read: line 2"),
         ("a.jsonl", "[1]\n", "item 1: an object is required"),
-        ("a.json", '{"a": 1}', "a list of objects is required"),
+        ("a.json", '{\n"a": 1}', "a list of objects is required"),
+        ("a.json", '{"a": 1}', "line 1, item 1: no 'problem'"),
         ("a.jsonl", "\n", "it holds no problems"),
         ("a.parquet", "no parquet", "cannot be read"),
     ],
@@ -174,6 +177,36 @@ def test_json_in_other_forms(tmp_path: Path) -> None:
     (tmp_path / "upper.JSONL").write_bytes(lines.encode())
     for path in tmp_path.iterdir():
         assert [row["answer"] for row in _read(path)["train"]] == ["2", "004"]
+    (tmp_path / "one.json").write_text(json.dumps(ROWS[0]) + "\n")
+    assert [row["answer"] for row in _read(tmp_path / "one.json")["train"]] == ["2"]
+
+
+def test_packed_files(tmp_path: Path) -> None:
+    plain = _jsonl(tmp_path / "a.jsonl").read_bytes()
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(plain))
+    (tmp_path / "c.csv.GZ").write_bytes(gzip.compress(b"problem,answer\n1?,007\n"))
+    found = _read(tmp_path)["train"]
+    assert [row["answer"] for row in found] == ["2", "004", "2", "004", "007"]
+    for content in (b"x", gzip.compress(plain)[:-9]):
+        (tmp_path / "b.jsonl.gz").write_bytes(content)
+        with pytest.raises(ConfigError, match=r"b.jsonl.gz: cannot be read: "):
+            _read(tmp_path)
+    (tmp_path / "b.jsonl.gz").rename(tmp_path / "b.parquet.gz")
+    with pytest.raises(ConfigError, match=r"b.parquet.gz: unknown kind of file"):
+        _read(tmp_path)
+
+
+def test_lists_with_what_cannot_be_sent(tmp_path: Path) -> None:
+    for kwargs, said in (
+        ([{"a": "x\ud800"}], "line 1, item 1: kwargs: its character 2 cannot be encoded"),
+        ([{"a": [float("nan")]}], "line 1, item 1: kwargs: the list holds NaN"),
+    ):
+        row = {"prompt": "Do.", "instruction_id_list": ["a"], "kwargs": kwargs}
+        with pytest.raises(ConfigError, match=said):
+            data.read(_jsonl(tmp_path / "a.jsonl", [row]), "ifeval", "default", ["train"])
+    rows = [{"text": ["\ud800"]}]
+    with pytest.raises(ConfigError, match="text: its character 1 cannot be encoded"):
+        data.read(_jsonl(tmp_path / "a.jsonl", rows), "another", "default", ["train"])
 
 
 def test_a_directory_of_parts(tmp_path: Path) -> None:
@@ -212,6 +245,14 @@ def test_a_column_of_lists_in_a_csv(tmp_path: Path) -> None:
         ("a.jsonl", '{"problem": "x\\ud800", "answer": 1}\n', "problem: its character 2 cannot be"),
         ("a.json", '[\n{"problem": "x",\n"answer": 1},\n\n{"problem": "y"}]', "line 5, item 2: no"),
         ("a.json", '[\n{"problem": x}]', "line 2: Expecting value"),
+        ("a.csv", "\n1 + 1?,2\n", "line 2: the first line is the heading, and no row stands"),
+        ("a.jsonl", '{"problem": "x", "answer": 1, "id": NaN}\n', "line 1, item 1: id=nan: an id"),
+        (
+            "a.jsonl",
+            '{"problem": "x", "answer": 1, "ID": "\\ud800"}\n',
+            "ID: its character 1 cannot",
+        ),
+        ("a.jsonl", '{"problem": "x", "answer": 1, "Level": "\\ud800"}\n', "Level: its character"),
         ("a.txt", "1?", "unknown kind of file; allowed: .json, .jsonl, .csv, .parquet"),
     ],
 )
@@ -230,6 +271,12 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe" + "problem\n".encode("utf-16-le") + b"\x00")
     with pytest.raises(ConfigError, match="not UTF-16"):
         _read(path)
+    for encoding in ("utf-16-le", "utf-16-be", "utf-32-le"):
+        path.write_bytes("problem,answer\n1 \u4e00?,2\n".encode(encoding))
+        with pytest.raises(
+            ConfigError, match="line 1: a NUL byte; a text in UTF-16 or UTF-32 needs"
+        ):
+            _read(path)
 
 
 def test_parquet_with_missing_cells(tmp_path: Path) -> None:
@@ -242,3 +289,6 @@ def test_parquet_with_missing_cells(tmp_path: Path) -> None:
         _read(path)
     datasets.Dataset.from_dict({**rows, "answer": [1.0, 204.0]}).to_parquet(path)
     assert [row["answer"] for row in _read(path)["train"]] == ["1", "204"]
+    numbers = [Decimal("7.00"), Decimal("1.50")]
+    datasets.Dataset.from_dict({**rows, "answer": numbers}).to_parquet(path)
+    assert [row["answer"] for row in _read(path)["train"]] == ["7", "1.5"]

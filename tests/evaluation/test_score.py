@@ -97,6 +97,25 @@ def test_positions_where_own_ids_are_of_several(
     assert "is of 4 problems; name them by position" in capsys.readouterr().err
 
 
+def test_ids_that_are_both_are_the_problems_own(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _lines(data, [{**problem, "id": 3 - n} for n, problem in enumerate(PROBLEMS)])
+    own = [{**answer, "id": 3 - n} for n, answer in enumerate(_answers())]
+    assert _score(data, _lines(data.with_name("own.jsonl"), own), "--json") == 0
+    [metric] = json.loads(capsys.readouterr().out)["metrics"].values()
+    assert metric["value"] == 0.75
+    with pytest.raises(SystemExit):
+        cli.main(["score", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "ids that fit both are the problems' own" in said
+
+
+def test_answers_that_are_a_directory(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _score(data, data.parent) == 2
+    assert f"--answers {data.parent}: it is a directory" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -108,6 +127,8 @@ def test_positions_where_own_ids_are_of_several(
         (lambda rows: [{**rows[0], "id": True}, *rows[1:]], "id=True: a text or an integer"),
         (lambda rows: [{**rows[0], "completion": None}, *rows[1:]], "completion=None: a text"),
         (lambda rows: [{**rows[0], "completion": "\ud800"}, *rows[1:]], "cannot be encoded"),
+        (lambda rows: [{**rows[0], "id": "\ud800"}, *rows[1:]], "item 1: id: its character 1"),
+        (lambda rows: [{**rows[0], "id": float("nan")}, *rows[1:]], "item 1: id=nan: a text or"),
         (lambda rows: [], "it holds no answers"),
     ],
 )

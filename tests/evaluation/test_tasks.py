@@ -138,6 +138,18 @@ def test_unknown_tasks(name: str, said: str) -> None:
     assert said in str(error.value)
 
 
+def test_near_names_are_names_of_tasks() -> None:
+    # lighteval's file spells aime24_avg, and does not offer it.
+    with pytest.raises(ConfigError) as error:
+        tasks.definitions("aime24_avg", "tasks.0.name")
+    near = str(error.value).split("near names: ")[1].split(", ")
+    assert "aime24" in near
+    for name in near:
+        assert tasks.definitions(name, "tasks.0.name")
+    with pytest.raises(ConfigError, match=r"near names: .*ifeval"):
+        tasks.definitions("ifevl", "tasks.0.name")
+
+
 def test_a_hub_that_cannot_be_reached() -> None:
     with pytest.raises(ConfigError, match="yentinglin/aime_2025 cannot be read from the hub"):
         tasks.load(_run({"name": "aime25"}))

@@ -1,5 +1,6 @@
 """Benchmarks as this project defines them, in lighteval's terms. A user names them in a run's file;
-lighteval itself takes them by ``--custom-tasks slot_vllm.evaluation.benchmarks``."""
+lighteval itself takes them by ``--custom-tasks slot_vllm.evaluation.benchmarks``, if it is online:
+it imports all of its own tasks, and some of those download."""
 
 from slot_vllm.evaluation.benchmarks import ceval, gsm8k, published
 

@@ -56,27 +56,45 @@ B. {B}
 C. {C}
 D. {D}"""
 
-# Where a letter is the answer, the surest first.
+_END = r"(?![A-Za-z])"
+_OPEN = r"(?:\\boxed\{)?(?:\\text\{)?"
+# Where a letter is the answer, the surest first; each alternative has one group.
 _STATED = (
     re.compile(
-        r"(?i:答案|answer)[^A-Za-z\n]{0,12}(?:is[^A-Za-z\n]{1,8})?"
-        r"(?:\\boxed\{)?(?:\\text\{)?([A-D])(?![A-Za-z])"
+        rf"(?i:答案|answer)[^A-Za-z\n]{{0,12}}(?:is[^A-Za-z\n]{{1,8}})?{_OPEN}([A-D]){_END}"
+        rf"|答案[^A-Za-z\n]{{0,12}}{_OPEN}([a-d]){_END}"
+        r"|(?i:answer)\s?[:*][^\w\n]{0,6}([a-d])(?=[^\w\n]*(?:\n|$))"
+        rf"|而是[^\w\n]{{0,4}}([A-D]){_END}"
     ),
-    re.compile(r"\\boxed\{(?:\\text\{)?\W{0,2}([A-D])(?![A-Za-z])"),
-    re.compile(r"(?<![A-Za-z])([A-D])(?![A-Za-z])"),
+    re.compile(rf"\\boxed\{{(?:\\text\{{)?\W{{0,2}}([A-D]){_END}"),
+    re.compile(rf"选(?:择|的?是|为)?[^\w\n]{{0,4}}([A-D]){_END}"),
+    re.compile(
+        rf"正确的?(?:选项|说法)?应?该?(?:是|为)[^\w\n]{{0,4}}([A-D]){_END}"
+        r"|(?<![A-Za-z])([A-D])[^\w\n,;.。!?]{0,2}选?项?(?:是|为)?(?:正确|对的)"
+    ),
+    re.compile(rf"(?<![A-Za-z])([A-D]){_END}"),
+)
+_DENIED = re.compile(
+    r"(?:不是|不为|非|不能?选择?|不应该?选择?|排除|\bnot)[^\w\n]{0,4}\Z", re.IGNORECASE
+)
+_WRONG = re.compile(
+    r"[^\w\n,;.。!?]{0,3}(?:选?项)?(?:的说法)?(?:显然)?(?:是|为)?(?:错|不正确|不对|不符|有误|排除)"
+    r"|[^\w\n,;.。!?]{0,3} is (?:wrong|incorrect|false|not)\b"
 )
 
 
 def letter(text: str) -> str | None:
     """The letter that an answer gives, its reasoning left out; the last one where it gives
-    several."""
+    several. One that is denied (``不是 A``, ``A 错``) is not given."""
     answer = unicodedata.normalize("NFKC", text.rpartition("</think>")[2])
     if "<think>" in answer:  # cut off while reasoning
         return None
     for pattern in _STATED:
-        found = pattern.findall(answer)
-        if found:
-            return str(found[-1])
+        for found in reversed(list(pattern.finditer(answer))):
+            group = found.lastindex or 0
+            start, end = found.span(group)
+            if not _DENIED.search(answer[:start]) and not _WRONG.match(answer, end):
+                return found[group].upper()
     return None
 
 
@@ -94,11 +112,16 @@ def read(path: Path, subject: str | None) -> list[Row]:
 
     A file, or a directory as published (``val/SUBJECT_val.csv``) or as on the hub
     (``SUBJECT/val-*.parquet``). A column ``subject``, the file's name or its directory's says which
-    subject it is. The other splits of a directory that has ``val`` are left out.
+    subject it is. The other splits of a directory that has ``val`` are left out; a file that is of
+    none is an error there.
     """
     files = [path] if path.is_file() else data_files.files(path)
-    if any(_split(file, path) == SPLIT for file in files):
-        files = [file for file in files if _split(file, path) == SPLIT]
+    splits = {file: _split(file, path) for file in files}
+    if SPLIT in splits.values():
+        stray = next((file for file, split in splits.items() if split is None), None)
+        if stray is not None:
+            raise ConfigError(f"{stray}: it is of no split, beside files of {SPLIT!r}")
+        files = [file for file, split in splits.items() if split == SPLIT]
     items = [item for file in files for item in _items(file)]
     rows = columns.checked(items, columns.of("ceval"))
     for item, row in zip(items, rows, strict=True):
@@ -123,7 +146,10 @@ def download(subject: str | None) -> list[Row]:
 
 
 def _items(file: Path) -> list[Item]:
-    named = [re.sub(r"[_-](val|dev|test).*", "", file.stem), *(p.name for p in file.parents)]
+    named = [
+        re.sub(r"[_-](val|dev|test).*", "", data_files.stem(file)),
+        *(p.name for p in file.parents),
+    ]
     of_file = next((name for name in named if name in SUBJECTS), None)
     items = []
     for place, row in data_files.read(file):
@@ -143,7 +169,7 @@ def _groups(subject: str) -> Row:
 
 
 def _split(file: Path, root: Path) -> str | None:
-    words = re.split(r"[_-]", file.stem) + list(file.relative_to(root).parts[:-1])
+    words = re.split(r"[_-]", data_files.stem(file)) + list(file.relative_to(root).parts[:-1])
     return next((word for word in words if word in ("val", "dev", "test")), None)
 
 

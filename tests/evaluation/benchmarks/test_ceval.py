@@ -112,6 +112,14 @@ def test_what_cannot_be_read(tmp_path: Path, name: str, text: str, said: str) ->
         _load(tmp_path)
 
 
+def test_a_file_of_no_split_beside_the_splits(published: Path) -> None:
+    _csv(published / "physician.csv", 1)
+    with pytest.raises(
+        ConfigError, match=r"physician.csv: it is of no split, beside files of 'val'"
+    ):
+        _load(published)
+
+
 @pytest.mark.parametrize(
     ("text", "given"),
     [
@@ -122,6 +130,26 @@ def test_what_cannot_be_read(tmp_path: Path, name: str, text: str, said: str) ->
         ("答案：Ｂ", "B"),
         ("$\\boxed{\\text{D}}$", "D"),
         ("应选 B", "B"),
+        ("选 B 因为 A 错", "B"),
+        ("A. 一 B. 二 C. 三 D. 四\n选 B 因为 A 错", "B"),
+        ("因此A项正确，B项错误", "A"),
+        ("我认为答案不是A而是B", "B"),
+        ("答案并非 A，应选 C", "C"),
+        ("The answer is not A but B.", "B"),
+        ("答案: b", "B"),
+        ("Answer: b", "B"),
+        ("Answer: a dog", None),
+        ("故选C", "C"),
+        ("故选：C。", "C"),
+        ("故选B，因为A、C、D正确", "B"),
+        ("选项A错误，选项B正确", "B"),
+        ("答案是A。错误的选项是B", "A"),
+        ("不选A", None),
+        ("答案是A还是B？答案是B", "B"),
+        ("答案为 \\boxed{C}", "C"),
+        ("**答案**：**D**", "D"),
+        ("Answer: (B)", "B"),
+        ("The answer: Beijing", None),
         ("<think>答案：A</think>答案：B", "B"),
         ("<think>答案：A", None),
         ("ABCD", None),

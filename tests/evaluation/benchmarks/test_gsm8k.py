@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from lighteval.models.model_output import ModelResponse
@@ -104,6 +105,31 @@ def test_gold_answers(benchmarks: Path) -> None:
         ("1/0", "0", True),
         ("+7", "7", True),
         ("from 3-5", "5", True),
+        ("8 - 5", "5", True),
+        ("8 -5", "5", True),
+        ("(8) -5", "5", True),
+        ("Answer - 18", "18", True),
+        ("Answer: -18", "-18", True),
+        ("the answer is -18", "-18", True),
+        ("- 18", "18", True),
+        ("30 \\div 2 = 15 - 3", "3", True),
+        ("8\n-5", "-5", True),
+        ("**-5**", "-5", True),
+        ("x=-5", "-5", True),
+        ("(-5)", "-5", True),
+        ("\\boxed{-5}", "-5", True),
+        ("<answer>-5</answer>", "-5", True),
+        ("2*-5", "-5", True),
+        ("A-5", "5", True),
+        ("20\N{EN DASH}18", "18", True),
+        ("$8$ - $5$", "5", True),
+        ("$8$-5", "5", True),
+        ("\\$8 - \\$5", "5", True),
+        ("-\\$5", "-5", True),
+        ("\\$1{,}450", "1450", True),
+        ("$1\\,450$", "1450", True),
+        ("1,\\!450", "1450", True),
+        ("1,450.00", "1450", True),
         ("a range of 2,000-3,000", "3,000", True),
         ("seven", "7", False),
         ("", "7", False),
@@ -139,10 +165,14 @@ def test_several_answers(write: Path) -> None:
     assert list(scores.values()) == [0.5, 0.25, 0.25, 0.5, 0.25]
 
 
-def test_lighteval_takes_them_as_custom_tasks() -> None:
-    # Its registry as a whole imports tasks that download.
-    module = Registry.create_custom_tasks_module("slot_vllm.evaluation.benchmarks")
-    assert NAME in Registry._extract_configs(module)
+def test_lighteval_takes_them_as_custom_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Its registry imports all of its own tasks, and one downloads.
+    monkeypatch.setattr("requests.get", lambda *given, **settings: Mock(status_code=404))
+    names = [NAME, "published:math_500", "ceval:law"]
+    registry = Registry(tasks=",".join(names), custom_tasks="slot_vllm.evaluation.benchmarks")
+    found = registry.load_tasks()
+    assert sorted(found) == sorted(f"{name}|0" for name in names)
+    assert [metric.metric_name for metric in found[f"{NAME}|0"].metrics] == METRICS
 
 
 def test_gold() -> None:
