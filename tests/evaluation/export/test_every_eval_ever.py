@@ -9,10 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from slot_vllm import cli
 from slot_vllm.evaluation.export import export
-from tests.conftest import ROOT
 from tests.evaluation.finished_runs import finish
+from tests.evaluation.stored_runs import LAST_RELEASE
 
-LAST = ROOT / "logs/reference/quickstart"
+LAST = LAST_RELEASE / "quickstart"
 Details = dict[str, str]
 
 

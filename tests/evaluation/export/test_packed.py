@@ -11,9 +11,9 @@ from slot_vllm.evaluation import report
 from slot_vllm.evaluation.config import ConfigError
 from slot_vllm.evaluation.export import export
 from slot_vllm.evaluation.samples import SampleFile
-from tests.conftest import ROOT
 from tests.evaluation.conftest import PROBLEMS, RunMain, WriteConfig
 from tests.evaluation.finished_runs import finish
+from tests.evaluation.stored_runs import LAST_RELEASE
 
 PROMPT = "Say nothing of this sentence."
 
@@ -28,9 +28,7 @@ def without_times(directory: Path) -> Any:
 
 def test_it_holds_no_text_of_the_benchmark(tmp_path: Path) -> None:
     run = finish(tmp_path / "run", lambda *_: "5", system_prompt=PROMPT)
-    (run / "inspection.json").write_text(
-        (ROOT / "logs/reference/quickstart/inspection.json").read_text()
-    )
+    (run / "inspection.json").write_text((LAST_RELEASE / "quickstart/inspection.json").read_text())
     packed = tmp_path / "packed"
     names = {path.name for path in export(run, "packed", packed)}
     assert names == {"config.yaml", "inspection.json", "results.json", "samples.jsonl.gz"}
@@ -54,7 +52,7 @@ def test_it_holds_no_text_of_the_benchmark(tmp_path: Path) -> None:
 
 
 def test_the_last_releases_run_is_packed_small(tmp_path: Path) -> None:
-    run = ROOT / "logs/reference/quickstart"
+    run = LAST_RELEASE / "quickstart"
     files = export(run, "packed", tmp_path / "packed")
     assert sum(path.stat().st_size for path in files) < 70_000
     found = report.write([tmp_path / "packed"]).read_text()
