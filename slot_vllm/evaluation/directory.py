@@ -120,10 +120,12 @@ class RunDirectory:
             here = yaml.safe_load(self._config.read_text(encoding="utf-8"))
             return RunConfig.model_validate(here)
         except ValidationError as error:
-            wrong = describe(error, RunConfig) if isinstance(here, dict) else "not a mapping"
-            return f"{self._config.name} was written by another release or by hand: {wrong}"
+            if isinstance(here, dict):
+                wrong = describe(error, RunConfig)
+                return f"{self._config.name} was written by another release or by hand: {wrong}"
         except (OSError, ValueError, yaml.YAMLError):
-            return f"{self._config.name} cannot be read"
+            pass
+        return f"{self._config.name} cannot be read"
 
     def _arm_names(self) -> set[str]:
         """Of the run that is here."""

@@ -54,7 +54,7 @@ def test_a_run_of_the_last_release_is_resumed(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("name: x\nlost_setting: 1\n", "written by another release or by hand: lost_setting: unk"),
-        ("[]", "written by another release or by hand: not a mapping"),
+        ("[]", "config.yaml cannot be read"),
         ("a: [", "config.yaml cannot be read"),
     ],
 )

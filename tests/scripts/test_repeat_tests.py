@@ -38,6 +38,8 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     who = ("-c", "user.name=x", "-c", "user.email=x@example.com")
     for command in (("init", "-q"), ("add", "."), (*who, "commit", "-qm", "x")):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    # Of a run with --durations, whose plugin is not in this repository.
+    monkeypatch.delenv("PYTEST_PLUGINS", raising=False)
     monkeypatch.setattr(repeat_tests, "ROOT", tmp_path)
     monkeypatch.setattr(repeat_tests, "PROCESSES", [])
     monkeypatch.setattr(repeat_tests, "LOG", tmp_path / "logs/full/repeated.jsonl")
