@@ -3,12 +3,15 @@
 import importlib.util
 import json
 import re
+from collections import Counter
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from slot_vllm.evaluation.directory import RESULTS, read_results
 from slot_vllm.evaluation.record import CUT_OFF, LOOPS
+from slot_vllm.evaluation.samples import SAMPLES, SampleFile
 from tests.conftest import ROOT
 
 REFERENCE = ROOT / "logs" / "reference"
@@ -59,6 +62,25 @@ def test_what_the_readme_says_of_the_quickstart() -> None:
     }
     assert told == {"baseline": set(), "paper": {CUT_OFF, LOOPS}, "safe": set()}
     assert all((paper.metrics[name].difference or 0) > 0 for name in (CUT_OFF, LOOPS))
+
+
+STUDY = sorted((REFERENCE / "study").iterdir())
+
+
+@pytest.mark.parametrize("run", STUDY, ids=lambda run: run.name)
+def test_the_studys_answers_are_here_without_the_benchmarks_texts(run: Path) -> None:
+    assert not (run / SAMPLES).exists()
+    samples = SampleFile(run / SAMPLES).read()
+    answered = {(row.task, row.name): row.samples for row in read_results(run / RESULTS).arms}
+    counted = Counter((sample.task, sample.arm) for sample in samples)
+    assert answered == counted
+    assert all(sample.prompt is None and sample.gold is None for sample in samples)
+    assert read_results(run / RESULTS).config.system_prompt is None
+
+
+def test_the_logs_stay_small() -> None:
+    logs = (path for path in (ROOT / "logs").rglob("*") if path.is_file())
+    assert sum(path.stat().st_size for path in logs) < 8 << 20
 
 
 def test_what_prefix_sharing_gains() -> None:
