@@ -78,7 +78,8 @@ class RunDirectory:
             self.samples.remove()
             for file in (self._results, self._report, self.log):
                 file.unlink(missing_ok=True)
-        if not resume or any(arm.name not in self._arm_names() for arm in config.arms):
+        here = self._recorded()
+        if not resume or isinstance(here, str) or _new_arms(config, here):
             self._inspection.unlink(missing_ok=True)
         heading = "# The configuration of this run, defaults included.\n"
         write_whole(self._config, heading + yaml.safe_dump(_plain(config), sort_keys=False))
@@ -106,8 +107,8 @@ class RunDirectory:
             return here
         free = {"name": None, "ray": None, "inspect": None}
         if resume:
-            known = self._arm_names()
-            config = changed(config, arms=[arm for arm in config.arms if arm.name in known])
+            new = _new_arms(config, here)
+            config = changed(config, arms=[arm for arm in config.arms if arm.name not in new])
         now, packed = _plain(config), without_system_prompt(_plain(config))
         there = {**_plain(here), **free}
         differences = [_first_difference({**one, **free}, there) for one in (now, packed)]
@@ -127,10 +128,9 @@ class RunDirectory:
             pass
         return f"{self._config.name} cannot be read"
 
-    def _arm_names(self) -> set[str]:
-        """Of the run that is here."""
-        here = self._recorded()
-        return set() if isinstance(here, str) else {arm.name for arm in here.arms}
+
+def _new_arms(now: RunConfig, here: RunConfig) -> set[str]:
+    return {arm.name for arm in now.arms} - {arm.name for arm in here.arms}
 
 
 def write_results(results: RunRecord, path: Path) -> Path:
