@@ -76,9 +76,7 @@ def engine_options(config: RunConfig) -> dict[str, Any]:
         if option not in known:
             allowed = "an engine option of vLLM (`vllm serve --help`), with underscores"
             raise ConfigError(f"engine.{option}: unknown key; allowed: {allowed}")
-    # Problems share no more than a template's first tokens, and what the prefix cache holds
-    # depends on what ran before: without it a resumed run repeats the uninterrupted one.
-    options: dict[str, Any] = {"enable_prefix_caching": False, "use_tqdm_on_load": False}
+    options: dict[str, Any] = {"use_tqdm_on_load": False}
     options |= {**_seeded_on_cpu(config), **config.engine, "model": model_path(config.model)}
     slot = config.engine_slot()
     if slot is not None:

@@ -52,7 +52,7 @@ def inspect(
     model.start()
     requests = [_one_token(model.request(doc, arm)) for doc in docs]
     check_sampling(requests)
-    with Progress(f"{arm.name}, W delta", task, len(docs)) as progress:
+    with Progress(f"W delta of {arm.name} · {task}", len(docs)) as progress:
         for doc, shifts in zip(docs, _in_order(model.engine, requests), strict=True):
             progress.add_tokens(1)
             progress.advance()

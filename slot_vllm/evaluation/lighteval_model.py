@@ -116,7 +116,7 @@ class SlotModel(LightevalModel):
         """The arm's answers to the documents, in their order."""
         requests = [self.request(doc, self.arm) for doc in docs]
         responses = {}
-        with Progress(self.arm.name, "all tasks", len(docs)) as progress:
+        with Progress(self.arm.name, len(docs)) as progress:
             for answer in self.answers(docs, requests, progress.add_tokens):
                 progress.advance()
                 responses[id(answer.doc)] = answer.response

@@ -19,7 +19,7 @@ from slot_vllm.evaluation.tasks import EvaluationTask
 class Part:
     """One arm on problems of one task. samples, scores: of those that are answered, by id.
 
-    requests: of those that were pending when the engine started.
+    requests: by id, of those that were pending when the engine started.
     """
 
     arm: Arm
@@ -27,15 +27,11 @@ class Part:
     docs: list[Doc]
     samples: dict[str, list[Sample]]
     scores: dict[str, Scores] = field(default_factory=dict)
-    requests: list[Request] = field(default_factory=list)
+    requests: dict[str, Request] = field(default_factory=dict)
 
     @property
     def pending(self) -> list[Doc]:
         return [doc for doc in self.docs if doc.id not in self.samples]
-
-    @property
-    def seconds(self) -> float:
-        return max((s.seconds for answers in self.samples.values() for s in answers), default=0.0)
 
     @property
     def answered(self) -> list[Sample]:
@@ -106,6 +102,12 @@ class Plan:
         with_slot = [part for part in self.reported if part.arm.steps]
         return [part for part in with_slot if (part.arm.name, part.task.name) not in out]
 
+    @property
+    def seconds(self) -> float:
+        """Of wall time that the answers so far took, interruptions left out."""
+        answers = [a for part in self.parts for of_one in part.samples.values() for a in of_one]
+        return max((answer.seconds for answer in answers), default=0.0)
+
     def record(self) -> RunRecord:
         """Of parts that are all answered."""
         rows = [row for task in self._tasks for row in _compared(self.reported, task)]
@@ -113,7 +115,7 @@ class Plan:
         rows.sort(key=lambda row: names.index(row.name))
         measured = self.selecting or self._all_reported
         sweeps = [grid.summary(_compared(measured, grid.task)) for grid in self._grids]
-        return record(self._config, self._tasks, rows, sweeps)
+        return record(self._config, self._tasks, rows, sweeps, self.seconds)
 
     def _part(self, arm: Arm, task: EvaluationTask, docs: list[Doc]) -> Part:
         stored = {doc.id: self._stored.get((arm.name, task.name, doc.id), []) for doc in docs}

@@ -19,10 +19,10 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """The progress of one arm on one task: done/total, tokens per second, time left."""
+    """How much of what is asked is answered: done/total, tokens per second, time left."""
 
-    def __init__(self, arm: str, task: str, total: int, done: int = 0) -> None:
-        self._label = f"{arm} · {task}"
+    def __init__(self, label: str, total: int, done: int = 0) -> None:
+        self._label = label
         self._total = total
         self._done = self._done_before = done
         self._tokens = 0
@@ -58,7 +58,7 @@ class Progress:
         self._show(last=False)
 
     def advance(self) -> None:
-        """Counts a finished problem."""
+        """Counts a finished request."""
         self._done += 1
         self._show(last=self._done == self._total)
 

@@ -66,7 +66,7 @@ class Sample(Recorded):
     first_loss, last_loss: the prompt's mean cross entropy, nats per token, before SLOT's first
         step and after its last; null without SLOT.
     finish_reason: ``stop``, or ``length`` for an answer that was cut off.
-    seconds: from the start of this arm on this task to the answer's end.
+    seconds: of wall time, from the start of the run's answers to the end of this one.
     scale: what safeguards multiplied delta by, 0 to 1; null without SLOT.
     """
 
@@ -173,7 +173,7 @@ class Result(Metric):
     holds all of them, and ``truncated`` and ``loops``.
 
     arm: its name and all of its settings; None where an earlier release does not say.
-    samples: problems. seconds: wall time. first_loss, last_loss: means over the answers, nats per
+    samples: problems. first_loss, last_loss: means over the answers, nats per
     prompt token. scale: the mean of what safeguards multiplied delta by; applied: the share of
     answers where that was above 0; None without SLOT. truncated: the share of answers that a limit
     on their length cut off. pass_at_k: by k, where several answers per problem are right or wrong.
@@ -189,7 +189,6 @@ class Result(Metric):
     steps: int
     lr: float = 0.0
     arm: Arm | None = None
-    seconds: float = 0.0
     first_loss: float | None = None
     last_loss: float | None = None
     scale: float | None = None
@@ -325,13 +324,18 @@ class TaskDefinition(Recorded):
 
 
 class RunRecord(Recorded):
-    """``results.json``. ``tasks``: by name, what each of them is made of."""
+    """``results.json``.
+
+    tasks: by name, what each of them is made of. seconds: of wall time, that all answers took; 0
+    where an earlier release does not say.
+    """
 
     schema_version: int = Field(default=1, alias="schema", ge=1, le=SCHEMA)
     arms: list[Result]
     sweeps: list[Sweep] = []
     config: RunSettings = RunSettings()
     tasks: dict[str, TaskDefinition] = {}
+    seconds: float = 0.0
     versions: dict[str, str] = {}
     machine: dict[str, Any] = {}
 

@@ -8,7 +8,7 @@ from packaging.utils import canonicalize_name
 
 from slot_vllm.evaluation.config import ConfigError
 
-# Tasks that split answers into sentences, by the folder of their file.
+# Tasks that split answers into sentences and tell their language, by the folder of their file.
 _SPLIT_SENTENCES = {"ifeval", "ifbench"}
 _SENTENCES = "tokenizers/punkt_tab/english"
 
@@ -23,11 +23,15 @@ def missing(error: ImportError) -> str:
     return f"it needs {package}, which is not installed; {source} brings it"
 
 
-def check_data(folder: str) -> None:
-    """Raises ConfigError if the tasks of this folder need texts of NLTK that are not here."""
+def prepare(folder: str) -> None:
+    """For the tasks of this folder: the same answer gets the same score each time. Raises
+    ConfigError if they need texts of NLTK that are not here."""
     if folder not in _SPLIT_SENTENCES:
         return
+    import langdetect
     import nltk
+
+    langdetect.DetectorFactory.seed = 0  # or it draws at random which language it finds
 
     try:
         nltk.data.find(_SENTENCES)

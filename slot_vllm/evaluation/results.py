@@ -63,7 +63,6 @@ def result(
         lower_is_better=metrics[first].lower_is_better,
         interval=metrics[first].interval,
         samples=len(scores),
-        seconds=round(max(sample.seconds for sample in samples), 3),
         generated_tokens=sum(sample.generated_tokens for sample in samples),
         steps=arm.steps,
         lr=arm.lr,
@@ -140,6 +139,7 @@ def record(
     tasks: Sequence[EvaluationTask],
     results: Sequence[Result],
     sweeps: Sequence[Sweep],
+    seconds: float,
 ) -> RunRecord:
     """The content of ``results.json``."""
     return RunRecord(
@@ -148,6 +148,7 @@ def record(
         sweeps=list(sweeps),
         config=RunSettings.model_validate(config.model_dump(mode="json")),
         tasks={task.name: definition(task) for task in tasks},
+        seconds=seconds,
         versions=_versions(),
         machine=_machine(),
     )

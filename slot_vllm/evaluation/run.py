@@ -1,10 +1,11 @@
-"""A run: every arm answers every task on one engine; answers are kept as they finish."""
+"""A run: all arms answer all tasks on one engine; answers are kept as they finish."""
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from lighteval.models.abstract_model import ModelConfig
+from lighteval.tasks.requests import Doc
 
 from slot_vllm.evaluation import inspection, report, tasks
 from slot_vllm.evaluation.config import ConfigError, RunConfig
@@ -39,17 +40,15 @@ def run(config: RunConfig, directory: RunDirectory, resume: bool, log: RunLog) -
     if any(part.pending for part in plan.wanted):
         model.start()
         for part in plan.parts:
-            part.requests = [model.request(doc, part.arm) for doc in part.pending]
-            check_sampling(part.requests)
+            part.requests = {doc.id: model.request(doc, part.arm) for doc in part.pending}
+            check_sampling([*part.requests.values()])
     directory.open(config, resume)
     log.open(directory.log)
     kept = {s.key: s for part in plan.parts for of_one in part.samples.values() for s in of_one}
     directory.samples.rewrite(kept[sample.key] for sample in stored if sample.key in kept)
     try:
-        for part in plan.selecting:
-            _answer(part, model, directory)
-        for part in plan.reported:
-            _answer(part, model, directory)
+        _answer(plan.selecting, plan, model, directory)
+        _answer(plan.reported, plan, model, directory)
     except BaseException:
         done = sum(len(part.samples) for part in plan.wanted)
         total = sum(len(part.docs) for part in plan.wanted)
@@ -95,23 +94,44 @@ def _recall(part: Part, model: SlotModel) -> None:
         ]
 
 
-def _answer(part: Part, model: SlotModel, directory: RunDirectory) -> None:
-    started = time.monotonic() - part.seconds
-    pending, total = part.pending, len(part.docs)
+def _answer(parts: Sequence[Part], plan: Plan, model: SlotModel, directory: RunDirectory) -> None:
+    """Problem by problem, all arms one after the other: what they ask alike is still in the prefix
+    cache, the engine has work for all of its places until the end, and a run that is interrupted
+    has the answers of all arms to the same problems."""
+    started = time.monotonic() - plan.seconds
+    pending = list(_by_problem(parts))
     if not pending:
         return
-    with Progress(part.arm.name, part.task.name, total, total - len(pending)) as progress:
-        for answer in model.answers(pending, part.requests, progress.add_tokens):
+    asked = {part.requests[doc.id].id: part for part, doc in pending}
+    docs = [doc for _, doc in pending]
+    requests = [part.requests[doc.id] for part, doc in pending]
+    total = sum(len(part.docs) for part in parts)
+    label = " · ".join(dict.fromkeys(part.task.name for part in parts))
+    with Progress(label, total, total - len(pending)) as progress:
+        for answer in model.answers(docs, requests, progress.add_tokens):
+            part = asked[answer.completion.request_id]
             scores = score(part.task, answer.doc, answer.response)
             samples = graded(_samples(part, answer, time.monotonic() - started), scores)
             directory.samples.append(samples)
             part.samples[answer.doc.id] = samples
             part.scores[answer.doc.id] = scores
             progress.advance()
-    logger.info("%s, %s: %s problems answered", part.arm.name, part.task.name, total)
-    silent = sum(s[0].first_loss is None for s in part.samples.values()) if part.arm.steps else 0
-    if silent:
-        logger.warning("%s of them without a report that SLOT adapted them", silent)
+    for part in parts:
+        logger.info("%s, %s: %s problems answered", part.arm.name, part.task.name, len(part.docs))
+        answered = part.samples.values() if part.arm.steps else ()
+        silent = sum(samples[0].first_loss is None for samples in answered)
+        if silent:
+            logger.warning("%s of them without a report that SLOT adapted them", silent)
+
+
+def _by_problem(parts: Sequence[Part]) -> Iterator[tuple[Part, Doc]]:
+    """What is pending, task by task; parts of one task have the same problems."""
+    for task in dict.fromkeys(part.task.name for part in parts):
+        of_task = [part for part in parts if part.task.name == task]
+        for docs in zip(*(part.docs for part in of_task), strict=True):
+            for part, doc in zip(of_task, docs, strict=True):
+                if doc.id not in part.samples:
+                    yield part, doc
 
 
 def _samples(part: Part, answer: Answer, seconds: float) -> list[Sample]:

@@ -11,7 +11,7 @@ from slot_vllm.evaluation.statistics import Interval
 
 _WIDE = 200
 _SCORES = ("task", "metric", "arm", "steps, lr", "value", "difference", "p (Holm)")
-_COSTS = ("task", "arm", "problems", "tokens", "tok/s", "seconds", "prompt loss")
+_COSTS = ("task", "arm", "problems", "tokens", "prompt loss")
 _TEXTS = {"task", "metric", "arm", "steps, lr"}
 
 
@@ -32,16 +32,14 @@ def scores_table(results: Sequence[Result]) -> Table:
 
 
 def costs_table(results: Sequence[Result]) -> Table:
-    """A block per task: how much was asked, and how long it took."""
+    """A block per task: how much was asked and answered."""
     grid = _grid(_COSTS)
     for task in dict.fromkeys(row.task for row in results):
         for row in (row for row in results if row.task == task):
-            rate = f"{row.generated_tokens / row.seconds:.0f}" if row.seconds else "-"
             loss = "-"
             if row.first_loss is not None and row.last_loss is not None:
                 loss = f"{row.first_loss:.3f} → {row.last_loss:.3f}"
-            counts = (str(row.samples), str(row.generated_tokens), rate, f"{row.seconds:.1f}")
-            grid.add_row(task, row.name, *counts, loss)
+            grid.add_row(task, row.name, str(row.samples), str(row.generated_tokens), loss)
         grid.add_section()
     return grid
 
@@ -64,6 +62,9 @@ def show(run: RunRecord) -> None:
         console.width = _WIDE
     console.print(scores_table(run.arms))
     console.print(costs_table(run.arms))
+    if run.seconds:
+        rate = sum(row.generated_tokens for row in run.arms) / run.seconds
+        console.print(f"all answers: {run.seconds:.0f} s, {rate:.0f} tok/s", highlight=False)
     cells = {cell.arm for sweep in run.sweeps for cell in sweep.cells}
     cells -= {sweep.best for sweep in run.sweeps if sweep.best is not None}
     rows = [row for row in run.arms if row.name == BASELINE or row.name not in cells]

@@ -157,7 +157,7 @@ def _import(file: Path, key: str, name: str) -> ModuleType:
     try:
         with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
             module = _module(file)
-        requirements.check_data(file.parent.name)
+        requirements.prepare(file.parent.name)
     except ImportError as error:
         raise ConfigError(f"{key}={name!r}: {requirements.missing(error)}") from None
     except ConfigError as error:

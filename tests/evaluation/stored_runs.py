@@ -79,7 +79,6 @@ def entries(samples: Sequence[Sample]) -> list[dict[str, Any]]:
             task=task,
             metric="exact",
             samples=len(values),
-            seconds=max(s.seconds for s in of_part),
             generated_tokens=sum(s.generated_tokens for s in of_part),
             steps=of_part[0].steps,
             lr=of_part[0].lr,

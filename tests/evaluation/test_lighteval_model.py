@@ -65,7 +65,7 @@ def test_lighteval_s_command_line(
         command, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "slot · all tasks: 3/3" in done.stderr
+    assert "slot: 3/3" in done.stderr
     assert "pass@k:k=1" in done.stdout
     assert list((tmp_path / "out").rglob("results_*.json"))
 

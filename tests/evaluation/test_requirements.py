@@ -40,7 +40,7 @@ def test_a_task_names_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "is_package_available",
         lambda package: "langdetect" not in str(package) and real(package),
     )
-    monkeypatch.setattr(requirements, "check_data", lambda folder: None)
+    monkeypatch.setattr(requirements, "prepare", lambda folder: None)
     with pytest.raises(ConfigError, match=r"'ifeval': it needs langdetect, .* brings it"):
         _load(tmp_path / "data.json")
 
@@ -52,3 +52,13 @@ def test_a_task_names_its_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(nltk, "download", lambda *names, **options: False)
     with pytest.raises(ConfigError, match=r"'ifeval': it needs NLTK's punkt_tab.*get_nltk_data"):
         _load(tmp_path / "data.json")
+
+
+def test_a_language_is_told_alike_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    import langdetect
+    import nltk
+
+    monkeypatch.setattr(langdetect.DetectorFactory, "seed", None)
+    monkeypatch.setattr(nltk.data, "find", lambda name: name)
+    requirements.prepare("ifeval")
+    assert len({langdetect.detect("ok y ha") for _ in range(30)}) == 1

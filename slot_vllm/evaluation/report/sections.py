@@ -17,13 +17,12 @@ from slot_vllm.evaluation.statistics import ALPHA, Interval, Numbers
 class Answers:
     """How long an arm's answers are and how many of them ended at the token limit.
 
-    seconds: wall time. truncated_interval: of the share that was cut off, over problems.
+    truncated_interval: of the share that was cut off, over problems.
     """
 
     arm: str
     tokens: Numbers
     prompt_tokens: int
-    seconds: float
     truncated: int
     truncated_interval: Interval | None
 
@@ -188,7 +187,6 @@ def _answers(part: StoredPart) -> Answers:
         arm=part.arm,
         tokens=np.array([sample.generated_tokens for sample in part.samples], float),
         prompt_tokens=sum(sample.prompt_tokens for sample in part.problems.values()),
-        seconds=max(sample.seconds for sample in part.samples),
         truncated=sum(map(sum, cut_off.values())),
         truncated_interval=statistics.mean_interval(np.array(shares)),
     )

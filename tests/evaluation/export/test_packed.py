@@ -20,8 +20,8 @@ PROMPT = "Say nothing of this sentence."
 
 def without_times(directory: Path) -> Any:
     values = json.loads((directory / "results.json").read_text())
+    values.pop("seconds")
     for entry in values["arms"]:
-        entry.pop("seconds")
         entry.pop("first_loss"), entry.pop("last_loss")  # of four digits in the packed form
     return values
 
