@@ -8,20 +8,34 @@ A page says where and what, RUN being a directory under logs/reference:
     <!-- answers RUN -->                  a row per arm: lengths, what was cut off, loops, losses
     <!-- groups RUN: COLUMN -->           a row per group of problems, an arm per column
     <!-- words RUN: METRIC, METRIC -->    what the data allow to say, arm by arm
+    <!-- shifts RUN -->                   the tokens that W delta raises and lowers most, arm by arm
+    <!-- examples RUN: METRIC, ARM -->    the shortest answers that were gained and lost
     <!-- end -->
 
 Shares are in per cent, differences in points.
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from slot_vllm.evaluation.directory import RESULTS, read_results
-from slot_vllm.evaluation.record import BASELINE, CUT_OFF, LOOPS, Compared, Result, RunRecord
+from slot_vllm.evaluation.directory import RESULTS, read_inspections, read_results
+from slot_vllm.evaluation.record import (
+    BASELINE,
+    CUT_OFF,
+    LOOPS,
+    Compared,
+    Result,
+    Sample,
+    TokenShift,
+)
+from slot_vllm.evaluation.samples import SAMPLES, SampleFile
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", ROOT / "docs" / "study.md")
+_TOKENS = 12  # of a list of shifts
+_CHARACTERS = 600  # of an answer
 _BLOCK = re.compile(r"(<!-- (\w+) ([\w./-]+)(?:: ([^>]*))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -33,18 +47,20 @@ def filled(page: str) -> str:
         if kind not in _KINDS:
             raise ValueError(f"<!-- {kind} -->: no such block; allowed: {', '.join(_KINDS)}")
         names = [name.strip() for name in named.split(",")] if named else []
-        record = read_results(ROOT / "logs" / "reference" / run / RESULTS)
-        return f"{start}{_KINDS[kind](record, names)}\n{end}"
+        directory = ROOT / "logs" / "reference" / run
+        return f"{start}{_KINDS[kind](directory, names)}\n{end}"
 
     return _BLOCK.sub(block, page)
 
 
-def _scores(run: RunRecord, metrics: Sequence[str]) -> str:
+def _scores(directory: Path, metrics: Sequence[str]) -> str:
+    run = read_results(directory / RESULTS)
     rows = ([_arm(row), row.samples, *(_cell(row.metrics[m]) for m in metrics)] for row in run.arms)
     return _table(["arm", "problems", *metrics], rows)
 
 
-def _answers(run: RunRecord, _: Sequence[str]) -> str:
+def _answers(directory: Path, _: Sequence[str]) -> str:
+    run = read_results(directory / RESULTS)
     heading = ["arm", "tokens per answer", "cut off", "loops", "prompt loss, before → after"]
     return _table(heading, ([_arm(row), *_conduct(row)] for row in run.arms))
 
@@ -57,7 +73,8 @@ def _conduct(row: Result) -> list[object]:
     return [tokens, _cell(row.metrics[CUT_OFF]), _cell(row.metrics[LOOPS]), loss]
 
 
-def _groups(run: RunRecord, columns: Sequence[str]) -> str:
+def _groups(directory: Path, columns: Sequence[str]) -> str:
+    run = read_results(directory / RESULTS)
     [column] = columns
     groups = dict.fromkeys(group for row in run.arms for group in row.breakdown[column])
     rows = (
@@ -68,7 +85,8 @@ def _groups(run: RunRecord, columns: Sequence[str]) -> str:
     return _table([column, "problems", *(_arm(row) for row in run.arms)], rows)
 
 
-def _words(run: RunRecord, metrics: Sequence[str]) -> str:
+def _words(directory: Path, metrics: Sequence[str]) -> str:
+    run = read_results(directory / RESULTS)
     return "\n".join(
         f"- {_arm(row)}, {metric}: {row.said[metric]}"
         for row in run.arms
@@ -77,11 +95,58 @@ def _words(run: RunRecord, metrics: Sequence[str]) -> str:
     )
 
 
-_KINDS: dict[str, Callable[[RunRecord, Sequence[str]], str]] = {
+def _shifts(directory: Path, _: Sequence[str]) -> str:
+    rows = []
+    for found in read_inspections(directory):
+        tokens = (_codes(found.raised), _codes(found.lowered))
+        rows.append([f"`{found.arm}`", found.problems, *tokens])
+    return _table(["arm", "problems", "raised", "lowered"], rows)
+
+
+def _codes(shifts: Sequence[TokenShift]) -> str:
+    # A vertical bar would end the table's cell, a backtick the code.
+    texts = (shift.token.replace("|", "\\|") for shift in shifts[:_TOKENS])
+    return " ".join(f"`` {text} ``" if "`" in text else f"`{text}`" for text in texts)
+
+
+def _examples(directory: Path, names: Sequence[str]) -> str:
+    metric, *arms = names
+    answers: dict[str, dict[str, Sample]] = defaultdict(dict)
+    for sample in SampleFile(directory / SAMPLES).read():
+        answers[sample.arm].setdefault(sample.id, sample)
+    lines = []
+    baseline = answers[BASELINE]
+    for arm in arms:
+        samples = answers[arm]
+        for word, sign in (("gained", 1), ("lost", -1)):
+            changed = [
+                problem
+                for problem, before in baseline.items()
+                if sign * ((samples[problem].scores[metric] or 0) - (before.scores[metric] or 0))
+                > 0
+            ]
+            if not changed:
+                lines += [f"`{arm}`: no problem is {word}.", ""]
+                continue
+            pair = {p: (baseline[p].completion, samples[p].completion) for p in changed}
+            one = min(changed, key=lambda p: (len("".join(pair[p])), p))
+            lines += [f"`{arm}`, problem {one}, {word}; without SLOT, then with it:", ""]
+            lines += [line for text in pair[one] for line in ("~~~text", _short(text), "~~~", "")]
+    return "\n".join(lines).rstrip()
+
+
+def _short(text: str) -> str:
+    text = text.strip().replace("~~~", "~ ~ ~")
+    return text if len(text) <= _CHARACTERS else f"{text[:_CHARACTERS]} …"
+
+
+_KINDS: dict[str, Callable[[Path, Sequence[str]], str]] = {
     "scores": _scores,
     "answers": _answers,
     "groups": _groups,
     "words": _words,
+    "shifts": _shifts,
+    "examples": _examples,
 }
 
 

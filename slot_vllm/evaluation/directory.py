@@ -1,6 +1,7 @@
 """The directory of a run: its configuration, samples, results and log."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -8,7 +9,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from slot_vllm.evaluation.config import ConfigError, RunConfig
+from slot_vllm.evaluation.config import ConfigError, RunConfig, Task
 from slot_vllm.evaluation.record import (
     SCHEMA,
     Inspection,
@@ -79,7 +80,7 @@ class RunDirectory:
             for file in (self._results, self._report, self.log):
                 file.unlink(missing_ok=True)
         here = self._recorded()
-        if not resume or isinstance(here, str) or _new_arms(config, here):
+        if not resume or isinstance(here, str) or _part(config, here) != config:
             self._inspection.unlink(missing_ok=True)
         heading = "# The configuration of this run, defaults included.\n"
         write_whole(self._config, heading + yaml.safe_dump(_plain(config), sort_keys=False))
@@ -101,14 +102,13 @@ class RunDirectory:
     def _difference(self, config: RunConfig, resume: bool) -> str | None:
         """The first setting that differs from the run that is here, other than the name, how many
         replicas of the engine answer, and whether delta is inspected. A run that is resumed may
-        have further arms."""
+        have further arms and more problems."""
         here = self._recorded()
         if isinstance(here, str):
             return here
         free = {"name": None, "ray": None, "inspect": None}
         if resume:
-            new = _new_arms(config, here)
-            config = changed(config, arms=[arm for arm in config.arms if arm.name not in new])
+            config = _part(config, here)
         now, packed = _plain(config), without_system_prompt(_plain(config))
         there = {**_plain(here), **free}
         differences = [_first_difference({**one, **free}, there) for one in (now, packed)]
@@ -129,8 +129,20 @@ class RunDirectory:
         return f"{self._config.name} cannot be read"
 
 
-def _new_arms(now: RunConfig, here: RunConfig) -> set[str]:
-    return {arm.name for arm in now.arms} - {arm.name for arm in here.arms}
+def _part(now: RunConfig, here: RunConfig) -> RunConfig:
+    """``now`` without the arms and problems that ``here`` lacks. Of a selection, the problems are
+    what it selects by: they stay."""
+    known = {arm.name for arm in here.arms}
+    arms = [arm for arm in now.arms if arm.name in known]
+    if now.select is not None or len(now.tasks) != len(here.tasks):
+        return changed(now, arms=arms)
+    tasks = [_first_problems(*pair) for pair in zip(now.tasks, here.tasks, strict=True)]
+    return changed(now, arms=arms, tasks=tasks)
+
+
+def _first_problems(now: Task, here: Task) -> Task:
+    more = here.max_samples is not None and (now.max_samples or math.inf) > here.max_samples
+    return changed(now, max_samples=here.max_samples) if more else now
 
 
 def write_results(results: RunRecord, path: Path) -> Path:

@@ -1,6 +1,7 @@
 """One vLLM engine that answers requests and hands out each answer as it finishes."""
 
 import gc
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -124,6 +125,8 @@ class VllmEngine:
 
         if current_platform.is_cpu():
             memory.check_engine(options)
+            # Otherwise vLLM leaves one core to a server, which a run does not have.
+            os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
         try:
             self._llm = LLM(**options)
         except (ValueError, TypeError, NotImplementedError) as error:

@@ -38,6 +38,36 @@ def test_a_resumed_run_may_have_further_arms(tmp_path: Path) -> None:
     assert not directory.inspected
 
 
+def test_a_resumed_run_may_have_more_problems(tmp_path: Path) -> None:
+    directory = RunDirectory(finish(tmp_path / "run"))
+    values = yaml.safe_load((directory.path / "config.yaml").read_text())
+
+    def run(count: int | None, **more: Any) -> RunConfig:
+        tasks = [{**values["tasks"][0], "max_samples": count}]
+        return RunConfig.model_validate({**values, "tasks": tasks, **more})
+
+    def check(config: RunConfig, resume: bool = True) -> None:
+        directory.check(config, resume, False)
+
+    directory.open(run(5), resume=True)
+    directory.write_inspection([])
+    for count in (5, 6, None):
+        check(run(count))
+    with pytest.raises(ConfigError, match=r"\(tasks\.0\.max_samples=4, there 5\)"):
+        check(run(4))
+    with pytest.raises(ConfigError, match=r"\(tasks\.0\.max_samples=6, there 5\)"):
+        check(run(6), resume=False)
+    # The best of a sweep was selected by some of those problems.
+    sweep: dict[str, Any] = {"steps": [1], "lr": [0.1]}
+    directory.open(run(5, sweep=sweep, select={"split": 0.5}), resume=True)
+    with pytest.raises(ConfigError, match=r"max_samples=6, there 5"):
+        check(run(6, sweep=sweep, select={"split": 0.5}))
+    directory.open(run(5), resume=True)
+    directory.write_inspection([])
+    directory.open(run(6), resume=True)
+    assert not directory.inspected
+
+
 def test_a_run_of_the_last_release_is_resumed(tmp_path: Path) -> None:
     path = tmp_path / "quickstart"
     shutil.copytree(LAST_RELEASE / "quickstart", path)

@@ -1,5 +1,6 @@
 """How the engine is asked, with a stand-in for vLLM."""
 
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -41,3 +42,16 @@ def test_no_more_requests_at_once_than_losses_are_kept_of(monkeypatch: pytest.Mo
     completions = list(engine.generate(requests, lambda count: None))
     assert [completion.request_id for completion in completions] == [str(i) for i in range(10)]
     assert [completion.losses for completion in completions] == [[2.0, 1.0]] * 10
+
+
+@pytest.mark.parametrize("said", [None, "1"])
+def test_a_run_has_all_cores_unless_told_otherwise(
+    said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "VLLM_CPU_NUM_OF_RESERVED_CPU"
+    monkeypatch.setenv(name, said or "")
+    if said is None:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("vllm.LLM", lambda **options: None)
+    VllmEngine({"model": "none"})
+    assert os.environ[name] == (said or "0")
