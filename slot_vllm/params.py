@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from slot_vllm.chat_turns import ROLES
 from slot_vllm.presets import PRESETS
 from slot_vllm.validation_errors import Allowed, allowed_values, describe, one_of, shown
 
@@ -71,7 +72,11 @@ def _preset(value: Any) -> Any:
 
 
 def _loss_tokens(value: Any) -> Any:
-    if value in ("all", "user", "text"):
+    if isinstance(value, list | tuple):
+        if not value or not all(role in ROLES for role in value):
+            raise ValueError("unknown list of roles")
+        return tuple(dict.fromkeys(value))
+    if value in ("all", "text", *ROLES):
         return value
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST_TOKENS:
         raise ValueError("unknown choice of tokens")
@@ -94,9 +99,12 @@ Schedule = Literal["constant", "cosine", "linear"]
 Tolerance = Annotated[Number, Field(ge=0, le=100)]
 Reduction = Literal["mean", "mean_over_rows"]
 LossTokens = Annotated[
-    int | str,
+    int | str | tuple[str, ...],
     PlainValidator(_loss_tokens),
-    Allowed(f"'all', 'user', 'text' or an integer from 1 to {_MOST_TOKENS}"),
+    Allowed(
+        f"'all', 'text', {', '.join(map(repr, ROLES))}, a list of these roles, or an integer from "
+        f"1 to {_MOST_TOKENS}"
+    ),
 ]
 Guard = Literal["none", "holdout"]
 Divergence = Annotated[float, Field(ge=0, le=10)]
@@ -120,8 +128,8 @@ class SlotParams(BaseModel):
     tolerance: a request whose loss (nats per token) fell by less than this in a step takes no
         further step; 0: all steps are taken.
     reduction: of the gradient over the rows; ``mean_over_rows`` divides the mean by their number.
-    loss_tokens: which tokens of the prompt are learned from: all, only those of the last user turn,
-        all but special tokens (``text``), or the last K.
+    loss_tokens: which tokens of the prompt are learned from: all, those of the turns of one role or
+        of several, all but special tokens (``text``), or the last K.
     guard: ``holdout`` applies that one of ``optim.holdout.SCALES`` times delta that has the least
         loss on positions of the prompt that were not learned from.
     max_kl: a bound in nats on KL(adapted || own) of the next-token distribution, for the prompt's
@@ -146,6 +154,12 @@ class SlotParams(BaseModel):
     guard: Guard = "none"
     max_kl: MaxKL = None
     target: Target = "hidden"
+
+    @property
+    def words(self) -> str | tuple[str, ...] | None:
+        """``loss_tokens`` where only a tokenizer can tell which those are."""
+        wanted = self.loss_tokens
+        return None if isinstance(wanted, int) or wanted == "all" else wanted
 
     @model_validator(mode="before")
     @classmethod

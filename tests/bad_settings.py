@@ -16,7 +16,11 @@ BAD_SETTINGS: dict[str, tuple[Any, str]] = {
     "slot_lr_schedule": ("step", "'constant', 'cosine' or 'linear'"),
     "slot_tolerance": ("x", "a number from 0 to 100"),
     "slot_reduction": ("sum", "'mean' or 'mean_over_rows'"),
-    "slot_loss_tokens": (0, "'all', 'user', 'text' or an integer from 1 to 2147483647"),
+    "slot_loss_tokens": (
+        0,
+        "'all', 'text', 'system', 'user', 'assistant', a list of these roles, or an integer from "
+        "1 to 2147483647",
+    ),
     "slot_guard": (1, "'none' or 'holdout'"),
     "slot_max_kl": (11, "'none' or a number from 0 to 10"),
     "slot_target": ("logits", "'hidden', 'bias' or 'both'"),

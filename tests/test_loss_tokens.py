@@ -5,23 +5,10 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from slot_vllm.loss_tokens import LossTokens, UndeterminedError, flags
+from slot_vllm.chat_turns import UndeterminedError
+from slot_vllm.loss_tokens import LossTokens, flags
 
-# The ways in which popular templates mark turns.
-TEMPLATES = {
-    "own": None,
-    "chatml": (
-        "{% if messages[0]['role'] != 'system' %}<|system|>Be kind.<|end|>\n{% endif %}"
-        "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
-    ),
-    "brackets": (
-        "{% for m in messages %}{% if m['role'] == 'system' %}"
-        "{{ raise_exception('no system message') }}{% elif m['role'] == 'user' %}"
-        "[INST] {{ m['content'] }} [/INST]{% else %} {{ m['content'] }}<|end|>{% endif %}"
-        "{% endfor %}"
-    ),
-}
+CHAT = (("system", "Be kind."), ("user", "old"), ("assistant", "answer"), ("user", "question"))
 
 
 @pytest.fixture(scope="module")
@@ -29,33 +16,57 @@ def tokenizer(tiny_model: str) -> Any:
     return AutoTokenizer.from_pretrained(tiny_model)
 
 
-@pytest.fixture(params=list(TEMPLATES))
-def templated(request: pytest.FixtureRequest, tiny_model: str) -> Any:
-    loaded = AutoTokenizer.from_pretrained(tiny_model)
-    if TEMPLATES[request.param] is not None:
-        loaded.chat_template = TEMPLATES[request.param]
-    return loaded
-
-
-def rendered(tokenizer: Any, *messages: tuple[str, str], ends: bool = True) -> list[int]:
+def rendered(tokenizer: Any, *messages: tuple[str, str]) -> list[int]:
     chat = [{"role": role, "content": content} for role, content in messages]
-    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=ends)
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     tokens: list[int] = tokenizer.encode(text, add_special_tokens=False)
     return tokens
 
 
-def test_the_last_user_turn(templated: Any) -> None:
-    chats = [
-        [("user", "first question")],
-        [("user", "old"), ("assistant", "answer"), ("user", "first question")],
-    ]
-    if templated.chat_template != TEMPLATES["brackets"]:
-        chats.append([("system", "Be brief."), ("user", "first question")])
-    spans = LossTokens(templated)
-    for chat in chats:
-        tokens = rendered(templated, *chat)
-        ((start, stop),) = spans.spans(tokens, "user")
-        assert templated.decode(tokens[start:stop]).strip() == "first question", chat
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ("system", ["Be kind."]),
+        ("user", ["old", "question"]),
+        ("assistant", ["answer"]),
+        (("assistant", "system"), ["Be kind.", "answer"]),
+    ],
+)
+def test_the_turns_of_roles(wanted: Any, said: list[str], tokenizer: Any) -> None:
+    tokens = rendered(tokenizer, *CHAT)
+    spans = LossTokens(tokenizer).spans(tokens, wanted)
+    assert [tokenizer.decode(tokens[start:stop]) for start, stop in spans] == said
+
+
+def test_a_token_that_is_in_part_a_role_s_counts(tokenizer: Any) -> None:
+    text = "<|user|>\n\nhi<|end|>"
+    places = [(0, 8), (8, 10), (10, 11), (11, 12), (12, 19)]
+
+    class Merging:
+        """Of which the mark's line end and the message's are one token."""
+
+        is_fast = True
+        chat_template = (
+            "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>{% endfor %}"
+        )
+        apply_chat_template = None
+
+        def decode(self, tokens: Any, **options: Any) -> str:
+            return text
+
+        def __call__(self, text: str, **options: Any) -> Any:
+            return {"input_ids": [0, 1, 2, 3, 4], "offset_mapping": places}
+
+    merging = Merging()
+    bare = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    bare.chat_template = merging.chat_template
+    merging.apply_chat_template = bare.apply_chat_template
+    assert LossTokens(merging).spans([0, 1, 2, 3, 4], "user") == [(1, 4)]
+    with pytest.raises(UndeterminedError, match="tokens are not those of its text"):
+        LossTokens(merging).spans([0, 1, 2, 2, 3, 4], "user")
+    merging.is_fast = False
+    with pytest.raises(UndeterminedError, match="does not say where a token stands"):
+        LossTokens(merging).spans([0, 1, 2, 3, 4], "user")
 
 
 def test_all_but_special_tokens(tokenizer: Any) -> None:
@@ -66,15 +77,8 @@ def test_all_but_special_tokens(tokenizer: Any) -> None:
     assert tokenizer.decode(kept) == "Sab" and len(kept) == 3
 
 
-def test_what_cannot_be_told(tokenizer: Any, tiny_model: str) -> None:
+def test_what_cannot_be_told(tokenizer: Any) -> None:
     with pytest.raises(UndeterminedError, match="no tokenizer"):
         LossTokens(None).spans([1, 2], "text")
     with pytest.raises(UndeterminedError, match="no user turn"):
         LossTokens(tokenizer).spans(tokenizer.encode("plain text"), "user")
-    bare = AutoTokenizer.from_pretrained(tiny_model)
-    bare.chat_template = None
-    with pytest.raises(UndeterminedError, match="no chat template"):
-        LossTokens(bare).spans([1, 2], "user")
-    bare.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    with pytest.raises(UndeterminedError, match="does not mark user turns"):
-        LossTokens(bare).spans([1, 2], "user")

@@ -16,10 +16,11 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.input_processor import InputProcessor
 
 from slot_vllm import __version__
+from slot_vllm.chat_turns import UndeterminedError
 from slot_vllm.engine import beam_search
 from slot_vllm.engine.lora import HeadAdapters
 from slot_vllm.engine.startup import asks_for_slot, is_wrapped, mark, read_config
-from slot_vllm.loss_tokens import LossTokens, UndeterminedError
+from slot_vllm.loss_tokens import LossTokens
 from slot_vllm.params import (
     SlotConfig,
     SlotError,
@@ -144,8 +145,8 @@ class Admission:
     ) -> tuple[list[tuple[int, int]] | None, str | None]:
         """Where the tokens stand that the request learns from, None if that needs no tokenizer; and
         why it is bypassed, or None."""
-        wanted = params.loss_tokens
-        if not params.steps or isinstance(wanted, int) or wanted == "all":
+        wanted = params.words
+        if not params.steps or wanted is None:
             return None, None
         if self._loss_tokens is None:
             self._loss_tokens = LossTokens(self._tokenizer())

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from slot_vllm.chat_turns import UndeterminedError
 from slot_vllm.hf.linear_head import LinearHead, find_head, last_hidden_state
-from slot_vllm.loss_tokens import LossTokens, UndeterminedError, flags
+from slot_vllm.loss_tokens import LossTokens, flags
 from slot_vllm.optim.optimize import Prompt, optimize, smallest_workspace_for_all
 from slot_vllm.optim.workspace import Workspace, choose_size
 from slot_vllm.params import SlotConfig, SlotError, SlotParams
@@ -38,7 +39,7 @@ def slot(model: Any, tokenizer: Any = None, **settings: Any) -> "Slot":
     """``with slot(model, steps=5, lr=0.1): model.generate(...)``.
 
     model: a causal language model of transformers in evaluation mode.
-    tokenizer: its tokenizer, which ``loss_tokens`` "user" and "text" need.
+    tokenizer: its tokenizer, which ``loss_tokens`` "text" and of roles need.
     settings: those of a request (``SlotParams``), and ``max_steps``, ``workspace_mb`` and
     ``report_loss`` of ``SlotConfig``; what is not named comes from the environment, then from the
     defaults. Raises SlotError for a setting or a model that cannot be.
@@ -53,7 +54,7 @@ def slot(model: Any, tokenizer: Any = None, **settings: Any) -> "Slot":
         )
     if model.config.is_encoder_decoder:
         raise SlotError(f"SLOT needs a decoder; {type(model).__name__} is an encoder-decoder")
-    if tokenizer is None and config.loss_tokens in ("user", "text"):
+    if tokenizer is None and config.words is not None:
         raise SlotError(
             f"slot.loss_tokens={config.loss_tokens!r}: needs the tokenizer: slot(model, tokenizer)"
         )
@@ -210,8 +211,8 @@ class Slot:
             )
 
     def _counts(self, tokens: Tensor) -> list[bool] | None:
-        wanted = self._params.loss_tokens
-        if isinstance(wanted, int) or wanted == "all" or not self._params.steps:
+        wanted = self._params.words
+        if wanted is None or not self._params.steps:
             return None
         try:
             return flags(self._loss_tokens.spans(tokens.tolist(), wanted), len(tokens))

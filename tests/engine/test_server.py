@@ -133,12 +133,12 @@ def test_every_key_s_400_names_its_range(client: openai.OpenAI, ask: Any, stream
         assert message.startswith(f"{key}={value!r}: ") and f"; allowed: {allowed}" in message
 
 
-def test_presets_and_the_user_s_turn(client: openai.OpenAI) -> None:
+def test_presets_and_the_turns_of_roles(client: openai.OpenAI) -> None:
     own = _chat(client, {"slot_steps": 0}).choices[0].message.content
     strong: dict[str, Any] = {"slot_preset": "paper", "slot_lr": 1.0}
     texts = [
         _chat(client, {**strong, **more}).choices[0].message.content
-        for more in ({}, {"slot_loss_tokens": "user"}, {"slot_max_kl": 0.0})
+        for more in ({}, {"slot_loss_tokens": ["user", "system"]}, {"slot_max_kl": 0.0})
     ]
     assert len(set(texts)) == 3 and texts[2] == own
     # An engine's or a preset's bound is turned off by a word: JSON's null is refused by the server.

@@ -162,16 +162,27 @@ def test_tokens_that_only_the_tokenizer_can_tell(
 
     llm = engine(tiny_model, slot={}, skip_tokenizer_init=False)
     tokenizer = llm.get_tokenizer()
-    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "How many?"}]
+    chat = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "Yes: 1."},
+        {"role": "user", "content": "How many?"},
+    ]
     text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     tokens = tuple(tokenizer.encode(text, add_special_tokens=False))
-    start = text.rindex("How many?")
-    before = len(tokenizer.encode(text[:start], add_special_tokens=False))
     special = set(tokenizer.added_tokens_decoder)
-    user = [before <= i < before + len("How many?") for i in range(len(tokens))]
+    counted: dict[Any, list[bool]] = {"text": [token not in special for token in tokens]}
+    for wanted in ("user", "assistant", ("assistant", "system")):
+        counted[wanted] = [False] * len(tokens)
+        for message in chat:
+            if message["role"] in ((wanted,) if isinstance(wanted, str) else wanted):
+                before = text[: text.index(message["content"])]
+                start = len(tokenizer.encode(before, add_special_tokens=False))
+                stop = start + len(message["content"])  # a token per character
+                counted[wanted][start:stop] = [True] * (stop - start)
     cases = [
         Case(tokens, 5, 0.1, NEW, settings=(("loss_tokens", wanted),), counts=tuple(counts))
-        for wanted, counts in (("user", user), ("text", [t not in special for t in tokens]))
+        for wanted, counts in counted.items()
     ]
     outputs = run(llm, cases)
     answers = reference(tiny_model, cases)
@@ -180,7 +191,8 @@ def test_tokens_that_only_the_tokenizer_can_tell(
         error = (torch.tensor(delta_of(llm, output)) - torch.tensor(answer.delta)).abs().max()
         assert error <= 2e-4
     # What is no rendered chat has no user turn.
-    plain = Case(random_tokens(30, seed=1), 5, 0.1, NEW, settings=(("loss_tokens", "user"),))
+    words = tuple(tokenizer.encode("How many?", add_special_tokens=False))
+    plain = Case(words, 5, 0.1, NEW, settings=(("loss_tokens", "user"),))
     with pytest.raises(VLLMValidationError, match=r"slot_loss_tokens='user': .*no user turn"):
         run(llm, [plain])
     params = SamplingParams(temperature=0, max_tokens=2)

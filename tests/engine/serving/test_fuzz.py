@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
+from slot_vllm.chat_turns import ROLES
 from slot_vllm.params import REQUEST_KEYS, SlotConfig, SlotError, SlotParams, named
 from slot_vllm.presets import PRESETS
 from tests.engine.server import MODEL, Server
@@ -67,7 +68,11 @@ valid: dict[str, Any] = {
     "slot_lr_schedule": _choices("lr_schedule"),
     "slot_tolerance": st.floats(0, 1),
     "slot_reduction": _choices("reduction"),
-    "slot_loss_tokens": st.one_of(st.sampled_from(("all", "user", "text")), st.integers(1, 300)),
+    "slot_loss_tokens": st.one_of(
+        st.sampled_from(("all", "text", *ROLES)),
+        st.lists(st.sampled_from(ROLES), min_size=1, max_size=3),
+        st.integers(1, 300),
+    ),
     "slot_guard": _choices("guard"),
     "slot_max_kl": st.one_of(st.just("none"), st.floats(0, 10)),
     "slot_target": _choices("target"),
@@ -107,8 +112,10 @@ def _expected(xargs: Any, path: str, long: bool) -> set[int]:
     if any(isinstance(v, int) and not -(2**63) <= v < 2**64 for v in _leaves(xargs)):
         # Not ours, and more than the messages between vLLM's processes carry, which it says late.
         return {200, 400}
-    # The prompt of a text completion has no user turn.
-    cannot_be = long or (params.loss_tokens == "user" and path == "completions")
+    # The prompt of a text completion has no turns, that of a chat a user's.
+    by_role = params.words not in (None, "text")
+    has_a_turn = path != "completions" and "user" in (params.words or ())
+    cannot_be = long or (by_role and not has_a_turn)
     return {400} if cannot_be and params.steps and named(xargs) else {200}
 
 
