@@ -54,6 +54,9 @@ contained, ``failures``; what the wrapped method raises passes through):
   ``finish_weight_update``, ``sleep``, ``wake_up``, ``add_lora``: deltas of other weights are not
   shared any more.
 - V1, ``_prepare_inputs`` and ``_model_forward``: which rows get logits, and the hidden states.
+- V1 on a CPU, the generators of seeded requests whose prompts are split (``input_batch.generators``
+  and the request's own): replaced by such as can be rewound, without which the engine core dies.
+  Can go with V1, or when vLLM rewinds a CPU's generators.
 - V2, ``sample``: the hidden states and the batch.
 - ``LogitsProcessor.forward`` of the model's own instance: adds W delta before the soft cap and the
   scale. Can go, with ``execute_model`` and what gives the hidden states, when the runners have a

@@ -332,20 +332,26 @@ CONTACTS: tuple[Contact, ...] = (
         "V1 runner", "vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "the step's batch",
         attributes=(
             "input_batch", "requests", "query_start_loc", "max_num_reqs", "dtype", "device",
-            "get_model",
+            "get_model", "discard_request_mask",
         ),
     ),
     Contact(
         "V1 runner", "vllm.v1.worker.gpu_input_batch", "InputBatch", "the step's requests",
-        attributes=("req_ids", "num_reqs"),
+        attributes=("req_ids", "num_reqs", "generators"),
     ),
     Contact(
         "V1 runner", "vllm.v1.worker.gpu_input_batch", "CachedRequestState",
-        "where each request's rows begin", attributes=("num_computed_tokens",),
+        "where each request's rows begin; its generator, on a CPU",
+        attributes=("num_computed_tokens", "generator"),
     ),
     Contact(
         "V1 runner", "vllm.v1.utils", "CpuGpuBuffer", "query_start_loc on host and device",
         attributes=("np", "gpu"),
+    ),
+    Contact(
+        "V1 runner", "vllm.v1.worker.gpu_model_runner", "GPUModelRunner._bookkeeping_sync",
+        "rewinds generators, which on a CPU have no offset",
+        contains=("gen.set_offset(gen.get_offset() - 4)",),
     ),
     # V2.
     Contact(

@@ -18,6 +18,7 @@ import torch
 
 from slot_vllm.engine import native
 from slot_vllm.engine.batch import BatchView
+from slot_vllm.engine.cpu_generators import keep_states
 from slot_vllm.engine.deltas import Deltas
 from slot_vllm.engine.failures import Failure
 
@@ -89,6 +90,8 @@ def hook_v1(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
 
     def before_logits(output: Any, logits_indices: Callable[[], torch.Tensor]) -> None:
         hidden_states = output[0] if isinstance(output, tuple) else output
+        if runner.device.type == "cpu":
+            keep_states(runner)
         if cache is not None:
             write(cache, deltas, hidden_states, lambda: slots(cache))
         if deltas.requests:

@@ -78,8 +78,10 @@ def engine_options(config: RunConfig) -> dict[str, Any]:
             allowed = "an engine option of vLLM (`vllm serve --help`), with underscores"
             raise ConfigError(f"engine.{option}: unknown key; allowed: {allowed}")
     options: dict[str, Any] = {"use_tqdm_on_load": False}
-    options |= {**_seeded_on_cpu(config), **config.engine, "model": model_path(config.model)}
     slot = config.engine_slot()
+    if slot is None:
+        options |= _seeded_on_cpu(config)
+    options |= {**config.engine, "model": model_path(config.model)}
     if slot is not None:
         options["worker_extension_cls"] = "slot_vllm.SlotWorkerExtension"
         options["additional_config"] = {"slot": slot}
@@ -99,8 +101,8 @@ def check_sampling(requests: Sequence[Request]) -> None:
 
 
 def _seeded_on_cpu(config: RunConfig) -> dict[str, Any]:
-    """vLLM on a CPU cannot split the prompt of a request that has a seed ("CPU Generator does not
-    use offset"), so sampled answers take whole prompts."""
+    """Without SLOT (``engine.cpu_generators``) vLLM on a CPU cannot split the prompt of a request
+    that has a seed, so sampled answers take whole prompts."""
     from vllm.platforms import current_platform
 
     if config.generation.temperature == 0 or not current_platform.is_cpu():

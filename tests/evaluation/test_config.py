@@ -52,7 +52,11 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ),
     ({"engine": {**ENGINE, "dtype": "float33"}}, ["engine: vLLM refuses", "float33"]),
     (
-        {"engine": {"enable_chunked_prefill": True}, "generation": {"temperature": 1}},
+        {
+            "engine": {"enable_chunked_prefill": True},
+            "generation": {"temperature": 1},
+            "arms": [{"name": "baseline", "steps": 0}],
+        },
         ["engine.enable_chunked_prefill=True", "False"],
     ),
 ]

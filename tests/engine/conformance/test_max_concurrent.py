@@ -2,7 +2,7 @@
 the others' answers, and everyone's, stay what they are."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -106,6 +106,27 @@ def test_running_requests_get_a_token_in_every_step(
     assert all({"slot", "plain"} <= step for step in served.steps[3:12])
     # Others pass.
     assert served.first["late"] == 4
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_sampling_with_a_seed_from_prompts_that_are_split(
+    count: int, tiny_model: str, engine: Callable[..., Any]
+) -> None:
+    """By the limit, and by vLLM where a prompt is longer than a step: V1 then rewinds the
+    generator, which on a CPU ended the engine."""
+    llm = engine(tiny_model, slot={"max_concurrent": 1})
+    cases = [Case(random_tokens(n, 4300 + n), 3, 0.1, NEW) for n in (5, 6, 130, 110)]
+    cases += [replace(cases[2], steps=0), Case(random_tokens(90, 4302), 0, 0.1, NEW)]
+    options = {"temperature": 0.8, "seed": 1, "n": count}
+
+    def sampled(cases: Sequence[Case]) -> list[list[list[int]]]:
+        outputs = run(llm, cases, **options)
+        return [[list(part.token_ids) for part in output.outputs] for output in outputs]
+
+    together = sampled(cases)
+    # Now all but the last block is in the prefix cache: a prompt takes one step.
+    assert [sampled([case])[0] for case in cases] == together
+    assert len({tuple(tokens) for of_case in together for tokens in of_case}) > len(cases) // 2
 
 
 @pytest.mark.any_runner
