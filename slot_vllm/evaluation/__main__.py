@@ -35,9 +35,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--output-dir", type=Path, metavar="DIR", help="default: logs/ and the run's name"
     )
     earlier = parser.add_mutually_exclusive_group()
-    earlier.add_argument("--resume", action="store_true", help="continue an interrupted run")
     earlier.add_argument(
-        "--overwrite", action="store_true", help="replace whatever run the directory holds"
+        "--resume", action="store_true", help="continue a run; it may get more arms and problems"
+    )
+    earlier.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace the run that the directory holds, once this one is done",
     )
     return parser.parse_args(arguments)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,14 +27,15 @@ from slot_vllm.validation_errors import describe
 RESULTS = "results.json"
 INSPECTION = "inspection.json"
 CONFIG = "config.yaml"
+# What a run that is not finished is to replace.
+REPLACED = ".replaced"
 _Model = TypeVar("_Model")
 
 
 class RunDirectory:
     """``config.yaml`` (as it ran), samples, results, inspection, report and log.
 
-    A finished run is replaced by one of the same configuration. Anything else that is here would
-    be lost: it is kept unless ``overwrite`` is given.
+    What is here is kept unless ``overwrite`` is given, and then until the new run has finished.
     """
 
     def __init__(self, path: Path) -> None:
@@ -44,6 +46,7 @@ class RunDirectory:
         self._inspection = path / INSPECTION
         self._results = path / RESULTS
         self._report = path / "report.html"
+        self._replaced = path / REPLACED
 
     def check(self, config: RunConfig, resume: bool, overwrite: bool) -> None:
         """Raises ConfigError if the run must not write here."""
@@ -59,26 +62,26 @@ class RunDirectory:
                         "of; --overwrite replaces it, --output-dir DIR writes elsewhere"
                     )
             return
-        difference = self._difference(config, resume)
-        if difference is not None:
-            other = "--resume needs the same one" if resume else "--overwrite replaces it"
+        if not resume:
+            held = "a finished run" if self._results.exists() else "an unfinished run"
+            more = "adds arms or problems to" if self._results.exists() else "continues"
             raise ConfigError(
-                f"{self.path} holds a run of another configuration ({difference}); {other}, "
+                f"{self.path} holds {held}; --resume {more} it, --overwrite replaces it, "
                 "--output-dir DIR writes elsewhere"
             )
-        if not resume and not self._results.exists():
+        difference = self._difference(config)
+        if difference is not None:
             raise ConfigError(
-                f"{self.path} holds an unfinished run; --resume continues it, --overwrite "
-                "replaces it"
+                f"{self.path} holds a run of another configuration ({difference}); --resume needs "
+                "the same one, --output-dir DIR writes elsewhere"
             )
 
     def open(self, config: RunConfig, resume: bool) -> None:
-        """Creates the directory; what an earlier run left goes, unless this one resumes it."""
+        """Creates the directory; what an earlier run left is set aside, unless this one resumes
+        it."""
         self.path.mkdir(parents=True, exist_ok=True)
         if not resume:
-            self.samples.remove()
-            for file in (self._results, self._report, self.log):
-                file.unlink(missing_ok=True)
+            self._set_aside()
         here = self._recorded()
         if not resume or isinstance(here, str) or _part(config, here) != config:
             self._inspection.unlink(missing_ok=True)
@@ -99,7 +102,24 @@ class RunDirectory:
         """Writes ``results.json`` and returns its path."""
         return write_results(results, self._results)
 
-    def _difference(self, config: RunConfig, resume: bool) -> str | None:
+    def finish(self) -> None:
+        """Once all is written: what the run replaces goes."""
+        shutil.rmtree(self._replaced, ignore_errors=True)
+
+    def _set_aside(self) -> None:
+        """Of several runs that did not finish, what the first of them was to replace stays."""
+        first = not self._replaced.exists()
+        files = [self._config, self.samples.path, self.samples.packed, self._results]
+        for file in [*files, self._inspection, self._report, self.log]:
+            if not file.exists():
+                continue
+            if first:
+                self._replaced.mkdir(exist_ok=True)
+                file.rename(self._replaced / file.name)
+            else:
+                file.unlink()
+
+    def _difference(self, config: RunConfig) -> str | None:
         """The first setting that differs from the run that is here, other than the name, how many
         replicas of the engine answer, and whether delta is inspected. A run that is resumed may
         have further arms and more problems."""
@@ -107,8 +127,7 @@ class RunDirectory:
         if isinstance(here, str):
             return here
         free = {"name": None, "ray": None, "inspect": None}
-        if resume:
-            config = _part(config, here)
+        config = _part(config, here)
         now, packed = _plain(config), without_system_prompt(_plain(config))
         there = {**_plain(here), **free}
         differences = [_first_difference({**one, **free}, there) for one in (now, packed)]

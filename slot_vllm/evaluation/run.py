@@ -64,6 +64,7 @@ def run(config: RunConfig, directory: RunDirectory, resume: bool, log: RunLog) -
         ]
         directory.write_inspection(inspections)
     logger.info("written: %s", report.write([directory.path]))
+    directory.finish()
     return results
 
 

@@ -43,10 +43,6 @@ class SampleFile:
         write_whole(self.path, _lines(samples))
         self.packed.unlink(missing_ok=True)
 
-    def remove(self) -> None:
-        for file in (self.path, self.packed):
-            file.unlink(missing_ok=True)
-
     def _text(self) -> str:
         try:
             content = self.found.read_bytes()

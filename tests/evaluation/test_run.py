@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from slot_vllm.evaluation.config import RunFailed
 from slot_vllm.evaluation.lighteval_model import SlotModel
 from tests.conftest import ROOT
 from tests.evaluation.conftest import PROBLEMS, RunMain, WriteConfig
@@ -221,17 +222,41 @@ def test_what_is_in_the_directory_is_not_lost(
     run_main: RunMain,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config, out = write_config(), tmp_path / "out"
     run = ["--config", config, "--output-dir", out, "--set", "arms=[{name: baseline, steps: 0}]"]
     assert run_main(*run) == 0
-    # The same run again replaces the finished one; another run does not.
-    assert run_main(*run) == 0
+    kept = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert "results.json" in kept
     capsys.readouterr()
-    assert run_main(*run, "generation.seed=1") == 2
-    assert "generation.seed=1, there 0" in capsys.readouterr().err
+    # The same command typed again, and another run.
+    for more in ([], ["generation.seed=1"]):
+        assert run_main(*run, *more) == 2
+        said = capsys.readouterr().err
+        assert "holds a finished run" in said and "--overwrite replaces it" in said
     assert run_main(*run, "generation.seed=1", "--resume") == 2
-    assert "--resume needs the same one" in capsys.readouterr().err
+    assert "(generation.seed=1, there 0); --resume needs the same one" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == kept
+    # Until what replaces it is done, however often that is begun.
+    answers = SlotModel.answers
+
+    def interrupted(*arguments: Any) -> Any:
+        first, *_ = answers(*arguments)  # all, or the shared engine would go on with them
+        yield first
+        raise RunFailed("the power was cut")
+
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(SlotModel, "answers", interrupted)
+            assert run_main(*run, "generation.seed=1", "--overwrite") == 1
+        assert not (out / "results.json").exists()
+        replaced = out / ".replaced"
+        assert {path.name: path.read_bytes() for path in replaced.iterdir()} == kept
+    assert run_main(*run, "generation.seed=1", "--resume") == 0
+    assert not (out / ".replaced").exists()
+    assert run_main(*run, "generation.seed=2", "--overwrite") == 0
+    assert {path.name for path in out.iterdir()} == kept.keys()
     assert run_main(*run, "generation.seed=1", "--overwrite") == 0
     # An unfinished run is continued or replaced on demand only.
     (out / "results.json").unlink()
