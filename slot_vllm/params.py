@@ -5,7 +5,7 @@ environment > defaults (the paper's). A preset says every setting, so nothing sh
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -60,9 +60,9 @@ def _pair(value: Any) -> Any:
     return tuple(value)
 
 
-def _bound(value: Any) -> Any:
+def _or_none(check: Callable[[Any], Any]) -> BeforeValidator:
     # HTTP requests cannot say null.
-    return None if value is None or value == "none" else _number(value)
+    return BeforeValidator(lambda value: None if value is None or value == "none" else check(value))
 
 
 def _preset(value: Any) -> Any:
@@ -93,6 +93,16 @@ Betas = Annotated[tuple[Beta, Beta], BeforeValidator(_pair)]
 Epsilon = Annotated[Number, Field(ge=1e-30, le=1)]
 WeightDecay = Annotated[Number, Field(ge=0, le=1)]
 Rounding = Literal["exact", "model"]
+Window = Annotated[
+    Annotated[int, Field(ge=1, le=_MOST_TOKENS)] | None,
+    _or_none(_integer),
+    Allowed(f"'none' or an integer from 1 to {_MOST_TOKENS}"),
+]
+HalfLife = Annotated[
+    Annotated[float, Field(gt=0)] | None,
+    _or_none(_number),
+    Allowed("'none' or a number above 0"),
+]
 Preset = Annotated[str | None, PlainValidator(_preset), Allowed(one_of(map(repr, PRESETS)))]
 Optimizer = Literal["adamw", "sgd", "lbfgs"]
 Schedule = Literal["constant", "cosine", "linear"]
@@ -108,9 +118,7 @@ LossTokens = Annotated[
 ]
 Guard = Literal["none", "holdout"]
 Divergence = Annotated[float, Field(ge=0, le=10)]
-MaxKL = Annotated[
-    Divergence | None, BeforeValidator(_bound), Allowed("'none' or a number from 0 to 10")
-]
+MaxKL = Annotated[Divergence | None, _or_none(_number), Allowed("'none' or a number from 0 to 10")]
 Target = Literal["hidden", "bias", "both"]
 
 
@@ -121,6 +129,9 @@ class SlotParams(BaseModel):
         are filled in.
     rounding: ``exact`` applies W delta in float32; ``model`` reproduces the published h + delta in
         the model's dtype, which loses small deltas in bf16.
+    window: W delta is added for the first so many generated tokens. None: for all.
+    half_life: for the t-th generated token, counted from 0, W delta is multiplied by
+        2^(-t / half_life). None: it stays as it is.
     optimizer: ``sgd`` is plain gradient descent; it and AdamW decay weights decoupled from the
         gradient. ``lbfgs`` (``optim.lbfgs``) finds how far it steps by itself, at most lr per
         coordinate (root mean square), and decays nothing.
@@ -146,6 +157,8 @@ class SlotParams(BaseModel):
     eps: Epsilon = 1e-5
     weight_decay: WeightDecay = 1e-8
     rounding: Rounding = "exact"
+    window: Window = None
+    half_life: HalfLife = None
     optimizer: Optimizer = "adamw"
     lr_schedule: Schedule = "constant"
     tolerance: Tolerance = 0.0

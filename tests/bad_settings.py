@@ -12,6 +12,8 @@ BAD_SETTINGS: dict[str, tuple[Any, str]] = {
     "slot_eps": (0, "a number from 1e-30 to 1"),
     "slot_weight_decay": (1.5, "a number from 0 to 1"),
     "slot_rounding": ("down", "'exact' or 'model'"),
+    "slot_window": (0, "'none' or an integer from 1 to 2147483647"),
+    "slot_half_life": (0, "'none' or a number above 0"),
     "slot_optimizer": ("adam", "'adamw', 'sgd' or 'lbfgs'"),
     "slot_lr_schedule": ("step", "'constant', 'cosine' or 'linear'"),
     "slot_tolerance": ("x", "a number from 0 to 100"),

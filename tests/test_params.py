@@ -43,7 +43,9 @@ def test_a_preset_stands_between_what_is_named_and_what_is_weaker() -> None:
 
 
 def test_settings_survive_on_their_way_to_the_worker() -> None:
-    params = SlotConfig().resolve({"slot_preset": "safe", "slot_loss_tokens": 30})
+    asked = {"slot_loss_tokens": 30, "slot_window": 7, "slot_half_life": 1.5}
+    params = SlotConfig().resolve({"slot_preset": "safe", **asked})
+    assert (params.window, params.half_life) == (7, 1.5)
     assert SlotParams(**params.model_dump(mode="json")) == params
     config = SlotConfig.load({"preset": "safe"}, {})
     assert SlotConfig.model_validate(config.model_dump(mode="json")) == config
@@ -55,9 +57,10 @@ def test_a_preset_is_valid_data(key: str) -> None:
 
 
 def test_what_is_named_none_turns_a_default_off() -> None:
-    config = SlotConfig.load({"preset": "safe"}, {})
-    params = config.resolve({"slot_guard": "none", "slot_max_kl": "none"})
-    assert params == SlotParams()
+    config = SlotConfig.load({"preset": "safe", "window": 3, "half_life": 2}, {})
+    assert config.resolve(None) == SlotParams(preset="safe", window=3, half_life=2.0)
+    keys = ("slot_guard", "slot_max_kl", "slot_window", "slot_half_life")
+    assert config.resolve(dict.fromkeys(keys, "none")) == SlotParams()
 
 
 @pytest.mark.parametrize(
@@ -81,6 +84,13 @@ def test_what_is_named_none_turns_a_default_off() -> None:
             ["slot_weight_decay=1.0", "slot_lr=100.0", "at most 1"],
         ),
         ({"slot_rounding": "up"}, ["slot_rounding='up'", "'exact' or 'model'"]),
+        ({"slot_window": 1.0}, ["slot_window=1.0", "an integer is required", "'none'"]),
+        ({"slot_window": True}, ["slot_window=True", "an integer is required"]),
+        ({"slot_window": 2**31}, ["slot_window=2147483648", "1 to 2147483647"]),
+        ({"slot_half_life": -1}, ["slot_half_life=-1", "greater than 0"]),
+        ({"slot_half_life": math.inf}, ["slot_half_life=inf", "finite"]),
+        ({"slot_half_life": True}, ["slot_half_life=True", "a number is required"]),
+        ({"slot_half_life": 10**400}, ["slot_half_life=1000", "a number above 0"]),
         ({"slot_preset": "save"}, ["slot_preset='save'", "'paper', 'paper-vllm' or 'safe'"]),
         ({"slot_preset": ["safe"]}, ["slot_preset=['safe']", "'paper', 'paper-vllm' or 'safe'"]),
         ({"slot_guard": True}, ["slot_guard=True", "'none' or 'holdout'"]),

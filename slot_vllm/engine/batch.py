@@ -23,7 +23,8 @@ class BatchView:
 
     starts: (b,) the position of each request's first row. query_start: (b + 1,) where its hidden
     states begin. slots: (b,) each request's index in ``row_slots``, which is (r,) int64 on the
-    device and says whose row of logits each one is; slots are below ``num_slots``. read: where
+    device and says whose row of logits each one is; slots are below ``num_slots``. positions: gives
+    (r,) int64 on the device, at which token of its request each row of logits stands. read: where
     hidden states are in the KV cache, (i, start, stop) gives the i-th request's of these positions,
     (stop - start, d); this step's are among them.
     """
@@ -34,4 +35,5 @@ class BatchView:
     slots: np.ndarray
     row_slots: Tensor
     num_slots: int
+    positions: Callable[[], Tensor]
     read: Callable[[int, int, int], Tensor] | None = None

@@ -331,8 +331,8 @@ CONTACTS: tuple[Contact, ...] = (
     Contact(
         "V1 runner", "vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "the step's batch",
         attributes=(
-            "input_batch", "requests", "query_start_loc", "max_num_reqs", "dtype", "device",
-            "get_model", "discard_request_mask",
+            "input_batch", "requests", "query_start_loc", "positions", "max_num_reqs", "dtype",
+            "device", "get_model", "discard_request_mask",
         ),
     ),
     Contact(
@@ -380,7 +380,7 @@ CONTACTS: tuple[Contact, ...] = (
         "prompt rows and rows of logits to requests",
         attributes=(
             "req_ids", "num_computed_tokens_np", "query_start_loc_np", "idx_mapping_np",
-            "expanded_idx_mapping", "num_tokens",
+            "expanded_idx_mapping", "num_tokens", "positions", "logits_indices",
         ),
     ),
     # Hidden states in the KV cache, on either runner.

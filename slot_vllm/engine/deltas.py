@@ -16,6 +16,7 @@ from slot_vllm.engine.batch import BatchView, SchedulerOutput
 from slot_vllm.engine.delta_cache import DeltaCache, prompt_key
 from slot_vllm.engine.delta_table import DeltaTable
 from slot_vllm.engine.device_counts import DeviceCounts
+from slot_vllm.engine.fading import fading
 from slot_vllm.engine.failures import REASONS, Failure, Failures
 from slot_vllm.engine.histogram import HistogramSnapshot
 from slot_vllm.engine.linear_head import Additions, LinearHead
@@ -670,6 +671,7 @@ class Deltas:
             look_up,
             self.table.biases if any(not q.rounds for q in self._adapted) else None,
             self.table.rounded if any(q.rounds for q in self._adapted) else None,
+            fading(adapted, batch, self.device),
         )
 
     def _finite_everywhere(self, rows: Sequence[str], finite: Sequence[Tensor]) -> list[Tensor]:

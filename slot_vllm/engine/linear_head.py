@@ -26,18 +26,31 @@ _TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 class Additions:
     """What one step adds, per row of logits.
 
-    look_up: gives ``rows``. biases, rounded: see DeltaTable; None where no request of the step uses
-    it.
+    look_up: gives each row's row in the tables, (r,) int64. biases, rounded: see DeltaTable; None
+    where no request of the step uses it. fade: gives ``factors``; None where all of them are 1.
     """
 
     look_up: Callable[[], Tensor]
     biases: Tensor | None
     rounded: Tensor | None
+    fade: Callable[[], Tensor] | None = None
+
+    @cached_property
+    def factors(self) -> Tensor | None:
+        """(r,) float32, what each row's row of the tables is multiplied by."""
+        return None if self.fade is None else self.fade()
 
     @cached_property
     def rows(self) -> Tensor:
-        """(r,) int64, each row's row in the tables."""
-        return self.look_up()
+        """(r,) int64, each row's row in the tables; 0 where nothing is left of it."""
+        rows = self.look_up()
+        return rows if self.factors is None else torch.where(self.factors > 0, rows, 0)
+
+    def of(self, table: Tensor) -> Tensor:
+        """(r, m), what each row gets of ``table`` (1 + capacity, m), in its dtype."""
+        if self.factors is None:
+            return table[self.rows]
+        return (table[self.rows].float() * self.factors.unsqueeze(1)).to(table.dtype)
 
 
 class Attempt(Protocol):
@@ -244,7 +257,8 @@ class LinearHead:
     def _shifted(self, own: Tensor, additions: Additions, activate: bool) -> Tensor:
         """``own``, this rank's columns, with W delta."""
         head, z = self.head(), own.float()
-        add_bias_rows(z[:, : head.vocabulary], _biases(additions), additions.rows)
+        columns = z[:, : head.vocabulary]
+        add_bias_rows(columns, _biases(additions), additions.rows, additions.factors)
         return _activated(head, z, own, additions.rows) if activate else z
 
     def _gathered(self, shifted: Tensor, dtype: torch.dtype, additions: Additions) -> Tensor | None:
@@ -271,7 +285,7 @@ def _with_rounded(hidden_states: Tensor, additions: Additions) -> Tensor:
     if additions.rounded is None:
         return hidden_states
     # Out of place: a drafter reads these rows too.
-    return hidden_states + additions.rounded[additions.rows]
+    return hidden_states + additions.of(additions.rounded)
 
 
 def _biases(additions: Additions) -> Tensor:
@@ -280,7 +294,7 @@ def _biases(additions: Additions) -> Tensor:
 
 
 def _columns(additions: Additions) -> Tensor:
-    return _biases(additions)[additions.rows]
+    return additions.of(_biases(additions))
 
 
 def _activated(head: Head, z: Tensor, own: Tensor, rows: Tensor) -> Tensor:

@@ -122,6 +122,7 @@ def hook_v1(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
             slots=np.arange(count),
             row_slots=torch.searchsorted(ends, indices.to(ends.dtype), right=True),
             num_slots=count,
+            positions=lambda: runner.positions[indices],
             read=None if cache is None else read,
         )
 
@@ -182,6 +183,7 @@ def hook_v2(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
             slots=input_batch.idx_mapping_np,
             row_slots=input_batch.expanded_idx_mapping,
             num_slots=runner.max_num_reqs,
+            positions=lambda: input_batch.positions[input_batch.logits_indices],
             read=None if cache is None else read,
         )
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from slot_vllm.chat_turns import UndeterminedError
 from slot_vllm.hf.linear_head import LinearHead, find_head, last_hidden_state
 from slot_vllm.loss_tokens import LossTokens, flags
+from slot_vllm.optim.fading import factors, limits
 from slot_vllm.optim.optimize import Prompt, optimize, smallest_workspace_for_all
 from slot_vllm.optim.workspace import Workspace, choose_size
 from slot_vllm.params import SlotConfig, SlotError, SlotParams
@@ -65,12 +66,12 @@ def slot(model: Any, tokenizer: Any = None, **settings: Any) -> "Slot":
 class _Call:
     """One generate call.
 
-    begun: the first forward pass, which sees the prompts, has begun. prompts: (tokens (B, n),
+    passes: forward passes that have begun; the first sees the prompts. prompts: (tokens (B, n),
     mask (B, n) bool) until their deltas are learned. shift: (B, V) float32, W delta. rounded:
     (B, d), delta in the model's dtype. Both are None where nothing is to be added.
     """
 
-    begun: bool = False
+    passes: int = 0
     prompts: tuple[Tensor, Tensor] | None = None
     shift: Tensor | None = None
     rounded: Tensor | None = None
@@ -160,9 +161,11 @@ class Slot:
         entered.callback(unwrap)
 
     def _before_model(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._call is not None and not self._call.begun:
-            self._call.begun = True
+        if self._call is None:
+            return
+        if not self._call.passes:
             self._call.prompts = _prompts(args, kwargs)
+        self._call.passes += 1
 
     def _after_decoder(self, _: nn.Module, args: Any, output: Any) -> None:
         call = self._call
@@ -219,16 +222,28 @@ class Slot:
         except UndeterminedError as error:
             raise SlotError(f"slot.loss_tokens={wanted!r}: {error}") from None
 
-    def _before_head(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if self._call is None or self._call.rounded is None:
+    def _left(self, call: _Call, values: Tensor | None) -> Tensor | None:
+        """What the token that is to be chosen gets of ``values``, if anything."""
+        if values is None:
             return None
-        return (args[0] + _per_row(self._call.rounded, args[0]), *args[1:])
+        own = torch.tensor(limits(self._params), dtype=torch.float64)
+        factor = float(factors(torch.tensor(call.passes - 1), *own))
+        if factor == 1.0:
+            return values
+        return (values.float() * factor).to(values.dtype) if factor else None
+
+    def _before_head(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        call = self._call
+        if call is None or (rounded := self._left(call, call.rounded)) is None:
+            return None
+        return (args[0] + _per_row(rounded, args[0]), *args[1:])
 
     def _after_head(self, _: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-        if self._call is None or self._call.shift is None:
+        call = self._call
+        if call is None or (shift := self._left(call, call.shift)) is None:
             return None
         # f follows in float32 then, which is the dtype that generate takes logits in.
-        return output.float() + _per_row(self._call.shift, output)
+        return output.float() + _per_row(shift, output)
 
 
 def _per_row(values: Tensor, of: Tensor) -> Tensor:

@@ -18,26 +18,34 @@ from slot_vllm.kernels import backend
 _TILE = 64
 
 
-def add_bias_rows(logits: Tensor, table: Tensor, rows: Tensor) -> None:
-    """logits[i] += table[rows[i]] in place; row 0 of the table is zero and means "no delta".
+def add_bias_rows(
+    logits: Tensor, table: Tensor, rows: Tensor, factors: Tensor | None = None
+) -> None:
+    """logits[i] += factors[i] * table[rows[i]] in place; row 0 of the table is zero and means "no
+    delta".
 
-    logits: (r, V) float32. table: (1 + capacity, V) float32. rows: (r,) int64. Rows of logits
-    without a delta keep every bit.
+    logits: (r, V) float32. table: (1 + capacity, V) float32. rows: (r,) int64. factors: (r,)
+    float32; None: all are 1. Rows of logits without a delta keep every bit.
     """
     if backend.uses_triton(logits):
         from slot_vllm.kernels.triton.apply_delta import add_bias_rows as on_device
 
-        on_device(logits, table, rows)
+        on_device(logits, table, rows, factors)
     else:
-        torch_add_bias_rows(logits, table, rows)
+        torch_add_bias_rows(logits, table, rows, factors)
 
 
-def torch_add_bias_rows(logits: Tensor, table: Tensor, rows: Tensor) -> None:
+def torch_add_bias_rows(
+    logits: Tensor, table: Tensor, rows: Tensor, factors: Tensor | None = None
+) -> None:
     if logits.device.type == "cpu":
-        for i, row in enumerate(rows.tolist()):
+        each = [1.0] * len(rows) if factors is None else factors.tolist()
+        for i, (row, factor) in enumerate(zip(rows.tolist(), each, strict=True)):
             if row:
-                logits[i].add_(table[row])
+                logits[i].add_(table[row], alpha=factor)
     else:
         # No wait for the device, and no more extra memory than a tile.
-        for part, part_rows in zip(logits.split(_TILE), rows.split(_TILE), strict=True):
-            part.add_(table[part_rows])
+        for start in range(0, len(rows), _TILE):
+            part = slice(start, start + _TILE)
+            added = table[rows[part]]
+            logits[part].add_(added if factors is None else added * factors[part].unsqueeze(1))

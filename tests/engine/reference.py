@@ -68,9 +68,12 @@ def answer(model: Watched, case: dict[str, Any]) -> dict[str, Any]:
     bias = 0.0 if learned.bias is None else learned.bias
     new_tokens: list[int] = []
     gaps: list[float] = []
-    for _ in range(case["new_tokens"]):
-        hidden = last_hidden(tokens)[-1].double() + delta
-        logits = model.logits(hidden, bias)
+    for t in range(case["new_tokens"]):
+        left = 1.0 if params.half_life is None else 0.5 ** (t / params.half_life)
+        if params.window is not None and t >= params.window:
+            left = 0.0
+        hidden = last_hidden(tokens)[-1].double() + left * delta
+        logits = model.logits(hidden, left * bias)
         if case["allowed"]:
             mask = torch.full_like(logits, -torch.inf)
             mask[case["allowed"]] = 0

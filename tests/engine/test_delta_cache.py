@@ -63,6 +63,7 @@ def test_what_a_key_tells_apart() -> None:
         prompt_key([1, 2, 3], 0, params, None, None, (0, 1)),
     ]
     assert len(set(different)) == len(different)
-    assert prompt_key([1, 2, 3], 0, SlotParams(), lora(), "salt", (0, 0)) == prompt_key(
-        [1, 2, 3], 0, SlotParams(), lora(), "salt", (0, 0)
-    )
+    for same in (SlotParams(), SlotParams(window=2), SlotParams(half_life=3.0)):
+        assert prompt_key([1, 2, 3], 0, same, lora(), "salt", (0, 0)) == prompt_key(
+            [1, 2, 3], 0, params, lora(), "salt", (0, 0)
+        )

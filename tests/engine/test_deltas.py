@@ -94,6 +94,7 @@ def step(deltas: Deltas, *parts: tuple[str, list[int], int]) -> Any:
         slots=np.arange(len(parts)),
         row_slots=torch.arange(len(parts)),
         num_slots=len(parts),
+        positions=lambda: torch.tensor([start + len(tokens) - 1 for _, tokens, start in parts]),
     )
     deltas.stage(torch.cat([hidden_of(tokens) for _, tokens, _ in parts]), lambda: view)
     return deltas.take()
@@ -221,6 +222,36 @@ def test_counting_bypassed_and_unresolved_requests_once() -> None:
     assert not deltas.bypassed
 
 
+def test_a_shared_delta_fades_for_each_request_by_itself() -> None:
+    deltas = make_deltas()
+    own: dict[str, dict[str, Any]] = {
+        "whole": {},
+        "window": {"window": 2},
+        "half": {"half_life": 0.5},
+        "both": {"window": 3, "half_life": 2.0},
+        "tiny": {"half_life": 5e-324},
+    }
+    begin(deltas, [arrival(name, TOKENS, **settings) for name, settings in own.items()])
+    (row,) = set(step(deltas, *((name, TOKENS, 0) for name in own)).rows.tolist())
+    assert row and len(deltas.table) == 1
+    assert deltas.counters["optimized"] == 1 and deltas.counters["shared"] == 4
+
+    def left(t: int) -> tuple[list[float], list[bool]]:
+        additions = step(deltas, *((name, [1], len(TOKENS) - 1 + t) for name in own))
+        return additions.factors.tolist(), (additions.rows == row).tolist()
+
+    assert left(0) == ([1.0, 1.0, 1.0, 1.0, 1.0], [True] * 5)
+    factors, there = left(2)
+    assert factors == [1.0, 0.0, 0.0625, 0.5, 0.0]
+    # Rows of which nothing is left keep every bit.
+    assert there == [True, False, True, True, False]
+    assert left(3)[0] == pytest.approx([1.0, 0.0, 1 / 64, 0.0, 0.0])
+    # A preempted request computes its prompt again, from its beginning.
+    assert left(-5) == ([1.0] * 5, [True] * 5)
+    # Without the others nothing is multiplied.
+    assert step(deltas, ("whole", [1], len(TOKENS))).factors is None
+
+
 @pytest.mark.parametrize("keep", [0, 2])
 def test_how_many_deltas_stay_readable(keep: int) -> None:
     deltas = make_deltas(keep_deltas=keep)
@@ -245,6 +276,7 @@ def cached_step(deltas: Deltas, *parts: tuple[str, list[int], int, list[int]]) -
         slots=np.arange(len(parts)),
         row_slots=torch.arange(len(parts)),
         num_slots=len(parts),
+        positions=lambda: torch.tensor([start + len(own) - 1 for _, own, start, _ in parts]),
         read=lambda i, start, stop: hidden_of(parts[i][3])[start:stop],
     )
     deltas.stage(torch.cat([hidden_of(tokens) for _, tokens, _, _ in parts]), lambda: view)

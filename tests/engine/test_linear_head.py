@@ -124,15 +124,40 @@ def test_what_the_hook_adds(soft_cap: float | None, scale: float, dtype: torch.d
         own = model.compute_logits(hidden)
         biases = torch.zeros(3, VOCABULARY)
         biases[1], biases[2] = 1e-3 * torch.randn(VOCABULARY), torch.randn(VOCABULARY)
-        queue = [None, Additions(lambda: torch.tensor([0, 1, 0, 2]), biases, None)]
+        rows = torch.tensor([0, 1, 0, 2])
+        factors = torch.tensor([1.0, 0.0, 1.0, 0.25])
+        queue = [
+            None,
+            Additions(lambda: rows, biases, None),
+            Additions(lambda: rows, biases, None, lambda: factors),
+        ]
         linear.hook(lambda: queue.pop(0), attempt)
         assert torch.equal(model.compute_logits(hidden), own)
-        shifted = model.compute_logits(hidden)
+        shifted, faded = model.compute_logits(hidden), model.compute_logits(hidden)
     # Rows without a delta keep their bits; the others get W delta before f, in float32.
     assert torch.equal(shifted[[0, 2]], own[[0, 2]].float())
     z = (hidden @ linear.head().weight.T).float()
     expected = linear.head().activate(z + biases[[0, 1, 0, 2]])
     assert torch.allclose(shifted[[1, 3]], expected[[1, 3]], atol=1e-6)
+    # As do those of which nothing is left.
+    assert torch.equal(faded[:3], own[:3].float())
+    expected = linear.head().activate(z + 0.25 * biases[rows])
+    assert torch.allclose(faded[3], expected[3], atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_left_of_a_rounded_delta(dtype: torch.dtype) -> None:
+    model = Model(dtype=dtype)
+    hidden, rounded = torch.randn(4, SIZE).to(dtype), torch.randn(3, SIZE).to(dtype)
+    rounded[0] = 0.0
+    factors = torch.tensor([1.0, 0.0, 0.3, 1.0])
+    rows = torch.tensor([2, 1, 1, 0])
+    with torch.no_grad():
+        expected = hidden + (factors.unsqueeze(1) * rounded[rows].float()).to(dtype)
+        expected = model.compute_logits(expected)
+        linear = head_of(model, dtype)
+        linear.hook(lambda: Additions(lambda: rows, None, rounded, lambda: factors), attempt)
+        assert torch.equal(model.compute_logits(hidden), expected)
 
 
 class ThreadRanks(Ranks):
@@ -189,20 +214,23 @@ def sharded(whole: Model, ranks: ThreadRanks, wrapped: bool) -> Model:
 @pytest.mark.parametrize("wrapped", [False, True])
 @pytest.mark.parametrize(("soft_cap", "scale"), [(None, 1.0), (5.0, 2.0)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("count", [2, 8])
+@pytest.mark.parametrize(("count", "fades"), [(2, False), (2, True), (8, False)])
 def test_each_rank_adds_its_columns(
-    count: int, dtype: torch.dtype, soft_cap: float | None, scale: float, wrapped: bool
+    count: int, fades: bool, dtype: torch.dtype, soft_cap: float | None, scale: float, wrapped: bool
 ) -> None:
     """With 8 ranks the seventh has 2 columns and the last has none."""
     whole = Model(soft_cap, scale, dtype=dtype)
-    hidden = torch.randn(4, SIZE).to(dtype)
+    hidden = torch.randn(5, SIZE).to(dtype)
     biases = torch.zeros(3, VOCABULARY)
     biases[1], biases[2] = 1e-3 * torch.randn(VOCABULARY), torch.randn(VOCABULARY)
-    rows = torch.tensor([0, 1, 0, 2])
+    rows = torch.tensor([0, 1, 0, 2, 2])
+    factors = torch.tensor([1.0, 1.0, 1.0, 0.3, 0.0]) if fades else None
+    fade = None if factors is None else lambda: factors
+    plain = [0, 2, 4] if fades else [0, 2]
     with torch.no_grad():
         expected_head = head_of(whole, dtype)
         own = whole.compute_logits(hidden)
-        expected_head.hook(lambda: Additions(lambda: rows, biases, None), attempt)
+        expected_head.hook(lambda: Additions(lambda: rows, biases, None, fade), attempt)
         expected = whole.compute_logits(hidden)
     group = Group(count)
 
@@ -218,13 +246,13 @@ def test_each_rank_adds_its_columns(
             assert head.head().vocabulary == head.columns[1] - head.columns[0]
             mine = biases[:, slice(*head.columns)].contiguous()
             assert torch.equal(head.whole(mine), biases)
-            head.hook(lambda: Additions(lambda: rows, mine, None), attempt)
+            head.hook(lambda: Additions(lambda: rows, mine, None, fade), attempt)
             return model.compute_logits(hidden)
 
     for logits in group.run(work):
         assert not isinstance(logits, Exception), logits
         torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(logits[[0, 2]], own[[0, 2]].float(), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(logits[plain], own[plain].float(), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,8 @@ def test_a_batch_of_different_prompts(
         {"preset": "safe"},
         {"loss_tokens": 9, "optimizer": "lbfgs"},
         {"target": "both", "lr_schedule": "linear"},
+        {"window": 4, "half_life": 3.0},
+        {"half_life": 2.0, "rounding": "model"},
     ],
 )
 def test_further_settings(model: Any, tiny_model: str, settings: dict[str, Any]) -> None:
@@ -184,6 +186,19 @@ def test_several_sequences_per_prompt(model: Any) -> None:
         torch.testing.assert_close(
             context.deltas[3 * i], context.deltas[3 * i + 2], rtol=0, atol=2e-4
         )
+
+
+def test_after_its_window_a_delta_changes_no_bit(tiny_model: str) -> None:
+    model = load(tiny_model, torch.bfloat16)
+    own: list[Tensor] = []
+    adapted: list[Tensor] = []
+    model.lm_head.register_forward_hook(lambda *call: own.append(call[2]))
+    with on(model, window=1):
+        own.clear()
+        model.lm_head.register_forward_hook(lambda *call: adapted.append(call[2]))
+        greedy(model, batch(), max_new_tokens=3)
+    assert not torch.equal(own[0].float(), adapted[0])
+    assert all(a is b for a, b in zip(own[1:], adapted[1:], strict=True)) and len(own) == 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

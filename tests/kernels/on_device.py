@@ -93,5 +93,9 @@ def check_apply_delta(device: str) -> None:
     add_bias_rows(logits, table, rows)
     torch_add_bias_rows(plain, table, rows)
     assert torch.equal(logits, plain)
+    factors = torch.tensor([0.0, 1.0, 0.3, 0.5, 2.0]).to(device)
+    add_bias_rows(logits, table, rows, factors)
+    torch_add_bias_rows(plain, table, rows, factors)
+    close(logits, plain, 1e-6)
     untouched = rows == 0
     assert torch.equal(logits[untouched].view(torch.int32), before[untouched].view(torch.int32))

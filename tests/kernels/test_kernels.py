@@ -62,3 +62,6 @@ def test_bias_rows_leave_row_zero_alone() -> None:
     assert torch.equal(logits[1], torch.tensor([12.0, 23.0]))
     for i in (0, 2):
         assert torch.equal(logits[i].view(torch.int32), before[i].view(torch.int32))
+    add_bias_rows(logits, table, torch.tensor([0, 1, 1]), torch.tensor([1.0, 0.5, 0.25]))
+    assert torch.equal(logits[0].view(torch.int32), before[0].view(torch.int32))
+    assert logits[1:].tolist() == [[17.0, 33.0], [6.5, float("-inf")]]

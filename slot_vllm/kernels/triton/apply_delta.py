@@ -12,15 +12,19 @@ from torch import Tensor
 _BLOCK = 2048
 
 
-def add_bias_rows(logits: Tensor, table: Tensor, rows: Tensor) -> None:
+def add_bias_rows(
+    logits: Tensor, table: Tensor, rows: Tensor, factors: Tensor | None = None
+) -> None:
     """See ``slot_vllm.kernels.apply_delta.add_bias_rows``."""
     count, vocabulary = logits.shape
     assert logits.stride(1) == table.stride(1) == 1 and rows.is_contiguous()
+    assert factors is None or factors.is_contiguous()
     if count and vocabulary:
         _add_bias_rows[(count, -(-vocabulary // _BLOCK))](
             logits,
             table,
             rows,
+            factors,
             vocabulary,
             logits.stride(0),
             table.stride(0),
@@ -31,7 +35,7 @@ def add_bias_rows(logits: Tensor, table: Tensor, rows: Tensor) -> None:
 
 @triton.jit
 def _add_bias_rows(
-    logits, table, rows, vocabulary, logits_stride, table_stride, BLOCK: tl.constexpr
+    logits, table, rows, factors, vocabulary, logits_stride, table_stride, BLOCK: tl.constexpr
 ):
     index = tl.program_id(0).to(tl.int64)
     row = tl.load(rows + index).to(tl.int64)
@@ -40,5 +44,8 @@ def _add_bias_rows(
         mask = column < vocabulary
         pointers = logits + index * logits_stride + column
         z = tl.load(pointers, mask=mask, other=0.0)
-        z += tl.load(table + row * table_stride + column, mask=mask, other=0.0)
+        added = tl.load(table + row * table_stride + column, mask=mask, other=0.0)
+        if factors is not None:
+            added *= tl.load(factors + index)
+        z += added
         tl.store(pointers, z, mask=mask)

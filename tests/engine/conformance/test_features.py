@@ -1,6 +1,7 @@
 """SLOT under what else an engine does."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -56,8 +57,11 @@ def test_abort_at_any_moment(tiny_model: str, engine: Callable[..., Any]) -> Non
     assert runner_of(llm).slot_deltas.pending.device_bytes == 0
 
 
-def test_several_samples_of_a_prompt(tiny_model: str, engine: Callable[..., Any]) -> None:
-    case = Case(random_tokens(40, seed=11), 5, 0.5, NEW)
+@pytest.mark.parametrize("settings", [(), (("window", 6), ("half_life", 3.0))])
+def test_several_samples_of_a_prompt(
+    settings: tuple[tuple[str, Any], ...], tiny_model: str, engine: Callable[..., Any]
+) -> None:
+    case = Case(random_tokens(40, seed=11), 5, 0.5, NEW, settings=settings)
     # On a CPU a seeded request whose prompt is split kills the V1 runner inside vLLM.
     whole = {"enable_chunked_prefill": False, "max_num_batched_tokens": 320}
     llm = engine(tiny_model, slot={}, **whole)
@@ -91,6 +95,7 @@ def test_asynchronous_scheduling(
         CpuPlatform, "check_and_update_config", classmethod(check_but_keep_asynchronous)
     )
     cases = _cases(700)
+    cases.append(replace(cases[2], settings=(("window", 5), ("half_life", 3.0))))
     llm = engine(tiny_model, slot={}, async_scheduling=True, **ROOMY)
     assert llm.llm_engine.engine_core.engine_core.batch_queue is not None
     expected = reference(tiny_model, cases)
@@ -98,7 +103,7 @@ def test_asynchronous_scheduling(
     # Once more, learned from hidden states of the first time.
     llm.collective_rpc("slot_forget_shared")
     outputs = run(llm, cases)
-    assert [o.num_cached_tokens for o in outputs] == [0, 32, 96]
+    assert [o.num_cached_tokens for o in outputs] == [0, 32, 96, 96]
     assert_tokens_equal(tokens_of(outputs), expected)
     for case, output, answer in zip(cases, outputs, expected, strict=True):
         if case.steps:

@@ -5,9 +5,16 @@ from typing import Any
 
 import pytest
 
-from tests.engine.cases import assert_delta_equal, assert_tokens_equal, mixed_cases, reference
+from tests.engine.cases import (
+    Case,
+    assert_delta_equal,
+    assert_tokens_equal,
+    mixed_cases,
+    random_tokens,
+    reference,
+)
 from tests.engine.engines import scheduler_of
-from tests.engine.generate import delta_of, run, tokens_of
+from tests.engine.generate import delta_of, run, stats_of, tokens_of
 from tests.engine.runner import V2
 
 
@@ -53,3 +60,50 @@ def test_tokens_and_deltas(
             assert losses == pytest.approx(answer.losses, rel=2e-4, abs=2e-4)
         else:
             assert delta_of(llm, output) is None
+
+
+# Two requests with each prompt, which share its delta.
+FADING: tuple[dict[str, Any], ...] = (
+    {},
+    {"window": 3},
+    {"half_life": 2.0},
+    {"window": 5, "half_life": 4.0},
+    {"window": 4, "rounding": "model"},
+    {"half_life": 3.0, "rounding": "model"},
+    {"window": 1},
+    {"half_life": 6.0},
+)
+
+
+def test_windows_and_half_lives(
+    tiny_model: str, engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Some are preempted in their answers: they end in another block than their prompts.
+    lengths = (60, 28, 61, 100)
+    cases = [
+        Case(random_tokens(lengths[i // 2], 950 + i // 2), 5, 1.0, 12, settings=(*own.items(),))
+        for i, own in enumerate(FADING)
+    ]
+    cases.insert(3, Case(random_tokens(29, seed=960), 0, 0.1, 12))
+    expected = reference(tiny_model, cases)
+    answers = {case.settings: answer.tokens for case, answer in zip(cases, expected, strict=True)}
+    for one, other in zip(FADING[::2], FADING[1::2], strict=True):
+        assert answers[(*one.items(),)] != answers[(*other.items(),)]
+    llm = engine(tiny_model, slot={})
+    scheduler = scheduler_of(llm)
+    preempted, original = [], scheduler._preempt_request
+
+    def preempt(request: Any, *args: Any, **kwargs: Any) -> Any:
+        named = request.sampling_params.extra_args
+        if "slot_window" in named or "slot_half_life" in named:
+            preempted.append(request.num_output_tokens)
+        return original(request, *args, **kwargs)
+
+    monkeypatch.setattr(scheduler, "_preempt_request", preempt)
+    outputs = run(llm, cases)
+    assert any(preempted)
+    assert_tokens_equal(tokens_of(outputs), expected)
+    for case, output, answer in zip(cases, outputs, expected, strict=True):
+        if case.steps:
+            assert_delta_equal(delta_of(llm, output), answer, case.lr)
+    assert [stats_of(llm)[name] for name in ("optimized", "shared")] == [4, 4]

@@ -1,10 +1,11 @@
-"""N-gram drafts: each draft row gets its own request's delta.
+"""N-gram drafts: each draft row gets its own request's delta, as much of it as its token gets.
 
 In a process of its own, because after an n-gram engine vLLM cannot start another one in the same
 process (its Triton kernel overrides stumble over numba's objects).
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from tests.engine.cases import (
@@ -27,6 +28,9 @@ def test_drafts_and_what_they_leave_in_the_prefix_cache(
         Case(random_tokens(9, seed=20 + i) * 5, steps, lr, 2 * BLOCK - 45 + 8)
         for i, (steps, lr) in enumerate(((5, 0.1), (0, 0.1), (3, 0.5), (5, 1.0)))
     ]
+    # The last one's prompt and delta.
+    for settings in ((("window", 7),), (("half_life", 4.0),), (("window", 9), ("half_life", 6.0))):
+        turns.append(replace(turns[3], settings=settings))
     llm = engine(
         tiny_model,
         slot={},

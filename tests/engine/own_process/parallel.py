@@ -154,6 +154,11 @@ LINE_SEARCHES: tuple[dict[str, Any], ...] = (
     {"optimizer": "lbfgs", "preset": "safe"},
     {"optimizer": "lbfgs", "tolerance": 0.05, "loss_tokens": 30},
 )
+FADING: tuple[dict[str, Any], ...] = (
+    {"window": 2},
+    {"window": 4, "half_life": 1.5},
+    {"half_life": 2.0, "rounding": "model"},
+)
 
 
 @each_head
@@ -172,13 +177,17 @@ def test_every_option_in_one_batch(
         Case(random_tokens(length, 90 + length), 3, 0.5, 16, settings=tuple(settings.items()))
         for length, settings in zip((17, 64, 130), LINE_SEARCHES, strict=True)
     ]
+    fading = [
+        Case(random_tokens(60, 95), 5, 1.0, 6, settings=tuple(settings.items()))
+        for settings in FADING
+    ]
     cases = [
         replace(
             case,
             tokens=tuple(token % (vocabulary or VOCABULARY) for token in case.tokens),
             new_tokens=6,
         )
-        for case in [*mixed(9), *searches]
+        for case in [*mixed(9), *searches, *fading]
     ]
     expected = reference(model, cases)
     before = llm.collective_rpc("slot_stats")

@@ -133,7 +133,8 @@ def test_qwen_7b_with_512_rows(compiled: Compiled, tmp_path: Path) -> None:
         adamw.adamw_step(*vectors, step, *settings)  # type: ignore[call-arg, arg-type]
     table = torch.empty(65, 152064, device="meta")
     rows = torch.empty(64, dtype=torch.int64, device="meta")
-    apply_delta.add_bias_rows(torch.empty(64, 152064, device="meta"), table, rows)
+    for factors in (None, torch.empty(64, device="meta")):
+        apply_delta.add_bias_rows(torch.empty(64, 152064, device="meta"), table, rows, factors)
     code = check(compiled, tmp_path)
     assert all("HGMMA" in sass for sass in code["_head_product"])
     # Tiles of logits come by asynchronous copies, several at a time.

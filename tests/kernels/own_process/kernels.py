@@ -353,8 +353,9 @@ def test_adamw(vectors: int, size: int, steps: int, seed: int) -> None:
     rows=st.lists(st.integers(0, 3), max_size=6),
     vocabulary=st.sampled_from([0, 1, 100, 2048, 2500]),
     gap=st.sampled_from([0, 7]),
+    fades=st.booleans(),
 )
-def test_bias_rows(rows: list[int], vocabulary: int, gap: int) -> None:
+def test_bias_rows(rows: list[int], vocabulary: int, gap: int, fades: bool) -> None:
     torch.manual_seed(0)
     storage = torch.randn(len(rows), vocabulary + gap)
     logits = storage[:, :vocabulary]
@@ -364,12 +365,18 @@ def test_bias_rows(rows: list[int], vocabulary: int, gap: int) -> None:
     table = torch.randn(4, vocabulary)
     table[0] = 0.0
     before = storage.clone()
-    add_bias_rows(logits, table, torch.tensor(rows, dtype=torch.int64))
+    factors = torch.rand(len(rows)) if fades else torch.ones(len(rows))
+    given_rows = torch.tensor(rows, dtype=torch.int64)
+    add_bias_rows(logits, table, given_rows, factors if fades else None)
     for i, row in enumerate(rows):
         old, new = before[i], storage[i]
         if row:
             torch.testing.assert_close(
-                new[:vocabulary], old[:vocabulary] + table[row], rtol=0, atol=0, equal_nan=True
+                new[:vocabulary],
+                old[:vocabulary] + factors[i] * table[row],
+                rtol=0,
+                atol=1e-6 if fades else 0,
+                equal_nan=True,
             )
             old, new = old[vocabulary:], new[vocabulary:]
         assert torch.equal(old.view(torch.int32), new.view(torch.int32))
