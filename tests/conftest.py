@@ -15,6 +15,7 @@ import hypothesis
 import pytest
 
 from tests.engine.answers import RECORD
+from tests.groups import Groups, is_alone
 
 ROOT = Path(__file__).parents[1]
 
@@ -61,15 +62,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         or (config.getoption("--quick") and starts_something(item))
     ]
     config.hook.pytest_deselected(items=left)
-    alone = [item for item in items if item.get_closest_marker("alone")]
-    items[:] = [
-        *(item for item in alone if item not in left),
-        *(item for item in items if item not in left and item not in alone),
-    ]
-    for item in items:
-        # Else a file's tests are a group of pytest-xdist's: they share engines and servers.
-        if item not in alone:
-            item.add_marker(pytest.mark.xdist_group(item.location[0]))
+    # Those that are alone start first, beside others.
+    items[:] = sorted(
+        (item for item in items if item not in left), key=lambda item: not is_alone(item.nodeid)
+    )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Groups | None:
+    return Groups(config, log) if config.getoption("dist") == "loadgroup" else None
 
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
