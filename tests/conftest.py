@@ -1,6 +1,7 @@
 """Options, environment and models of the whole suite."""
 
 import contextlib
+import gc
 import hashlib
 import os
 import subprocess
@@ -15,6 +16,7 @@ import hypothesis
 import pytest
 
 from tests.engine.answers import RECORD
+from tests.engine.vllm_command import SPAWN
 from tests.groups import Groups, is_alone
 
 ROOT = Path(__file__).parents[1]
@@ -50,6 +52,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--record-answers"):
         os.environ[RECORD] = "1"
+    if config.getoption("--full"):
+        os.environ[SPAWN] = "1"
     if config.getoption("--quick"):
         config.pluginmanager.register(NothingStarts())
 
@@ -109,6 +113,13 @@ class NothingStarts:
             words = [command] if isinstance(command, str | bytes) else list(command)
             if "python" in Path(os.fsdecode(words[0])).name or "--port" in words:
                 pytest.skip("it starts a Python process")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen_heap() -> None:
+    """What is there before is no more looked at when garbage is collected. statsmodels does that
+    with every correction, for half a second each among all that vLLM and lighteval import."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
