@@ -58,6 +58,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(NothingStarts())
 
 
+def pytest_unconfigure() -> None:
+    # Of ``frozen_heap``; else extensions report what they take for leaks.
+    gc.unfreeze()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     left = [
         item
