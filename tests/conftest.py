@@ -1,6 +1,7 @@
 """Options, environment and models of the whole suite."""
 
 import contextlib
+import gc
 import hashlib
 import os
 import subprocess
@@ -15,6 +16,8 @@ import hypothesis
 import pytest
 
 from tests.engine.answers import RECORD
+from tests.engine.vllm_command import SPAWN
+from tests.groups import Groups, is_alone
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,8 +52,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--record-answers"):
         os.environ[RECORD] = "1"
+    if config.getoption("--full"):
+        os.environ[SPAWN] = "1"
     if config.getoption("--quick"):
         config.pluginmanager.register(NothingStarts())
+
+
+def pytest_unconfigure() -> None:
+    # Of ``frozen_heap``; else extensions report what they take for leaks.
+    gc.unfreeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -61,15 +71,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         or (config.getoption("--quick") and starts_something(item))
     ]
     config.hook.pytest_deselected(items=left)
-    alone = [item for item in items if item.get_closest_marker("alone")]
-    items[:] = [
-        *(item for item in alone if item not in left),
-        *(item for item in items if item not in left and item not in alone),
-    ]
-    for item in items:
-        # Else a file's tests are a group of pytest-xdist's: they share engines and servers.
-        if item not in alone:
-            item.add_marker(pytest.mark.xdist_group(item.location[0]))
+    # Those that are alone start first, beside others.
+    items[:] = sorted(
+        (item for item in items if item not in left), key=lambda item: not is_alone(item.nodeid)
+    )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Groups | None:
+    return Groups(config, log) if config.getoption("dist") == "loadgroup" else None
 
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -108,6 +118,13 @@ class NothingStarts:
             words = [command] if isinstance(command, str | bytes) else list(command)
             if "python" in Path(os.fsdecode(words[0])).name or "--port" in words:
                 pytest.skip("it starts a Python process")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen_heap() -> None:
+    """What is there before is no more looked at when garbage is collected. statsmodels does that
+    with every correction, for half a second each among all that vLLM and lighteval import."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

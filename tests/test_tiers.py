@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.durations import table
+from tests.groups import ALONE, FOLDERS
 
 TESTS = """
 import subprocess
@@ -77,6 +78,21 @@ def test_a_tier(options: list[str], outcome: str, tmp_path: Path) -> None:
     said = run(tmp_path, *options)
     assert outcome in said
     assert ("it starts a Python process" in said) == (options == ["--quick"])
+
+
+def test_a_file_stays_in_one_process(tmp_path: Path) -> None:
+    (tmp_path / "test_other.py").write_text("def test_other(): pass")
+    said = run(tmp_path, "test_other.py", "-v", "-n", "2", "--dist", "loadgroup")
+    passed = [line.split() for line in said.splitlines() if "%] PASSED" in line]
+    assert len(passed) == 4
+    assert len({words[0] for words in passed if words[-1].startswith("test_some.py")}) == 1
+
+
+def test_what_is_alone_exists() -> None:
+    for start in ALONE:
+        file, _, name = start.partition("::")
+        assert f"def {name.rstrip('[')}" in (ROOT / file).read_text()
+    assert all((ROOT / folder).is_dir() for folder in FOLDERS)
 
 
 @pytest.mark.parametrize("processes", [[], ["-n", "2"]])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from slot_vllm.bench.__main__ import main
 from slot_vllm.bench.table import table
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +57,10 @@ def test_only_the_json_is_printed_and_says_what_was_changed(
         (["--shape", "qwen2.5-7b", "--requests", "0"], "--requests"),
     ],
 )
-def test_bad_flags_are_errors_before_anything_starts(bad: list[str], message: str) -> None:
-    done = run(*bad)
-    assert done.returncode and message in done.stderr and not done.stdout
+def test_bad_flags_are_errors_before_anything_starts(
+    bad: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(["serve", *bad])
+    said = capsys.readouterr()
+    assert error.value.code and message in f"{said.err}{error.value.code}" and not said.out

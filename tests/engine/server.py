@@ -1,13 +1,11 @@
-"""A real ``vllm serve``, started as a user would."""
+"""A real ``vllm serve``."""
 
 import asyncio
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import ROOT
 from tests.engine.cases import Case
+from tests.engine.vllm_command import vllm_command
 
 START_SECONDS = 600
 STOP_SECONDS = 10
@@ -84,13 +83,12 @@ def serving(
     log: Path,
     *options: str,
     extension: str = "slot_vllm",
+    forked: bool = True,
     **environment: str,
 ) -> Iterator[Server]:
-    """A healthy server; with ``slot`` None, without SLOT."""
-    vllm = shutil.which("vllm", path=str(Path(sys.executable).parent))
-    assert vllm, "the vllm command is missing beside this Python"
+    """A healthy server; with ``slot`` None, without SLOT. forked: as in ``vllm_command.py``."""
     command = [
-        vllm, "serve", model, "--served-model-name", MODEL, "--host", "127.0.0.1",
+        *vllm_command(forked), "serve", model, "--served-model-name", MODEL, "--host", "127.0.0.1",
         "--enforce-eager", "--kv-cache-memory-bytes", str(1 << 26), *options,
     ]  # fmt: skip
     if slot is not None:

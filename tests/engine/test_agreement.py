@@ -4,7 +4,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from slot_vllm.engine import agreement
 from slot_vllm.engine.agreement import common_config, differences
 from slot_vllm.params import SlotConfig, SlotError
 from tests.conftest import ROOT
+from tests.engine.vllm_command import vllm_command
 
 
 def report(node: str = "a", version: str = "1.0", **changed: Any) -> dict[str, Any]:
@@ -121,9 +121,9 @@ START_SECONDS = 1800
 
 @contextmanager
 def node(rank: int, port: int, model: str, slot: dict[str, Any], log: Path) -> Iterator[Any]:
-    """One of two nodes of a tensor-parallel server, started as a user would; both are this one."""
+    """One of two nodes of a tensor-parallel server; both are this one."""
     command = [
-        str(Path(sys.executable).with_name("vllm")), "serve", model, "--dtype", "float32",
+        *vllm_command(forked=True), "serve", model, "--dtype", "float32",
         "--enforce-eager", "--max-model-len", "320", "--kv-cache-memory-bytes", str(1 << 26),
         "--tensor-parallel-size", "2", "--nnodes", "2", "--node-rank", str(rank),
         "--master-addr", "127.0.0.1", "--master-port", str(port),

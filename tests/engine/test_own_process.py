@@ -13,7 +13,6 @@ ENGINE = Path(__file__).parent
 TIME_LIMIT = {False: 2400, True: 4 * 3600}
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize(
     ("runner", "target"),
     [

@@ -45,7 +45,6 @@ def run_with(
     )
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize(
     ("runner", "targets"),
     [

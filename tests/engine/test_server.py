@@ -30,12 +30,13 @@ PROBLEM = (
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("server") / "log"
     slot = {"steps": 3, "max_steps": MAX_STEPS, "max_prompt_tokens": 200, "max_concurrent": 1}
-    options = ("--dtype", "float32", "--max-model-len", "512")
+    options: tuple[str, ...] = ("--dtype", "float32", "--max-model-len", "512")
     tools = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
     # A small model may write white space for ever.
     grammar = json.dumps({"backend": "xgrammar", "disable_any_whitespace": True})
     grammars = ("--structured-outputs-config", grammar)
-    with serving(str(ROOT / "models/demo"), slot, log, *options, *tools, *grammars) as server:
+    options += (*tools, *grammars)
+    with serving(str(ROOT / "models/demo"), slot, log, *options, forked=False) as server:
         limits = "at most 20 steps, max_prompt_tokens 200 (long_prompts refuse), max_concurrent 1; "
         assert "SLOT 0.1.0 on the" in server.said() and limits in server.said()
         yield server

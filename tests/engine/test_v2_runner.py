@@ -8,7 +8,6 @@ FIRST = ["test_isolation.py", "test_reference.py", "test_schedules.py"]
 REST = sorted({path.name for path in (ENGINE / "conformance").glob("test_*.py")} - {*FIRST})
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("files", [FIRST, REST], ids=["first", "rest"])
 def test_conformance(files: list[str], pytestconfig: pytest.Config) -> None:
     run_alone("v2", [f"conformance/{name}" for name in files], pytestconfig)

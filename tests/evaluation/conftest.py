@@ -12,6 +12,7 @@ import yaml
 from slot_vllm import cli
 from slot_vllm.evaluation.__main__ import main
 from slot_vllm.evaluation.generation import VllmEngine
+from tests.conftest import starts
 
 Settings = dict[str, Any]
 WriteConfig = Callable[..., Path]
@@ -60,6 +61,7 @@ def engines() -> dict[str, VllmEngine]:
 
 
 @pytest.fixture
+@starts
 def shared_engines(
     engines: dict[str, VllmEngine], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:

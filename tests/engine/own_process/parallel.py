@@ -8,6 +8,7 @@ import os
 os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "0|1"
 
 import asyncio
+import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ from tests.engine.engines import SLOT, SMALL, scheduler_of
 from tests.engine.generate import run, sampling_params, tokens_of
 from tests.engine.runner import V2
 from tests.engine.server import MODEL, serving
+from tests.engine.vllm_command import forks
 
 TP2: dict[str, Any] = {"tensor_parallel_size": 2}
 if V2:
@@ -53,6 +55,16 @@ def cases_of(vocabulary: int) -> list[Case]:
         replace(case, tokens=tuple(token % vocabulary for token in case.tokens))
         for case in mixed_cases(20, 6 if V2 else 16)
     ]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_workers() -> Iterator[None]:
+    """As in ``vllm_command.py``."""
+    with pytest.MonkeyPatch.context() as patch:
+        if forks():
+            context = multiprocessing.get_context("fork")
+            patch.setattr("vllm.v1.executor.multiproc_executor.get_mp_context", lambda: context)
+        yield
 
 
 @pytest.fixture
@@ -265,8 +277,12 @@ def test_without_a_delta_every_bit_is_the_baseline_s(
 
 
 @pytest.mark.skipif(V2, reason="its compiled model does not start under the interpreter")
-def test_pipeline_parallel(tiny_model: str, parallel: Callable[..., Any]) -> None:
-    llm = parallel(tiny_model, **PP2)
+def test_pipeline_parallel(
+    tiny_model: str, parallel: Callable[..., Any], pytestconfig: pytest.Config
+) -> None:
+    # vLLM starts no pipeline whose model is not traced; ``--full`` compiles it, too.
+    traced = {"compilation_config": {"mode": 2, "backend": "eager"}}
+    llm = parallel(tiny_model, **PP2, **({} if pytestconfig.getoption("--full") else traced))
     assert_equal_to_one_process(llm, tiny_model, cases_of(VOCABULARY), [False, True])
 
 

@@ -183,7 +183,8 @@ def test_a_second_server_that_is_told_to_stop(
                     request.cancel()
             return await asyncio.gather(*running, return_exceptions=not drain)
 
-    with serving(tiny_model, {}, tmp_path / "log", *OPTIONS, *drain) as second:
+    # As a user starts and stops it.
+    with serving(tiny_model, {}, tmp_path / "log", *OPTIONS, *drain, forked=False) as second:
         for one in (server, second):
             assert_tokens_equal(asyncio.run(ask_all(one, BYSTANDERS, 4)), expected)
         processes = psutil.Process(second.process.pid).children(recursive=True)
