@@ -7,10 +7,11 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -84,7 +85,7 @@ def serving(
     *options: str,
     extension: str = "slot_vllm",
     forked: bool = True,
-    **environment: str,
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Server]:
     """A healthy server; with ``slot`` None, without SLOT. forked: as in ``vllm_command.py``."""
     command = [
@@ -95,12 +96,14 @@ def serving(
         settings = json.dumps({"slot": {"workspace_mb": 16, **slot}})
         flag = "--worker-extension-cls" if "." in extension else "--worker-extension"
         command += [flag, extension, "--additional-config", settings]
-    with running(command, log, **environment) as server:
+    with running(command, log, environment) as server:
         yield server
 
 
 @contextmanager
-def running(command: Sequence[str], log: Path, **environment: str) -> Iterator[Server]:
+def running(
+    command: Sequence[str], log: Path, environment: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Server]:
     """The healthy server that ``command`` starts on a free port, as its last option ``--port``. It
     is stopped with SIGTERM, unless it ended before."""
     with socket.socket() as free:

@@ -22,7 +22,12 @@ def server(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     slot = {"steps": 3, "report_loss": True}
     # The long name of --worker-extension slot_vllm.
     with serving(
-        tiny_model, slot, log, *OPTIONS, extension="slot_vllm.SlotWorkerExtension", **PLUGINS
+        tiny_model,
+        slot,
+        log,
+        *OPTIONS,
+        extension="slot_vllm.SlotWorkerExtension",
+        environment=PLUGINS,
     ) as server:
         yield server
         assert server.alive(), server.said()[-3000:]
@@ -133,7 +138,7 @@ def test_several_server_processes_show_the_same(
 ) -> None:
     log = tmp_path_factory.mktemp("servers") / "log"
     options = (*OPTIONS, "--api-server-count", "2")
-    with serving(tiny_model, {"steps": 3}, log, *options, **PLUGINS) as several:
+    with serving(tiny_model, {"steps": 3}, log, *options, environment=PLUGINS) as several:
         ask(several, "Say something about the number seven.")
         # Connections are spread over the processes.
         shown = [scrape(several) for _ in range(12)]

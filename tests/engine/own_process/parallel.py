@@ -556,7 +556,7 @@ def test_a_data_parallel_server(tiny_model: str, tmp_path: Path) -> None:
     cases = [case for case in cases_of(VOCABULARY) if len(case.tokens) > 1]
     options = ("--dtype", "float32", "--max-model-len", "320", "--data-parallel-size", "2")
     plugins = {"VLLM_PLUGINS": "slot_vllm,slot_stats"}
-    with serving(tiny_model, {}, tmp_path / "log", *options, **plugins) as server:
+    with serving(tiny_model, {}, tmp_path / "log", *options, environment=plugins) as server:
 
         def complete(case: Case, **xargs: Any) -> list[int]:
             completion: Any = server.client.completions.create(

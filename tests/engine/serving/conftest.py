@@ -25,7 +25,7 @@ def server(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         tmp_path_factory.mktemp("server") / "log",
         *OPTIONS,
         extension="tests.engine.serving.faulty.FaultyExtension",
-        VLLM_SERVER_DEV_MODE="1",
+        environment={"VLLM_SERVER_DEV_MODE": "1"},
     ) as server:
         yield server
         assert server.alive(), server.said()[-3000:]
