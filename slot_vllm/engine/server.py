@@ -7,10 +7,12 @@ pydantic has made integers of JSON booleans by then.
 import functools
 from typing import Any
 
+from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
 
 from slot_vllm.engine.admission import AcceptedDict, Admission
 from slot_vllm.engine.startup import asks_for_slot, is_wrapped, mark
+from slot_vllm.params import REQUEST_PREFIX
 
 # The methods that answer a request with `vllm_xargs`, of whichever serving class has them.
 _ENTRIES = (
@@ -85,9 +87,14 @@ def _checked(entry: Any, admission: Admission) -> Any:
 async def check_entry(admission: Admission, request: Any, raw_request: Any) -> None:
     """A request as it came. Raises VLLMValidationError."""
     settings = getattr(request, "vllm_xargs", None)
+    outside: Any = getattr(request, "model_extra", None) or {}
     if raw_request is not None:
         body = await raw_request.json()
-        settings = body.get("vllm_xargs") if isinstance(body, dict) else None
+        outside = body if isinstance(body, dict) else {}
+        settings = outside.get("vllm_xargs")
+    for key in outside:
+        if key.startswith(REQUEST_PREFIX):
+            raise VLLMValidationError(f"{key}: settings of SLOT stand in vllm_xargs, not beside it")
     # The parameters of a beam search do not carry these settings any further.
     beams = getattr(request, "use_beam_search", False)
     admission.check(settings, "beam_search" if beams else None)

@@ -122,6 +122,23 @@ def test_bad_settings_are_400(
         assert part in error.value.message
 
 
+@pytest.mark.parametrize("path", ["chat/completions", "completions", "responses", "messages"])
+def test_a_setting_outside_of_vllm_xargs_is_400(client: openai.OpenAI, path: str) -> None:
+    chat = [{"role": "user", "content": PROBLEM}]
+    prompts: dict[str, dict[str, Any]] = {
+        "chat/completions": {"messages": chat, "max_tokens": 4},
+        "completions": {"prompt": PROBLEM, "max_tokens": 4},
+        "responses": {"input": PROBLEM, "max_output_tokens": 16},
+        "messages": {"messages": chat, "max_tokens": 4},
+    }
+    url = f"{str(client.base_url).rstrip('/')}/{path}"
+    body = {"model": MODEL, **prompts[path]}
+    answer = httpx.post(url, json={**body, "slot_steps": 3}, timeout=60, trust_env=False)
+    assert answer.status_code == 400
+    assert "slot_steps: settings of SLOT stand in vllm_xargs" in answer.text
+    assert httpx.post(url, json=body, timeout=60, trust_env=False).status_code == 200
+
+
 @pytest.mark.parametrize("ask", [_chat, _complete])
 @pytest.mark.parametrize("stream", [False, True])
 def test_every_key_s_400_names_its_range(client: openai.OpenAI, ask: Any, stream: bool) -> None:
