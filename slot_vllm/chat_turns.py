@@ -5,6 +5,7 @@ known: what always stands before a message of each role, and what after it.
 """
 
 import itertools
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ _CHATS = (
     ("user", _TOOL, "assistant"),
     ("user", _TOOL, "assistant", "user"),
 )
-# Two marks that end alike are one from here; fewer characters may be alike by chance.
+# Two marks that begin or end alike are one as far as they do; fewer characters may be chance.
 _ALIKE = 4
 
 
@@ -44,15 +45,16 @@ class Turn:
 
 @dataclass(frozen=True)
 class _Marks:
-    """By role: the texts, one of which stands before a message, and the one that stands after it,
-    where there is one.
+    """role_of: by what stands before a message, whose it is. after: by role, what stands after its
+    messages, where anything does. prompt: what ends a chat that the model is to go on with.
 
-    system_in_user: whether a system message stands in the next user's turn.
+    untold: by role, why its turns cannot be told.
     """
 
-    before: dict[str, list[str]]
-    after: dict[str, str]
-    system_in_user: bool
+    role_of: dict[str, str]
+    after: dict[str, re.Pattern[str]]
+    prompt: str
+    untold: dict[str, str]
 
 
 class ChatTurns:
@@ -63,17 +65,13 @@ class ChatTurns:
         self._rendered: tuple[date, _Marks] | None = None
 
     def of(self, text: str, roles: Sequence[str]) -> list[Turn]:
-        """The turns of these roles, with what the template itself puts into them, such as a list of
-        tools. An assistant's turn at the end that goes on is what the model is to write: it is
-        none. Raises UndeterminedError where a role cannot be told, or none has a turn."""
+        """The turns of these roles, in order, with what the template itself puts into them, such as
+        a list of tools. An assistant's turn at the end that goes on is what the model is to write:
+        it is none. Raises UndeterminedError where a role cannot be told, or none has a turn."""
         marks = self._marks
         for role in roles:
-            if role == "system" and marks.system_in_user:
-                raise UndeterminedError(
-                    "the model's chat template puts a system message into the user's turn"
-                )
-            if not marks.before.get(role):
-                raise UndeterminedError(f"the model's chat template does not mark {role} turns")
+            if role in marks.untold:
+                raise UndeterminedError(f"the model's chat template {marks.untold[role]}")
         turns = [turn for turn in _turns(text, marks) if turn.role in roles]
         turns = [turn for turn in turns if turn.stop > turn.start]
         if not turns:
@@ -93,26 +91,47 @@ class ChatTurns:
         if getattr(self._tokenizer, "chat_template", None) is None:
             raise UndeterminedError("the model has no chat template")
         before, after = defaultdict(list), defaultdict(list)
-        system_in_user = False
+        untold: dict[str, str] = {}
         for roles in _CHATS:
             gaps = self._gaps(roles)
             if gaps is None:
                 continue
             for i, role in enumerate(roles):
                 if i > 0 and not gaps[i].strip():
-                    system_in_user |= roles[i - 1] == "system"
+                    pair = (roles[i - 1], role)
+                    if pair == ("system", "user"):
+                        untold["system"] = "puts a system message into the user's turn"
+                    elif role == "system":
+                        untold[roles[i - 1]] = f"does not mark where {roles[i - 1]} turns end"
                 else:
                     before[role].append(gaps[i])
                 if gaps[i + 1]:
                     after[role].append(gaps[i + 1])
-        if system_in_user:
+        if "system" in untold:
             before.pop("system", None)
-        ends = _shortest({role: _common_start(texts).rstrip() for role, texts in after.items()})
-        headers = {
-            role: sorted({_core(text, ends) for text in _alike(texts)} - {""}, key=len)
-            for role, texts in before.items()
-        }
-        return _Marks(headers, ends, system_in_user)
+        ends = _shortest({role: _alike_from(texts) for role, texts in after.items()})
+        headers: dict[str, set[str]] = {}
+        for role, texts in before.items():
+            cores = {_core(text[::-1], ends) for text in _alike_from([t[::-1] for t in texts])}
+            headers[role] = {core for core in cores if not _holds_another(core, cores)} - {""}
+        for role in ROLES:
+            others = [texts for other, texts in headers.items() if other != role]
+            if not headers.get(role) or headers[role] & set().union(*others):
+                untold.setdefault(role, f"does not mark {role} turns")
+        known = {header: role for role, texts in headers.items() for header in texts}
+        after_marks = {role: _any_of(texts) for role, texts in ends.items() if texts}
+        return _Marks(known, after_marks, self._prompt(), untold)
+
+    def _prompt(self) -> str:
+        chat = [_message("user", "message")]
+        try:
+            ended, goes_on = (
+                str(self._tokenizer.apply_chat_template(chat, tokenize=False, **options))
+                for options in ({}, {"add_generation_prompt": True})
+            )
+        except Exception:  # whatever a template raises at a chat that it does not allow
+            return ""
+        return goes_on.removeprefix(ended).strip() if goes_on.startswith(ended) else ""
 
     def _gaps(self, roles: Sequence[str]) -> list[str] | None:
         """What the template writes before, between and after messages of these roles; None where
@@ -124,15 +143,12 @@ class ChatTurns:
         messages = [_message(*pair) for pair in zip(roles, contents, strict=True)]
         if _TOOL in roles:
             call = {"name": "look", "arguments": {"at": "it"}}
-            asks = {
-                "role": "assistant",
-                "content": "",
-                "tool_calls": [{"id": "call00001", "type": "function", "function": call}],
-            }
+            asked = {"id": "call00001", "type": "function", "function": call}
+            asks = {"role": "assistant", "content": "", "tool_calls": [asked]}
             messages.insert(roles.index(_TOOL), asks)
         try:
             text = str(self._tokenizer.apply_chat_template(messages, tokenize=False))
-        except Exception:  # whatever a template raises at a chat that it does not allow
+        except Exception:  # as above
             return None
         gaps = []
         for content in contents:
@@ -149,60 +165,68 @@ def _message(role: str, content: str) -> dict[str, Any]:
 
 
 def _turns(text: str, marks: _Marks) -> Iterator[Turn]:
-    headers = [(header, role) for role, texts in marks.before.items() for header in texts]
-
-    def next_header(position: int) -> tuple[int, str, str] | None:
-        found = [(text.find(header, position), header, role) for header, role in headers]
-        # The first, and of several there the longest.
-        return min(
-            (one for one in found if one[0] >= 0),
-            key=lambda one: (one[0], -len(one[1])),
-            default=None,
-        )
-
-    header = next_header(0)
+    if not marks.role_of:
+        return
+    headers = _any_of(marks.role_of)
+    length = len(text)
+    if marks.prompt and text.rstrip().endswith(marks.prompt):
+        length = text.rindex(marks.prompt)
+    header = headers.search(text, 0, length)
     while header is not None:
-        at, mark, role = header
-        start = at + len(mark)
-        end = text.find(marks.after[role], start) if marks.after.get(role) else -1
-        header = next_header(start if end < 0 else end)
-        if end >= 0:
-            yield Turn(role, start, end)
+        role, start = marks.role_of[header[0]], header.end()
+        ends = marks.after.get(role)
+        end = ends.search(text, start) if ends else None
+        header = headers.search(text, start, length)
+        if end is not None and (header is None or end.start() <= header.start()):
+            header = headers.search(text, end.start(), length)
+            yield Turn(role, start, end.start())
         elif header is not None or role != "assistant":
-            stop = len(text) if header is None else header[0]
+            stop = length if header is None else header.start()
             yield Turn(role, start, start + len(text[start:stop].rstrip()))
 
 
-def _shortest(ends: dict[str, str]) -> dict[str, str]:
+def _any_of(texts: Sequence[str] | dict[str, str]) -> re.Pattern[str]:
+    """The first of them in a text, and of several there the longest."""
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))))
+
+
+def _shortest(ends: dict[str, list[str]]) -> dict[str, list[str]]:
     """Where always the same follows a role's turns, its end goes on into that."""
-    known = sorted(filter(None, ends.values()), key=len)
-    return {role: next((k for k in known if end.startswith(k)), end) for role, end in ends.items()}
+    stripped = {role: [end.rstrip() for end in texts] for role, texts in ends.items()}
+    known = sorted({end for texts in stripped.values() for end in texts if end}, key=len)
+    return {
+        role: [next(k for k in known if end.startswith(k)) for end in texts if end]
+        # Where nothing marks some of its ends, the next turn does.
+        if all(texts)
+        else []
+        for role, texts in stripped.items()
+    }
 
 
-def _core(header: str, ends: dict[str, str]) -> str:
+def _core(header: str, ends: dict[str, list[str]]) -> str:
     """Without what ends the turn before it, where that leaves a mark."""
-    for end in filter(None, ends.values()):
+    for end in itertools.chain(*ends.values()):
         rest = header.rpartition(end)[2]
         if rest.strip():
             header = rest
     return header.lstrip() if header.strip() else ""
 
 
-def _alike(texts: Sequence[str]) -> list[str]:
-    """What they end with, as few as possible."""
+def _holds_another(header: str, headers: set[str]) -> bool:
+    """A shorter one, and then what a template puts into some of a role's turns."""
+    return any(other != header and other and other in header for other in headers)
+
+
+def _alike_from(texts: Sequence[str]) -> list[str]:
+    """What they begin with, as few as possible."""
     found: list[str] = []
     for text in texts:
         for i, known in enumerate(found):
-            same = _common_start([text[::-1], known[::-1]])[::-1]
-            if len(same.strip()) >= _ALIKE:
-                found[i] = same
+            pairs = zip(text, known, strict=False)
+            same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+            if same == len(text) or same == len(known) or len(text[:same].strip()) >= _ALIKE:
+                found[i] = text[:same]
                 break
         else:
             found.append(text)
     return found
-
-
-def _common_start(texts: Sequence[str]) -> str:
-    """Of characters."""
-    same = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*texts, strict=False))
-    return "".join(column[0] for column in same)

@@ -4,6 +4,7 @@
 that are theirs (``chat_turns``).
 """
 
+from collections import deque
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -30,10 +31,13 @@ class LossTokens:
             return _joined([token not in self._special for token in tokens])
         roles = (wanted,) if isinstance(wanted, str) else wanted
         text, places = self._read(list(tokens))
-        turns = self._turns.of(text, roles)
-        return _joined(
-            [any(start < t.stop and stop > t.start for t in turns) for start, stop in places]
-        )
+        turns = deque(self._turns.of(text, roles))
+        counts = []
+        for start, stop in places:
+            while turns and turns[0].stop <= start:
+                turns.popleft()
+            counts.append(bool(turns) and stop > turns[0].start)
+        return _joined(counts)
 
     @cached_property
     def _special(self) -> set[int]:

@@ -63,9 +63,24 @@ TEMPLATES = {
         "{% elif m.role == 'assistant' %} {{ m.content }} </s>{% elif not loop.first %}"
         "{{ raise_exception('no') }}{% endif %}{% endfor %}"
     ),
+    # No mark after a turn.
+    "glm4": (
+        "[gMASK]<sop>{% for m in messages %}"
+        "<|{{ 'observation' if m.role == 'tool' else m.role }}|>\n"
+        "{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% else %}{{ m.content }}{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    ),
+    # Another mark after the last answer.
+    "harmony": (
+        "{% for m in messages %}<|start|>{{ m.role }}<|message|>"
+        "{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% else %}{{ m.content }}{% endif %}"
+        "{% if loop.last and m.role == 'assistant' %}<|return|>{% else %}<|end|>{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+    ),
+    # No blank where the model is to go on.
     "plain": (
         "{% for m in messages %}{{ m.role | upper }}: {{ m.content }}\n{% endfor %}"
-        "{% if add_generation_prompt %}ASSISTANT: {% endif %}"
+        "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
     ),
 }
 SPECIAL = (
@@ -121,14 +136,16 @@ def test_each_role_s_words(tokenizer: Any, ends: bool) -> None:
         with pytest.raises(UndeterminedError, match="a system message into the user's turn"):
             words(tokenizer, "system", *shots, ends=ends)
         return
-    assert words(tokenizer, "system", *shots, ends=ends) == ["Be brief."]
+    (system,) = words(tokenizer, "system", *shots, ends=ends)
+    assert system.endswith("Be brief.")
+    assert system.startswith("Today: " if tokenizer.name == "llama3" else "Be brief.")
     assert words(tokenizer, "user", *shots, ends=ends) == ["One plus one?", "Two plus\ntwo?"]
 
 
 def test_a_role_without_a_turn(tokenizer: Any) -> None:
     with pytest.raises(UndeterminedError, match="no assistant turn"):
         words(tokenizer, "assistant", USER)
-    if tokenizer.name in ("llama2", "llama3", "plain"):
+    if tokenizer.name in ("llama2", "glm4", "harmony", "plain"):
         with pytest.raises(UndeterminedError, match="no system turn"):
             words(tokenizer, "system", USER)
     with pytest.raises(UndeterminedError, match="no user or assistant turn"):
@@ -143,11 +160,13 @@ def test_a_system_message_after_the_user_s(tokenizer: Any, ends: bool) -> None:
     assert words(tokenizer, "system", USER, LATE, ends=ends)[-1] == "Answer in words."
 
 
-@pytest.mark.parametrize("content", [" hi", "\n\n  hi", "hi\n", "user\nhi", "a\nb: c", "hü 😀"])
+@pytest.mark.parametrize(
+    "content", [" hi", "\n\n  hi", "hi\n", "user\nhi", "a\nb: c", "f <| x", "hü 😀"]
+)
 def test_a_message_keeps_its_own_characters(tokenizer: Any, content: str) -> None:
     trims = tokenizer.name in ("llama3", "gemma3")
     kept = content.strip() if trims else content
-    if tokenizer.name == "plain":  # its turns have no end of their own
+    if tokenizer.name == "plain":  # its turns end with a line
         kept = kept.rstrip()
     assert words(tokenizer, "user", {"role": "user", "content": content}) == [kept]
 
@@ -161,7 +180,7 @@ def test_tools(tokenizer: Any) -> None:
         assert found == ["One plus one?", "Two plus\ntwo?"]
         assert words(tokenizer, "assistant", *chat, tools=TOOLS)[-1] == "Two."
         (system,) = words(tokenizer, "system", *chat, tools=TOOLS)
-        assert system.startswith("Be brief.")
+        assert "Be brief." in system
         assert ("weather" in system) == (tokenizer.name == "qwen2.5")
 
 
@@ -175,13 +194,36 @@ def test_what_the_model_goes_on_with_is_no_turn(tokenizer: Any) -> None:
     assert [text[turn.start : turn.stop] for turn in turns] == ["Two."]
 
 
+def test_a_system_message_that_nothing_marks(tiny_model: str) -> None:
+    loaded = AutoTokenizer.from_pretrained(tiny_model)
+    loaded.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}### Instruction:\n"
+        "{% elif m.role == 'assistant' %}### Response:\n{% endif %}{{ m.content }}\n\n{% endfor %}"
+        "{% if add_generation_prompt %}### Response:{% endif %}"
+    )
+    with pytest.raises(UndeterminedError, match="does not mark system turns"):
+        words(loaded, "system", SYSTEM, USER)
+    # Or what a system message says after them would be taken for theirs.
+    for role in ("user", "assistant"):
+        with pytest.raises(UndeterminedError, match=f"does not mark where {role} turns end"):
+            words(loaded, role, SHOT, ANSWER, USER, LATE)
+
+
+def test_marks_that_two_roles_share(tiny_model: str) -> None:
+    loaded = AutoTokenizer.from_pretrained(tiny_model)
+    loaded.chat_template = "{% for m in messages %}<|turn|>{{ m.content }}<|over|>{% endfor %}"
+    for role in ("user", "assistant"):
+        with pytest.raises(UndeterminedError, match=f"does not mark {role} turns"):
+            words(loaded, role, SHOT, ANSWER, USER)
+
+
 def test_templates_without_marks(tiny_model: str) -> None:
     bare = AutoTokenizer.from_pretrained(tiny_model)
     bare.chat_template = None
     with pytest.raises(UndeterminedError, match="no chat template"):
         ChatTurns(bare).of("text", ["user"])
     bare.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    with pytest.raises(UndeterminedError, match="does not mark user turns"):
+    with pytest.raises(UndeterminedError, match="does not mark where user turns end"):
         ChatTurns(bare).of("text", ["user"])
     bare.chat_template = "{{ raise_exception('never') }}"
     with pytest.raises(UndeterminedError, match="does not mark user turns"):
