@@ -90,8 +90,12 @@ def hook_v1(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
 
     def before_logits(output: Any, logits_indices: Callable[[], torch.Tensor]) -> None:
         hidden_states = output[0] if isinstance(output, tuple) else output
-        if runner.device.type == "cpu":
-            keep_states(runner)
+        if runner.input_batch.generators and runner.device.type == "cpu":
+            try:
+                keep_states(runner)
+            except Exception as error:
+                failure = Failure.of(error, "batch")
+                deltas.failures.report(failure, "vLLM cannot rewind a seeded request")
         if cache is not None:
             write(cache, deltas, hidden_states, lambda: slots(cache))
         if deltas.requests:

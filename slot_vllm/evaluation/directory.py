@@ -77,14 +77,16 @@ class RunDirectory:
             )
 
     def open(self, config: RunConfig, resume: bool) -> None:
-        """Creates the directory; what an earlier run left is set aside, unless this one resumes
-        it."""
+        """Creates the directory. What an earlier run left is set aside, unless this one resumes it;
+        then only what is made of all answers is, if there are to be more of them."""
         self.path.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            self._set_aside()
         here = self._recorded()
-        if not resume or isinstance(here, str) or _part(config, here) != config:
-            self._inspection.unlink(missing_ok=True)
+        findings = [self._results, self._report, self._inspection]
+        if not resume:
+            files = [*findings, self.samples.path, self.samples.packed, self.log]
+            self._set_aside([*files, self._config])
+        elif isinstance(here, str) or _part(config, here) != config:
+            self._set_aside(findings)
         heading = "# The configuration of this run, defaults included.\n"
         write_whole(self._config, heading + yaml.safe_dump(_plain(config), sort_keys=False))
 
@@ -106,18 +108,18 @@ class RunDirectory:
         """Once all is written: what the run replaces goes."""
         shutil.rmtree(self._replaced, ignore_errors=True)
 
-    def _set_aside(self) -> None:
+    def _set_aside(self, files: Sequence[Path]) -> None:
         """Of several runs that did not finish, what the first of them was to replace stays."""
-        first = not self._replaced.exists()
-        files = [self._config, self.samples.path, self.samples.packed, self._results]
-        for file in [*files, self._inspection, self._report, self.log]:
-            if not file.exists():
-                continue
-            if first:
-                self._replaced.mkdir(exist_ok=True)
-                file.rename(self._replaced / file.name)
-            else:
+        if self._results.exists():
+            self.finish()
+        # It is moved last: without it, moving was interrupted.
+        moved = (self._replaced / self._config.name).exists()
+        for file in files:
+            if file.exists() and moved:
                 file.unlink()
+            elif file.exists():
+                self._replaced.mkdir(exist_ok=True)
+                file.replace(self._replaced / file.name)
 
     def _difference(self, config: RunConfig) -> str | None:
         """The first setting that differs from the run that is here, other than the name, how many

@@ -127,7 +127,7 @@ class VllmEngine:
 
         if current_platform.is_cpu():
             memory.check_engine(options)
-            # Otherwise vLLM leaves one core to a server, which a run does not have.
+            # Otherwise vLLM leaves one core to the process that schedules, which has little to do.
             os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
         try:
             self._llm = LLM(**options)

@@ -326,8 +326,9 @@ class TaskDefinition(Recorded):
 class RunRecord(Recorded):
     """``results.json``.
 
-    tasks: by name, what each of them is made of. seconds: of wall time, that all answers took; 0
-    where an earlier release does not say.
+    tasks: by name, what each of them is made of. seconds: of wall time, that all answers took,
+    interruptions left out; less where a run was begun by an earlier release, 0 where it says
+    nothing.
     """
 
     schema_version: int = Field(default=1, alias="schema", ge=1, le=SCHEMA)

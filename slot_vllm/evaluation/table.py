@@ -63,8 +63,7 @@ def show(run: RunRecord) -> None:
     console.print(scores_table(run.arms))
     console.print(costs_table(run.arms))
     if run.seconds:
-        rate = sum(row.generated_tokens for row in run.arms) / run.seconds
-        console.print(f"all answers: {run.seconds:.0f} s, {rate:.0f} tok/s", highlight=False)
+        console.print(f"all answers took {run.seconds:.0f} s", highlight=False)
     cells = {cell.arm for sweep in run.sweeps for cell in sweep.cells}
     cells -= {sweep.best for sweep in run.sweeps if sweep.best is not None}
     rows = [row for row in run.arms if row.name == BASELINE or row.name not in cells]

@@ -66,6 +66,64 @@ def test_a_resumed_run_may_have_more_problems(tmp_path: Path) -> None:
     assert not directory.inspected
 
 
+def test_what_is_to_be_replaced_survives_interruptions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = finish(tmp_path / "run")
+    directory = RunDirectory(path)
+    (path / "run.log").write_text("long ago")
+    kept = {file.name: file.read_bytes() for file in path.iterdir()}
+    config = load(path / "config.yaml", ["generation.seed=7"])
+
+    def there() -> dict[str, bytes]:
+        files = [*path.iterdir(), *(path / ".replaced").iterdir()]
+        return {file.name: file.read_bytes() for file in files if file.is_file()}
+
+    move, moves = Path.replace, []
+
+    def interrupted(self: Path, target: Path) -> Path:
+        moves.append(target)
+        if len(moves) == 2:
+            raise KeyboardInterrupt
+        return move(self, target)
+
+    for _ in range(len(kept) - 1):
+        moves.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                directory.open(config, resume=False)
+        assert there() == kept
+    directory.open(config, resume=False)
+    replaced = path / ".replaced"
+    assert {file.name: file.read_bytes() for file in replaced.iterdir()} == kept
+    # Begun anew, and begun anew.
+    directory.open(config, resume=False)
+    assert {file.name: file.read_bytes() for file in replaced.iterdir()} == kept
+    # It has results, though not all else that a run writes: now it is what is kept.
+    (path / "results.json").write_text("{}")
+    directory.open(config, resume=False)
+    assert (replaced / "results.json").read_text() == "{}"
+    directory.finish()
+    assert {file.name for file in path.iterdir()} == {"config.yaml"}
+
+
+def test_a_run_that_gets_more_is_not_finished(tmp_path: Path) -> None:
+    path = finish(tmp_path / "run")
+    directory = RunDirectory(path)
+    values = yaml.safe_load((path / "config.yaml").read_text())
+    more = RunConfig.model_validate({**values, "arms": [*ARMS, {"name": "long", "steps": 9}]})
+    directory.open(RunConfig.model_validate(values), resume=True)
+    assert (path / "results.json").exists()
+    samples = (path / "samples.jsonl").read_bytes()
+    directory.open(more, resume=True)
+    assert not (path / "results.json").exists()
+    assert (path / ".replaced" / "results.json").exists()
+    assert (path / "samples.jsonl").read_bytes() == samples
+    with pytest.raises(ConfigError, match="holds an unfinished run"):
+        directory.check(more, resume=False, overwrite=False)
+
+
 def test_a_run_of_the_last_release_is_resumed(tmp_path: Path) -> None:
     path = tmp_path / "quickstart"
     shutil.copytree(LAST_RELEASE / "quickstart", path)
