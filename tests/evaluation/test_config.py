@@ -256,6 +256,8 @@ def test_every_slot_setting_of_an_arm_is_named(write_config: WriteConfig) -> Non
         "slot_guard": "none",
         "slot_max_kl": None,
         "slot_target": "hidden",
+        "slot_window": None,
+        "slot_half_life": None,
     }
 
 

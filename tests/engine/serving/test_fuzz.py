@@ -76,6 +76,8 @@ valid: dict[str, Any] = {
     "slot_guard": _choices("guard"),
     "slot_max_kl": st.one_of(st.just("none"), st.floats(0, 10)),
     "slot_target": _choices("target"),
+    "slot_window": st.one_of(st.just("none"), st.integers(1, 300)),
+    "slot_half_life": st.one_of(st.just("none"), st.floats(1e-3, 1e6)),
 }
 assert set(valid) == set(REQUEST_KEYS)
 good = st.fixed_dictionaries({}, optional=valid)
