@@ -28,8 +28,11 @@ def fingerprint(model: Path) -> str:
     """Of its weights and what makes them a model."""
     config = json.loads((model / "config.json").read_text())
     config.pop("transformers_version", None)
-    text = json.dumps(config, sort_keys=True)
-    return hashlib.sha256((model / "model.safetensors").read_bytes() + text.encode()).hexdigest()
+    digest = hashlib.sha256()
+    for file in sorted(model.glob("*.safetensors")):
+        digest.update(file.read_bytes())
+    digest.update(json.dumps(config, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def _key(case: Mapping[str, Any]) -> str:
