@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from slot_vllm.chat_turns import UndeterminedError
 from slot_vllm.hf.linear_head import LinearHead, find_head, last_hidden_state
 from slot_vllm.loss_tokens import LossTokens, flags
-from slot_vllm.optim.fading import factors, limits
+from slot_vllm.optim.fading import WHOLE, factors, limits
 from slot_vllm.optim.optimize import Prompt, optimize, smallest_workspace_for_all
 from slot_vllm.optim.workspace import Workspace, choose_size
 from slot_vllm.params import SlotConfig, SlotError, SlotParams
@@ -224,10 +224,11 @@ class Slot:
 
     def _left(self, call: _Call, values: Tensor | None) -> Tensor | None:
         """What the token that is to be chosen gets of ``values``, if anything."""
-        if values is None:
-            return None
-        own = torch.tensor(limits(self._params), dtype=torch.float64)
-        factor = float(factors(torch.tensor(call.passes - 1), *own))
+        own = limits(self._params)
+        if values is None or own == WHOLE:
+            return values
+        t = torch.tensor(call.passes - 1)
+        factor = float(factors(t, *torch.tensor(own, dtype=torch.float64)))
         if factor == 1.0:
             return values
         return (values.float() * factor).to(values.dtype) if factor else None
