@@ -2,6 +2,8 @@
 
 Precedence: request > its ``slot_preset`` > ``additional_config["slot"]`` > its ``preset`` >
 environment > defaults (the paper's). A preset says every setting, so nothing shines through it.
+
+A request has SLOT if it names any setting, or if the engine does: then all its requests have it.
 """
 
 import math
@@ -25,6 +27,8 @@ from slot_vllm.validation_errors import Allowed, allowed_values, describe, one_o
 REQUEST_PREFIX = "slot_"
 # More than any prompt has. What vLLM's processes send each other carries no integer above 64 bits.
 _MOST_TOKENS = 2**31 - 1
+
+PAPER_STEPS = 5
 
 # The published scripts' names are read after our own.
 ENVIRONMENT = {
@@ -151,7 +155,7 @@ class SlotParams(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=False)
 
     preset: Preset = Field(default=None, exclude=True)
-    steps: Steps = 5
+    steps: Steps = PAPER_STEPS
     lr: LearningRate = 0.1
     betas: Betas = (0.9, 0.999)
     eps: Epsilon = 1e-5
@@ -189,6 +193,8 @@ REQUEST_KEYS = tuple(REQUEST_PREFIX + name for name in SlotParams.model_fields)
 class SlotConfig(SlotParams):
     """The settings of one engine: the defaults of its requests, and its limits.
 
+    steps: of requests that name no setting; 0 unless the engine names one. A request that names
+        one, but not ``slot_steps``, has these steps, or the paper's where they are 0.
     max_steps: the most steps that a request may ask for.
     max_prompt_tokens: the longest prompt that is learned from as a whole, tokens. None: no limit.
     long_prompts: what happens with longer ones: ``refuse``: no SLOT; ``last``: delta is learned
@@ -211,6 +217,7 @@ class SlotConfig(SlotParams):
         whose ranks differ fails. Waits for the device: for debugging.
     """
 
+    steps: Steps = 0
     max_steps: Annotated[Integer, Field(ge=0, le=1000)] = 100
     max_prompt_tokens: Annotated[Integer, Field(ge=2)] | None = None
     long_prompts: Literal["refuse", "last"] = "refuse"
@@ -237,6 +244,8 @@ class SlotConfig(SlotParams):
         if settings and settings.get("preset") is not None:
             values.clear()
         values.update(settings or {})
+        if any(name in SlotParams.model_fields for name in settings or {}):
+            values.setdefault("steps", PAPER_STEPS)
         try:
             config = cls.model_validate(values)
         except ValidationError as error:
@@ -254,6 +263,13 @@ class SlotConfig(SlotParams):
         _check_together(config, "slot.")
         return config
 
+    @classmethod
+    def load_for_all(
+        cls, settings: Mapping[str, Any], environment: Mapping[str, str]
+    ) -> "SlotConfig":
+        """``load`` for who asks for SLOT as such: the paper's steps where nothing says how many."""
+        return cls.load(settings, {"CHOT_STEPS": str(PAPER_STEPS), **environment})
+
     def resolve(self, extra_args: Mapping[str, Any] | None) -> SlotParams:
         """One request's settings: its ``slot_*`` keys over the engine's defaults.
 
@@ -269,6 +285,8 @@ class SlotConfig(SlotParams):
         values = {}
         if own.get("preset") is None:
             values = {name: getattr(self, name) for name in SlotParams.model_fields}
+            if own and not self.steps:
+                values["steps"] = PAPER_STEPS
         values.update(own)
         try:
             params = SlotParams(**values)

@@ -9,10 +9,40 @@ from tests.bad_settings import BAD_SETTINGS, MAX_STEPS
 
 
 def test_defaults_are_the_papers() -> None:
-    params = SlotConfig.load(None, {}).resolve(None)
+    params = SlotConfig.load(None, {}).resolve({"slot_lr": 0.1})
     assert params == SlotParams(
         steps=5, lr=0.1, betas=(0.9, 0.999), eps=1e-5, weight_decay=1e-8, rounding="exact"
     )
+
+
+# What the engine names, its environment, and the steps of a request that names nothing and of one
+# that names a setting, but no steps.
+@pytest.mark.parametrize(
+    ("engine", "environment", "of_all", "of_asking"),
+    [
+        (None, {}, 0, 5),
+        ({"max_steps": 9, "workspace_mb": 64}, {}, 0, 5),
+        ({"lr": 0.2}, {}, 5, 5),
+        ({"preset": "paper-vllm"}, {}, 5, 5),
+        ({"steps": 3}, {}, 3, 3),
+        ({"steps": 0}, {}, 0, 5),
+        ({"steps": 0, "lr": 0.2}, {"SLOT_STEPS": "4"}, 0, 5),
+        (None, {"SLOT_STEPS": "2"}, 2, 2),
+        (None, {"CHOT_STEPS": "2"}, 2, 2),
+        (None, {"SLOT_LR": "0.2"}, 0, 5),
+        ({"lr": 0.3}, {"SLOT_STEPS": "2"}, 2, 2),
+    ],
+)
+def test_who_has_slot(
+    engine: dict[str, Any] | None, environment: dict[str, str], of_all: int, of_asking: int
+) -> None:
+    config = SlotConfig.load(engine, environment)
+    # As a worker has it.
+    config = SlotConfig.model_validate(config.model_dump(mode="json"))
+    assert config.resolve(None).steps == config.resolve({"other": 1}).steps == of_all
+    assert config.resolve({"slot_eps": 1e-4}).steps == of_asking
+    assert config.resolve({"slot_preset": "paper-vllm"}).steps == 5
+    assert config.resolve({"slot_lr": 0.5, "slot_steps": 0}).steps == 0
 
 
 def test_precedence_request_config_environment_defaults() -> None:

@@ -21,7 +21,7 @@ from slot_vllm.engine.runners import hook_v1, hook_v2, watch
 from slot_vllm.engine.startup import asks_for_slot
 from slot_vllm.engine.worker_metrics import WorkerMetrics
 from slot_vllm.optim.optimize import Learned
-from slot_vllm.params import SlotConfig, SlotError
+from slot_vllm.params import PAPER_STEPS, SlotConfig, SlotError
 
 logger = logging.getLogger("vllm.slot_vllm")
 
@@ -162,6 +162,13 @@ def install(worker: Any) -> None:
         "on" if config.report_loss else "off",
         config.keep_deltas,
     )
+    if not config.steps:
+        logger.info(
+            "Requests that name no slot_* key have no SLOT; for all: "
+            """--additional-config '{"slot": {"steps": %d}}' or SLOT_STEPS=%d""",
+            PAPER_STEPS,
+            PAPER_STEPS,
+        )
 
 
 def _limits(config: SlotConfig) -> str:

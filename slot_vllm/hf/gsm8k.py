@@ -161,7 +161,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         options = _parse(arguments)
         settings = {k: v for k in ("steps", "lr") if (v := getattr(options, k)) is not None}
-        config = SlotConfig.load(settings, os.environ)
+        config = SlotConfig.load_for_all(settings, os.environ)
         problems = read_problems(options.data, options.limit)
         system_prompt = _system_prompt(options.system_prompt)
         if options.output is not None and options.output.exists():

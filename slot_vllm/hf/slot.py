@@ -48,7 +48,7 @@ def slot(model: Any, tokenizer: Any = None, **settings: Any) -> "Slot":
     for name in _ENGINE_ONLY:
         if name in settings:
             raise SlotError(f"slot.{name}: only of a vLLM engine")
-    config = SlotConfig.load(settings, os.environ)
+    config = SlotConfig.load_for_all(settings, os.environ)
     if not isinstance(model, PreTrainedModel) or not model.can_generate():
         raise SlotError(
             f"SLOT needs a PreTrainedModel with generate(); this is a {type(model).__name__}"

@@ -20,7 +20,8 @@ SMALL = {
 }
 # For tests in which no request shall wait for blocks.
 ROOMY = {"num_gpu_blocks_override": 200}
-SLOT = {"workspace_mb": 8, "keep_deltas": 64, "report_loss": True}
+# For all requests, so that those that name nothing are tested too.
+SLOT = {"steps": 5, "workspace_mb": 8, "keep_deltas": 64, "report_loss": True}
 # Of ``slot_stats``, what does not only grow.
 GAUGES = {
     "requests",

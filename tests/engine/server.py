@@ -93,7 +93,7 @@ def serving(
         "--enforce-eager", "--kv-cache-memory-bytes", str(1 << 26), *options,
     ]  # fmt: skip
     if slot is not None:
-        settings = json.dumps({"slot": {"workspace_mb": 16, **slot}})
+        settings = json.dumps({"slot": {"steps": 5, "workspace_mb": 16, **slot}})
         flag = "--worker-extension-cls" if "." in extension else "--worker-extension"
         command += [flag, extension, "--additional-config", settings]
     with running(command, log, environment) as server:

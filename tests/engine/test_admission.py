@@ -101,7 +101,7 @@ def test_prompt_embeddings(tiny_model: str, engine: Callable[..., Any]) -> None:
     ],
 )
 def test_named_is_an_error_and_a_default_is_bypassed(change: dict[str, Any], reason: str) -> None:
-    admission = Admission(SlotConfig(max_prompt_tokens=8))
+    admission = Admission(SlotConfig(steps=5, max_prompt_tokens=8))
 
     def request(extra_args: dict[str, Any] | None) -> Any:
         values = {"mm_features": None, "prompt_embeds": None, "resumable": False}
@@ -142,7 +142,7 @@ def test_a_later_prompt_of_a_begun_response_is_bypassed(
 
 
 def test_a_later_prompt_without_a_user_s_turn_is_bypassed() -> None:
-    admission = Admission(SlotConfig())
+    admission = Admission(SlotConfig(steps=5))
     extra: dict[str, Any] = {"slot_loss_tokens": "user"}
     params, _ = admission.check(extra, None)
     with pytest.raises(VLLMValidationError, match=r"slot_loss_tokens='user': .* no tokenizer"):

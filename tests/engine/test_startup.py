@@ -196,11 +196,20 @@ def test_other_names_of_the_extension_ask_for_slot_too(
         combined = type("Combined", (SlotWorkerExtension,), {})
         monkeypatch.setattr("tests.engine.test_startup.Combined", combined)
         name = "tests.engine.test_startup.Combined"
-    vllm_config = config(tiny_model, worker_extension_cls=name)
+    settings = {"slot": {"steps": 3}}
+    vllm_config = config(tiny_model, worker_extension_cls=name, additional_config=settings)
     assert asks_for_slot(vllm_config)
-    assert read_config(vllm_config).steps == 5
+    assert read_config(vllm_config).steps == 3
     vllm_config.parallel_config.worker_extension_cls = "collections.OrderedDict"
     assert not asks_for_slot(vllm_config)
+
+
+@pytest.mark.parametrize(("slot", "steps"), [(None, 0), ({"max_steps": 9}, 0), ({"lr": 0.2}, 5)])
+def test_requests_that_name_nothing_have_slot_where_the_engine_names_a_setting(
+    slot: dict[str, Any] | None, steps: int, tiny_model: str
+) -> None:
+    named: dict[str, Any] = {} if slot is None else {"additional_config": {"slot": slot}}
+    assert read_config(config(tiny_model, **named)).steps == steps
 
 
 def test_a_worker_whose_front_end_never_loaded_the_plugin_refuses(tiny_model: str) -> None:
