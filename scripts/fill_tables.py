@@ -10,11 +10,13 @@ A page says where and what, RUN being a directory under logs/reference:
     <!-- words RUN: METRIC, METRIC -->    what the data allow to say, arm by arm
     <!-- shifts RUN -->                   the tokens that W delta raises and lowers most, arm by arm
     <!-- examples RUN: METRIC, ARM -->    the shortest answers that were gained and lost
+    <!-- screen FILE -->                  of scripts/screen_settings.py: the gains over no SLOT
     <!-- end -->
 
 Shares are in per cent, differences in points.
 """
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -140,6 +142,22 @@ def _short(text: str) -> str:
     return text if len(text) <= _CHARACTERS else f"{text[:_CHARACTERS]} …"
 
 
+def _screen(file: Path, _: Sequence[str]) -> str:
+    found = json.loads(file.read_text(encoding="utf-8"))
+    measures = list(found["scores"][BASELINE])
+    rows = []
+    for name, scores in found["scores"].items():
+        settings = ", ".join(f"`{key}: {value}`" for key, value in found["settings"][name].items())
+        gains = [
+            f"{scores[m]['mean']:.3f}"
+            if name == BASELINE
+            else f"{scores[m]['gain']:+.3f} ± {scores[m]['error']:.3f}"
+            for m in measures
+        ]
+        rows.append([f"`{name}`", settings, *gains])
+    return _table(["setting", "is", *measures], rows)
+
+
 _KINDS: dict[str, Callable[[Path, Sequence[str]], str]] = {
     "scores": _scores,
     "answers": _answers,
@@ -147,6 +165,7 @@ _KINDS: dict[str, Callable[[Path, Sequence[str]], str]] = {
     "words": _words,
     "shifts": _shifts,
     "examples": _examples,
+    "screen": _screen,
 }
 
 
