@@ -22,6 +22,7 @@ from pydantic import (
 
 from slot_vllm.chat_turns import ROLES
 from slot_vllm.presets import PRESETS
+from slot_vllm.removed import REMOVED, refuse
 from slot_vllm.validation_errors import Allowed, allowed_values, describe, one_of, shown
 
 REQUEST_PREFIX = "slot_"
@@ -108,9 +109,6 @@ HalfLife = Annotated[
     Allowed("'none' or a number above 0"),
 ]
 Preset = Annotated[str | None, PlainValidator(_preset), Allowed(one_of(map(repr, PRESETS)))]
-Optimizer = Literal["adamw", "sgd", "lbfgs"]
-Schedule = Literal["constant", "cosine", "linear"]
-Tolerance = Annotated[Number, Field(ge=0, le=100)]
 Reduction = Literal["mean", "mean_over_rows"]
 LossTokens = Annotated[
     int | str | tuple[str, ...],
@@ -123,7 +121,6 @@ LossTokens = Annotated[
 Guard = Literal["none", "holdout"]
 Divergence = Annotated[float, Field(ge=0, le=10)]
 MaxKL = Annotated[Divergence | None, _or_none(_number), Allowed("'none' or a number from 0 to 10")]
-Target = Literal["hidden", "bias", "both"]
 
 
 class SlotParams(BaseModel):
@@ -136,12 +133,6 @@ class SlotParams(BaseModel):
     window: W delta is added for the first so many generated tokens. None: for all.
     half_life: for the t-th generated token, counted from 0, W delta is multiplied by
         2^(-t / half_life). None: it stays as it is.
-    optimizer: ``sgd`` is plain gradient descent; it and AdamW decay weights decoupled from the
-        gradient. ``lbfgs`` (``optim.lbfgs``) finds how far it steps by itself, at most lr per
-        coordinate (root mean square), and decays nothing.
-    lr_schedule: of step t of T, counted from 0: lr times 1, (1 + cos(pi t / T)) / 2 or 1 - t / T.
-    tolerance: a request whose loss (nats per token) fell by less than this in a step takes no
-        further step; 0: all steps are taken.
     reduction: of the gradient over the rows; ``mean_over_rows`` divides the mean by their number.
     loss_tokens: which tokens of the prompt are learned from: all, those of the turns of one role or
         of several, all but special tokens (``text``), or the last K.
@@ -149,7 +140,6 @@ class SlotParams(BaseModel):
         loss on positions of the prompt that were not learned from.
     max_kl: a bound in nats on KL(adapted || own) of the next-token distribution, for the prompt's
         last position and for the mean over its positions; delta is scaled to keep it. None: none.
-    target: what is learned, delta on the hidden states, a bias on the logits, or both.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=False)
@@ -163,14 +153,10 @@ class SlotParams(BaseModel):
     rounding: Rounding = "exact"
     window: Window = None
     half_life: HalfLife = None
-    optimizer: Optimizer = "adamw"
-    lr_schedule: Schedule = "constant"
-    tolerance: Tolerance = 0.0
     reduction: Reduction = "mean"
     loss_tokens: LossTokens = "all"
     guard: Guard = "none"
     max_kl: MaxKL = None
-    target: Target = "hidden"
 
     @property
     def words(self) -> str | tuple[str, ...] | None:
@@ -181,7 +167,10 @@ class SlotParams(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _fill_in_preset(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping) or values.get("preset") not in list(PRESETS):
+        if not isinstance(values, Mapping):
+            return values
+        refuse(values)
+        if values.get("preset") not in list(PRESETS):
             return values
         own = {key: value for key, value in values.items() if key != "preset"}
         return {**PRESETS[values["preset"]], **own}
@@ -277,11 +266,12 @@ class SlotConfig(SlotParams):
         """
         own: dict[str, Any] = {}
         for key, value in named(extra_args).items():
+            name = key.removeprefix(REQUEST_PREFIX)
             # Before pydantic, which knows no key that is not valid Unicode.
-            if key not in REQUEST_KEYS:
+            if key not in REQUEST_KEYS and name not in REMOVED:
                 allowed = ", ".join(REQUEST_KEYS)
                 raise SlotError(f"{shown(key)}: unknown key; allowed: {allowed}")
-            own[key.removeprefix(REQUEST_PREFIX)] = value
+            own[name] = value
         values = {}
         if own.get("preset") is None:
             values = {name: getattr(self, name) for name in SlotParams.model_fields}
@@ -322,11 +312,6 @@ def named(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _check_together(params: SlotParams, prefix: str) -> None:
-    if params.target != "hidden" and params.rounding == "model":
-        raise SlotError(
-            f"{prefix}target={params.target!r}: a bias on the logits is not rounded with the "
-            f"hidden states; allowed: {prefix}rounding='exact'"
-        )
     if params.rounding == "model" and (params.guard != "none" or params.max_kl is not None):
         name, value = (
             ("guard", params.guard) if params.guard != "none" else ("max_kl", params.max_kl)
@@ -334,11 +319,6 @@ def _check_together(params: SlotParams, prefix: str) -> None:
         raise SlotError(
             f"{prefix}{name}={value!r}: judges W delta as it is, not as the model's dtype rounds "
             f"it; allowed: {prefix}rounding='exact'"
-        )
-    if params.target != "hidden" and params.optimizer == "lbfgs":
-        raise SlotError(
-            f"{prefix}optimizer='lbfgs': learns no bias on the logits ({prefix}target="
-            f"{params.target!r}); allowed: 'adamw', 'sgd'"
         )
     # Each step multiplies delta by 1 - lr * weight_decay.
     if params.lr * params.weight_decay > 1:

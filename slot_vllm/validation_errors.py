@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from slot_vllm.removed import ERROR
+
 _SHOWN_CHARACTERS = 100
 _KINDS = {int: "an integer", float: "a number", bool: "true or false", type(None): "null"}
 _BOUNDS = {"gt": "above", "ge": "from", "lt": "below", "le": "to"}
@@ -33,13 +35,15 @@ def describe(
     field itself says.
     """
     problems = error.errors(include_url=False)
-    unknown = (problem for problem in problems if problem["type"] == "extra_forbidden")
+    unknown = (problem for problem in problems if problem["type"] in ("extra_forbidden", ERROR))
     problem = next(unknown, problems[0])
     location = problem["loc"]
     key = prefix + ".".join(shown(str(part)) for part in location)
     inner, field = _place(model, location)
     if problem["type"] == "extra_forbidden":
         return f"{key}: unknown key; allowed: {', '.join(inner.model_fields)}"
+    if problem["type"] == ERROR:
+        return f"{key}.{problem['msg']}" if location else f"{prefix}{problem['msg']}"
     if problem["type"] == "missing":
         return f"{key}: missing"
     message = problem["msg"].removeprefix("Value error, ")

@@ -14,9 +14,6 @@ BAD_SETTINGS: dict[str, tuple[Any, str]] = {
     "slot_rounding": ("down", "'exact' or 'model'"),
     "slot_window": (0, "'none' or an integer from 1 to 2147483647"),
     "slot_half_life": (0, "'none' or a number above 0"),
-    "slot_optimizer": ("adam", "'adamw', 'sgd' or 'lbfgs'"),
-    "slot_lr_schedule": ("step", "'constant', 'cosine' or 'linear'"),
-    "slot_tolerance": ("x", "a number from 0 to 100"),
     "slot_reduction": ("sum", "'mean' or 'mean_over_rows'"),
     "slot_loss_tokens": (
         0,
@@ -25,5 +22,4 @@ BAD_SETTINGS: dict[str, tuple[Any, str]] = {
     ),
     "slot_guard": (1, "'none' or 'holdout'"),
     "slot_max_kl": (11, "'none' or a number from 0 to 10"),
-    "slot_target": ("logits", "'hidden', 'bias' or 'both'"),
 }

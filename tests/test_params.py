@@ -134,11 +134,7 @@ def test_what_is_named_none_turns_a_default_off() -> None:
         ({"slot_loss_tokens": []}, ["slot_loss_tokens=[]", "a list of these roles"]),
         ({"slot_loss_tokens": ["user", "text"]}, ["['user', 'text']", "a list of these roles"]),
         ({"slot_loss_tokens": ["user", 3]}, ["['user', 3]", "a list of these roles"]),
-        ({"slot_optimizer": "adam"}, ["slot_optimizer='adam'", "'adamw', 'sgd' or 'lbfgs'"]),
-        ({"slot_lr_schedule": "step"}, ["slot_lr_schedule='step'", "'constant', 'cosine'"]),
-        ({"slot_tolerance": -0.1}, ["slot_tolerance=-0.1", "greater than or equal to 0"]),
         ({"slot_reduction": "sum"}, ["slot_reduction='sum'", "'mean' or 'mean_over_rows'"]),
-        ({"slot_target": "logits"}, ["slot_target='logits'", "'hidden', 'bias' or 'both'"]),
         (
             {"slot_guard": "holdout", "slot_rounding": "model"},
             ["slot_guard='holdout'", "slot_rounding='exact'"],
@@ -146,14 +142,6 @@ def test_what_is_named_none_turns_a_default_off() -> None:
         (
             {"slot_max_kl": 0.1, "slot_rounding": "model"},
             ["slot_max_kl=0.1", "slot_rounding='exact'"],
-        ),
-        (
-            {"slot_target": "bias", "slot_rounding": "model"},
-            ["slot_target='bias'", "slot_rounding='exact'"],
-        ),
-        (
-            {"slot_target": "both", "slot_optimizer": "lbfgs"},
-            ["slot_optimizer='lbfgs'", "slot_target='both'", "'adamw', 'sgd'"],
         ),
         ({"slot_step": 3}, ["slot_step", "unknown key", "slot_steps", "slot_lr"]),
         ({"slot_max_steps": 3}, ["slot_max_steps", "unknown key"]),

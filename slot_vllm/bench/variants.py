@@ -30,18 +30,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "guard=holdout": {"guard": "holdout"},
     "max_kl=0.05": {"max_kl": 0.05},
     "max_kl=10": {"max_kl": 10.0},
-    "lr_schedule=cosine": {"lr_schedule": "cosine"},
-    "lr_schedule=linear": {"lr_schedule": "linear"},
     "reduction=mean_over_rows": {"reduction": "mean_over_rows"},
-    "tolerance=0.01": {"tolerance": 0.01},
-    "optimizer=sgd": {"optimizer": "sgd"},
-    "optimizer=lbfgs": {"optimizer": "lbfgs", "lr": 1.0},
-    "optimizer=lbfgs, steps=2": {"optimizer": "lbfgs", "lr": 1.0, "steps": 2},
     "loss_tokens=16": {"loss_tokens": 16},
     # Of half of the tokens: those of the first turn of two, say.
     "loss_tokens=user": {"loss_tokens": "user"},
-    "target=bias": {"target": "bias"},
-    "target=both": {"target": "both"},
 }
 
 

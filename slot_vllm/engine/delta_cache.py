@@ -65,8 +65,7 @@ class DeltaCache:
         return replace(learned, delta=self._deltas[row].clone())
 
     def put(self, key: bytes, learned: Learned) -> None:
-        # A bias on the logits is far larger than a delta: only requests that overlap share one.
-        if not self.capacity or key in self._entries or learned.bias is not None:
+        if not self.capacity or key in self._entries:
             return
         if not self._free:
             self._free.append(self._entries.popitem(last=False)[1][0])

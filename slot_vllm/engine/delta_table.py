@@ -46,28 +46,17 @@ class DeltaTable:
         return row
 
     def fill(
-        self,
-        rows: Sequence[int],
-        deltas: Tensor,
-        rounds: Sequence[bool],
-        head: Head,
-        biases: Sequence[Tensor | None] | None = None,
+        self, rows: Sequence[int], deltas: Tensor, rounds: Sequence[bool], head: Head
     ) -> list[Tensor]:
-        """Write the rows of ``deltas`` (k, d) float32; a few at a time share a pass over W. biases:
-        (V,) of any float dtype or None each, what is added to W delta. Returns for each, () bool,
-        whether delta and what the logits get are finite, in the model's dtype if they are rounded;
-        where they are not the row is zero."""
-        biases = [None] * len(rows) if biases is None else biases
+        """Write the rows of ``deltas`` (k, d) float32; a few at a time share a pass over W. Returns
+        for each, () bool, whether delta and W delta are finite, in the model's dtype if they are
+        rounded; where they are not the row is zero."""
         finite: list[Tensor] = []
         for start in range(0, len(rows), _SHARING):
             part = slice(start, start + _SHARING)
             shifts = torch.empty(len(rows[part]), head.vocabulary, device=deltas.device)
             head.exact_shift(deltas[part], out=shifts)
             anything = deltas[part].any(dim=1)
-            for i, bias in enumerate(biases[part]):
-                if bias is not None:
-                    shifts[i] += bias
-                    anything[i] |= bias.any()
             largest = deltas[part].abs().amax(dim=1)
             if head.vocabulary:  # a rank may have no columns
                 low, high = torch.aminmax(shifts, dim=1)

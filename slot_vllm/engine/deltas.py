@@ -328,13 +328,7 @@ class Deltas:
             return None
         head = self.linear_head.head()
         shifts = torch.empty(1, head.vocabulary, device=learned.delta.device)
-
-        def compute() -> None:
-            head.exact_shift(learned.delta.unsqueeze(0), out=shifts)
-            if learned.bias is not None:
-                shifts.add_(learned.bias)
-
-        self.ranks.together(compute)
+        self.ranks.together(lambda: head.exact_shift(learned.delta.unsqueeze(0), out=shifts))
         return self.linear_head.whole(shifts)[0]
 
     def stats(self) -> dict[str, int | float]:
@@ -577,9 +571,7 @@ class Deltas:
 
         def read() -> None:
             for one in learned:
-                # A bias is no rank's whole, but its scale is.
-                for tensor in (one.delta, one.scale):
-                    digest.update(tensor.cpu().numpy().tobytes())
+                digest.update(one.delta.cpu().numpy().tobytes())
 
         self.ranks.together(read)
         if not self.ranks.same(digest.digest()[:8]):
@@ -675,17 +667,13 @@ class Deltas:
         )
 
     def _finite_everywhere(self, rows: Sequence[str], finite: Sequence[Tensor]) -> list[Tensor]:
-        """A row is zero on all ranks if its part of W delta is not finite on one, and has an effect
-        on all if it has on one: of a bias, a rank may have nothing but zeros."""
+        """A row is zero on all ranks if its part of W delta is not finite on one."""
+        together = (self.ranks.gather(torch.stack(list(finite)).float()) > 0).all(dim=0)
         places = [row for row in map(self.table.row, rows) if row is not None]
-        effective = torch.stack([self.table.effective[row] > 0 for row in places])
-        own = torch.stack((torch.stack(list(finite)), effective))
-        gathered = self.ranks.gather(own.float()) > 0
-        together = gathered[:, 0].all(dim=0)
-        for row, ok, anything in zip(places, together, gathered[:, 1].any(dim=0), strict=True):
+        for row, ok in zip(places, together, strict=True):
             self.table.biases[row].mul_(ok)
             self.table.rounded[row].mul_(ok)
-            self.table.effective[row].copy_((ok & anything) * row)
+            self.table.effective[row].mul_(ok)
         return list(together)
 
     def _fill(self, requests: Sequence[Request], here: Collection[str]) -> None:
@@ -701,7 +689,6 @@ class Deltas:
                 torch.stack([learned.delta for _, learned in deltas]),
                 [q.rounds for q, _ in deltas],
                 self.linear_head.head(),
-                [learned.bias for _, learned in deltas],
             )
         except Exception as error:
             failure = Failure.of(error, "table")

@@ -82,9 +82,8 @@ class SlotWorkerExtension:
         return None if learned is None else learned.scale.item()
 
     def slot_token_shifts(self, request_id: str) -> bytes | None:
-        """W delta of the request, and its bias if it has one: what it adds to the logit of each of
-        the V tokens, before the model's soft cap and scale, at every position alike. V is without
-        the padding.
+        """W delta of the request: what it adds to the logit of each of the V tokens, before the
+        model's soft cap and scale, at every position alike. V is without the padding.
 
         V float32 in the machine's byte order, for ``np.frombuffer(shifts, np.float32)``: vLLM's
         messages between processes carry bytes, but no arrays. With ``slot_rounding: model`` the

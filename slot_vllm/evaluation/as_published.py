@@ -110,7 +110,9 @@ def other_arm(entry: Result) -> list[str]:
         return ["the run does not say all of the arm's settings"]
     name = _nearest(arm)
     theirs = _settings(arm, name)
-    return [f"{key} {ours!r} (theirs {theirs[key]!r})" for key, ours in _other(arm, name).items()]
+    removed = [f"{key} {ours!r} (removed since)" for key, ours in entry.removed.items()]
+    other = _other(arm, name).items()
+    return [*(f"{key} {ours!r} (theirs {theirs[key]!r})" for key, ours in other), *removed]
 
 
 def in_words(arm: Arm) -> str:

@@ -16,9 +16,13 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from slot_vllm.evaluation.overrides import OverrideError, override
 from slot_vllm.evaluation.record import BASELINE, Arm, Name
 from slot_vllm.params import Integer, Number, SlotConfig, SlotError, SlotParams
+from slot_vllm.removed import REMOVED, of_stored_run
 from slot_vllm.validation_errors import describe
 
 KEPT_LOSSES = 1024
+
+# How the file begins that a run writes of its configuration.
+AS_IT_RAN = "# The configuration of this run, defaults included.\n"
 
 # The evaluation sets these itself, from `model` and `slot`.
 RESERVED_ENGINE_OPTIONS = ("model", "worker_extension_cls", "additional_config")
@@ -50,7 +54,7 @@ def _of_all_cells(values: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{key} is not of all cells; the lists beside say steps and lr")
     allowed = [key for key in SlotParams.model_fields if key not in _OF_ONE_CELL]
     for key in values:
-        if key not in allowed:
+        if key not in allowed and key not in REMOVED:
             raise ValueError(f"{key}: unknown key; allowed: {', '.join(allowed)}")
     try:
         params = SlotParams(**values)
@@ -299,7 +303,8 @@ def _parse(text: str) -> Any:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = _parse(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        values = _parse(text)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -310,7 +315,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"{path}: a mapping of keys to values is required")
-    return values
+    return of_stored_run(values) if text.startswith(AS_IT_RAN) else values
 
 
 def _position(error: yaml.MarkedYAMLError) -> str:

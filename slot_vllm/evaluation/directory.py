@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from slot_vllm.evaluation.config import ConfigError, RunConfig, Task
+from slot_vllm.evaluation.config import AS_IT_RAN, ConfigError, RunConfig, Task
 from slot_vllm.evaluation.record import (
     SCHEMA,
     Inspection,
@@ -22,6 +22,7 @@ from slot_vllm.evaluation.run_settings import (
     without_system_prompt,
 )
 from slot_vllm.evaluation.samples import SAMPLES, SampleFile, write_whole
+from slot_vllm.removed import of_stored_run
 from slot_vllm.validation_errors import describe
 
 RESULTS = "results.json"
@@ -87,8 +88,7 @@ class RunDirectory:
             self._set_aside([*files, self._config])
         elif isinstance(here, str) or _part(config, here) != config:
             self._set_aside(findings)
-        heading = "# The configuration of this run, defaults included.\n"
-        write_whole(self._config, heading + yaml.safe_dump(_plain(config), sort_keys=False))
+        write_whole(self._config, AS_IT_RAN + yaml.safe_dump(_plain(config), sort_keys=False))
 
     @property
     def inspected(self) -> bool:
@@ -140,7 +140,7 @@ class RunDirectory:
         not have, or, in words, why it cannot be read."""
         try:
             here = yaml.safe_load(self._config.read_text(encoding="utf-8"))
-            return RunConfig.model_validate(here)
+            return RunConfig.model_validate(of_stored_run(here) if isinstance(here, dict) else here)
         except ValidationError as error:
             if isinstance(here, dict):
                 wrong = describe(error, RunConfig)

@@ -18,6 +18,7 @@ from pydantic import (
 
 from slot_vllm.evaluation.run_settings import RunSettings, text_hash
 from slot_vllm.params import SlotParams
+from slot_vllm.removed import split
 
 # Of results.json. 1, which did not say so: arms without their settings, no words per metric.
 SCHEMA = 2
@@ -172,7 +173,8 @@ class Result(Metric):
     """One arm on one task. ``metric`` is the task's first, whose numbers stand here; ``metrics``
     holds all of them, and ``truncated`` and ``loops``.
 
-    arm: its name and all of its settings; None where an earlier release does not say.
+    arm: its name and all of its settings; None where an earlier release does not say. removed: its
+    settings that this release has no more, where they were used.
     samples: problems. first_loss, last_loss: means over the answers, nats per
     prompt token. scale: the mean of what safeguards multiplied delta by; applied: the share of
     answers where that was above 0; None without SLOT. truncated: the share of answers that a limit
@@ -189,6 +191,7 @@ class Result(Metric):
     steps: int
     lr: float = 0.0
     arm: Arm | None = None
+    removed: dict[str, Any] = Field(default={}, exclude_if=lambda removed: not removed)
     first_loss: float | None = None
     last_loss: float | None = None
     scale: float | None = None
@@ -197,6 +200,14 @@ class Result(Metric):
     pass_at_k: dict[str, Estimate] = {}
     truncated: float | None = None
     breakdown: dict[str, Breakdown] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _set_removed_apart(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or not isinstance(values.get("arm"), Mapping):
+            return values
+        arm, removed = split(values["arm"])
+        return {**values, "arm": arm, "removed": {**removed, **values.get("removed", {})}}
 
     @property
     def said(self) -> dict[str, str]:

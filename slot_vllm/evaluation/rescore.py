@@ -56,7 +56,15 @@ def rescore(directory: Path, task: str | None = None) -> list[str]:
         name: _asked_as(old.tasks.get(asking[name]), definition)
         for name, definition in today.tasks.items()
     }
-    new = changed(today, tasks=definitions, versions=old.versions, machine=old.machine)
+    removed = {row.name: row.removed for row in old.arms}
+    new = changed(
+        today,
+        arms=[changed(row, removed=removed.get(row.name, {})) for row in today.arms],
+        tasks=definitions,
+        config=changed(old.config, tasks=today.config.tasks),
+        versions=old.versions,
+        machine=old.machine,
+    )
     said = _changes(old, new, samples, [s for p in plan.wanted for s in p.answered])
     return [*said, str(write_results(new, directory / RESCORED))]
 

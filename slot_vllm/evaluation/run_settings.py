@@ -4,7 +4,9 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from slot_vllm.removed import of_stored_run
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -64,6 +66,11 @@ class RunSettings(BaseModel):
     system_prompt_file: str | None = None
     tasks: list[TaskOfRun] = []
     arms: list[dict[str, Any]] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_releases(cls, values: Any) -> Any:
+        return of_stored_run(values) if isinstance(values, Mapping) else values
 
     def as_written(self) -> dict[str, Any]:
         return self.model_dump(mode="json", exclude_unset=True)

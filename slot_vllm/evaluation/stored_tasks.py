@@ -12,13 +12,15 @@ from slot_vllm.evaluation.record import RunRecord, Sample
 from slot_vllm.evaluation.run_settings import changed
 from slot_vllm.evaluation.task_definition import item_hash
 from slot_vllm.evaluation.tasks import EvaluationTask
+from slot_vllm.removed import of_stored_run
 from slot_vllm.validation_errors import describe
 
 
 def configuration(run: RunRecord, where: Path) -> RunConfig:
-    """The run's, as ``where`` says it. Raises ConfigError."""
+    """The run's, as ``where`` says it, without settings of its arms that were removed since.
+    Raises ConfigError."""
     try:
-        return RunConfig(**run.config.as_written())
+        return RunConfig(**of_stored_run(run.config.as_written(), used=False))
     except ValidationError as error:
         raise ConfigError(f"{where}: config: {describe(error, RunConfig)}") from None
 

@@ -91,7 +91,6 @@ class Slot:
         self.losses: list[Tensor] = []
         self.scales: list[Tensor] = []
         self._loss_tokens = LossTokens(tokenizer)
-        self._biases: list[Tensor | None] = []
         self._model = model
         self._config = config
         self._params = SlotParams(**{n: getattr(config, n) for n in SlotParams.model_fields})
@@ -185,9 +184,6 @@ class Slot:
                 len(self.deltas), head.vocabulary, dtype=torch.float32, device=head.weight.device
             )
             head.exact_shift(self.deltas, out=call.shift)
-            for shift, bias in zip(call.shift, self._biases, strict=True):
-                if bias is not None:
-                    shift += bias
 
     @torch.no_grad()
     def _learn(self, hidden: Tensor, tokens: Tensor, mask: Tensor) -> None:
@@ -204,7 +200,6 @@ class Slot:
         self.deltas = torch.stack([result.delta for result in learned])
         self.losses = [result.losses for result in learned]
         self.scales = [result.scale for result in learned]
-        self._biases = [result.bias for result in learned]
         lost = [i for i, result in enumerate(learned) if not result.finite]
         if lost:
             warnings.warn(

@@ -7,7 +7,6 @@ product.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,9 +30,6 @@ _SCRATCH_ROWS = 4
 
 class CachedForm:
     """One pass of exponentials; T - 1 steps that read E once from memory."""
-
-    # A bias on the logits would have to be kept wherever E is made.
-    takes_biases: ClassVar[bool] = False
 
     def __init__(self, head: Head, prompts: Sequence[Prompt], workspace: Workspace) -> None:
         self._head, self._prompts = head, prompts
@@ -68,12 +64,9 @@ class CachedForm:
         vectors = 2 * aligned(head.vocabulary * 4)
         return vectors + row
 
-    def sums(
-        self, active: int, deltas: Tensor | None, biases: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def sums(self, active: int, deltas: Tensor | None) -> tuple[Tensor, Tensor]:
         """Of the first ``active`` requests at ``deltas`` (active, d), None for zero: column sums
         less those of the targets (active, V) float32, and summed losses (active,) float64."""
-        assert biases is None
         sums = self._sums[:active].zero_()
         losses = torch.zeros(active, dtype=torch.float64)
         moves = [deltas is None] * active

@@ -7,31 +7,29 @@ delta is shared by all rows of its prompt, so no autograd is needed: with Z0 = H
 where c counts the targets (with f' at them), and AdamW takes g. T steps cost one n x V x d
 product, T passes over Z0 and 2 T - 1 over W; the passes over W are shared by the batch.
 Rows of Z0 that do not fit the workspace are computed again in every step, tile by tile.
-A bias on the logits (``slot_target``) has the gradient (p - c) / (n - 1) and needs no W.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from slot_vllm.kernels import backend
+from slot_vllm.kernels.adamw import adamw_step
 from slot_vllm.kernels.pull_back import pull_back
 from slot_vllm.optim.cached_form import CachedForm
 from slot_vllm.optim.device import to_device
 from slot_vllm.optim.head import Head
-from slot_vllm.optim.lbfgs import Lbfgs
 from slot_vllm.optim.parts import Parts, is_whole, split
 from slot_vllm.optim.plain_form import PlainForm
 from slot_vllm.optim.prompt import Prompt
 from slot_vllm.optim.rows import Segment
 from slot_vllm.optim.safeguards import Safeguards
-from slot_vllm.optim.shard import Exchange, Shard, widest
-from slot_vllm.optim.stepping import Stepping
+from slot_vllm.optim.shard import Exchange, Shard
 from slot_vllm.optim.two_pass_form import TwoPassForm
-from slot_vllm.optim.workspace import Workspace, aligned
+from slot_vllm.optim.workspace import Workspace
 from slot_vllm.params import SlotParams
 
 
@@ -43,18 +41,15 @@ def _one() -> Tensor:
 class Learned:
     """delta: (d,) float32. losses: float32, the mean loss (nats per token) of the rows that are
     learned from, before each step and, if asked for, with what is applied; empty where there is
-    nothing to learn from. finite: () bool, whether delta and bias are as they were learned; both
-    are zero where a hidden state, a loss or one of their coordinates was not finite. scale: ()
-    float32, what safeguards multiplied delta by; 0 where all rows were held out. bias: (V,) in the
-    weight's dtype, what else is added to the logits, before f, a shard's columns of it; None if
-    ``target`` is hidden. arriving: on CUDA, ``finite`` on its way to the host; true until it
-    comes."""
+    nothing to learn from. finite: () bool, whether delta is as it was learned; it is zero where a
+    hidden state, a loss or one of its coordinates was not finite. scale: () float32, what
+    safeguards multiplied delta by; 0 where all rows were held out. arriving: on CUDA, ``finite`` on
+    its way to the host; true until it comes."""
 
     delta: Tensor
     losses: Tensor
     finite: Tensor
     scale: Tensor = field(default_factory=_one)
-    bias: Tensor | None = None
     arriving: Tensor | None = None
 
     def known_not_finite(self, waits: bool = False) -> bool:
@@ -66,10 +61,7 @@ class Learned:
 
 
 class Form(Protocol):
-    """A way to the column sums. Made for one group of prompts, from the emptied workspace.
-    takes_biases: whether it serves a bias on the logits."""
-
-    takes_biases: ClassVar[bool]
+    """A way to the column sums. Made for one group of prompts, from the emptied workspace."""
 
     def __init__(self, head: Head, prompts: Sequence[Prompt], workspace: Workspace) -> None: ...
 
@@ -79,9 +71,7 @@ class Form(Protocol):
     @staticmethod
     def smallest_rows_bytes(head: Head) -> int: ...
 
-    def sums(
-        self, active: int, deltas: Tensor | None, biases: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]: ...
+    def sums(self, active: int, deltas: Tensor | None) -> tuple[Tensor, Tensor]: ...
 
     def logits(self, request: int) -> Iterator[Segment]: ...
 
@@ -95,11 +85,6 @@ def form_for(head: Head, sharded: bool = False) -> type[Form]:
     return PlainForm
 
 
-def _form_with_biases(head: Head, sharded: bool = False) -> type[Form]:
-    form = form_for(head, sharded)
-    return form if form.takes_biases else PlainForm
-
-
 def smallest_workspace(head: Head, shard: Shard | None = None) -> int:
     """The bytes that one request with a one-row tile needs, of the default settings, on every rank
     alike."""
@@ -111,18 +96,16 @@ def smallest_workspace(head: Head, shard: Shard | None = None) -> int:
 
 def smallest_workspace_for_all(head: Head, shard: Shard | None = None) -> int:
     """The same of any settings that a request may have."""
-    sharded = shard is not None
-    forms = (form_for(head, sharded), _form_with_biases(head, sharded))
+    form = form_for(head, shard is not None)
     if shard is not None:
         head = shard.widest_head(head)
-    # Three parts of a prompt; delta's shift; a bias and its moments, or what L-BFGS needs.
+    # Three parts of a prompt; delta's shift.
     return (
-        3 * max(form.vector_bytes(head) for form in forms)
-        + 4 * max(form.smallest_rows_bytes(head) for form in forms)
+        3 * form.vector_bytes(head)
+        + 4 * form.smallest_rows_bytes(head)
         + Safeguards.vector_bytes(head)
-        # Of what is left then, tiles take an eighth at most, twice with L-BFGS.
-        + 16 * Safeguards.smallest_rows_bytes(head)
-        + _bias_bytes(head)
+        # Of what is left then, tiles take an eighth at most.
+        + 8 * Safeguards.smallest_rows_bytes(head)
     )
 
 
@@ -140,13 +123,11 @@ def optimize(
     form: how, if not as ``form_for`` says.
     shard: set if ``head`` is one rank's part of the vocabulary. All ranks then call this with the
     same prompts, with whole hidden states and the tokens of the whole vocabulary, and workspaces of
-    one size, and get the same deltas, and of a bias their own part; ``shard`` says what they
-    exchange. What fails on one rank is
+    one size, and get the same deltas; ``shard`` says what they exchange. What fails on one rank is
     an error on all (OtherRankFailed on those that are well).
-    All tensors of size V or n x V come from ``workspace``, but the biases among the results.
-    Raises MemoryError if it is smaller than ``smallest_workspace`` (``smallest_workspace_for_all``
-    for settings that are not the defaults); ValueError for a prompt whose ``counts`` are missing,
-    or for a bias on the logits, or L-BFGS, with a form that takes no biases.
+    All tensors of size V or n x V come from ``workspace``. Raises MemoryError if it is smaller than
+    ``smallest_workspace`` (``smallest_workspace_for_all`` for settings that are not the defaults);
+    ValueError for a prompt whose ``counts`` are missing.
     """
     results: list[Learned | None] = [None] * len(prompts)
     parts = _split(prompts, shard)
@@ -156,24 +137,13 @@ def optimize(
         key=lambda i: -prompts[i].params.steps,
     )
     largest = head if shard is None else shard.widest_head(head)
-    for kind in (_by_deltas, _biased, _by_lbfgs):
-        wanted = [i for i in order if kind(prompts[i].params)]
-        if not wanted:
-            continue
-        suitable = form_for if kind is _by_deltas else _form_with_biases
-        chosen = form or suitable(head, shard is not None)
-        if kind is not _by_deltas and not chosen.takes_biases:
-            params = prompts[wanted[0]].params
-            raise ValueError(
-                f"target={params.target!r}, optimizer={params.optimizer!r}: {chosen.__name__} "
-                "adds no bias to the logits; allowed: PlainForm, TwoPassForm"
-            )
-        for group in _groups(wanted, chosen, largest, parts, workspace):
-            learned = _optimize_group(
-                chosen, head, [parts[i] for i in group], workspace, final_loss, shard
-            )
-            for i, result in zip(group, learned, strict=True):
-                results[i] = result
+    chosen = form or form_for(head, shard is not None)
+    for group in _groups(order, chosen, largest, parts, workspace):
+        learned = _optimize_group(
+            chosen, head, [parts[i] for i in group], workspace, final_loss, shard
+        )
+        for i, result in zip(group, learned, strict=True):
+            results[i] = result
     return [
         _nothing_learned(head, part) if result is None else result
         for result, part in zip(results, parts, strict=True)
@@ -186,19 +156,6 @@ def _split(prompts: Sequence[Prompt], shard: Shard | None) -> list[Parts]:
     # It copies hidden states: one rank may lack the memory.
     with Exchange(shard, prompts[0].hidden.device).agreeing():
         return [split(prompt) for prompt in prompts]
-
-
-# What is learned in one group: what a form needs and gives differs.
-def _by_deltas(params: SlotParams) -> bool:
-    return params.target == "hidden" and params.optimizer != "lbfgs"
-
-
-def _biased(params: SlotParams) -> bool:
-    return params.target != "hidden"
-
-
-def _by_lbfgs(params: SlotParams) -> bool:
-    return params.optimizer == "lbfgs"
 
 
 # Each takes blocks of another size, and the last is a ragged batch.
@@ -255,15 +212,7 @@ def _groups(
 def _vector_bytes(form: type[Form], head: Head, parts: Parts) -> int:
     """What one request needs besides its rows."""
     own = len(parts.all) * form.vector_bytes(head)
-    own += Safeguards.vector_bytes(head) if parts.guarded else 0
-    if _by_lbfgs(parts.prompt.params):
-        own += Lbfgs.vector_bytes(head)
-    return own + (_bias_bytes(head) if _biased(parts.prompt.params) else 0)
-
-
-def _bias_bytes(head: Head) -> int:
-    """A bias and AdamW's two moments of it."""
-    return 3 * aligned(head.vocabulary * 4)
+    return own + (Safeguards.vector_bytes(head) if parts.guarded else 0)
 
 
 def _nothing_learned(head: Head, parts: Parts) -> Learned:
@@ -303,20 +252,7 @@ class _Learning:
     ) -> None:
         self._head, self._group, self._shard = head, group, shard
         self._fits = [parts.fit for parts in group]
-        self._params = [fit.params for fit in self._fits]
-        self._steps = [p.steps for p in self._params]
-        self._learns_delta = [p.target != "bias" for p in self._params]
-        self._vectors: Tensor | None = None
-        if _biased(self._params[0]):
-            # The biases and their two moments.
-            shape = (3, len(group))
-            vectors = workspace.take(
-                (*shape, head.vocabulary), torch.float32, (*shape, widest(head, shard))
-            )
-            self._vectors = vectors.zero_()
-        self._lbfgs = None
-        if _by_lbfgs(self._params[0]):
-            self._lbfgs = Lbfgs(head, self._fits, workspace, shard)
+        self._steps = [fit.params.steps for fit in self._fits]
         self._safeguards = Safeguards(head, group, workspace, shard)
         prompts = [*self._fits, *self._safeguards.prompts]
         self._logits: Form
@@ -346,29 +282,19 @@ class _Learning:
         shapes: list[tuple[int, ...]] = []
         for t in range(1, self._passes + 1):
             shapes += [(2, rows) for rows in self._logits.chunks(self._active(t), t == 1)]
-            learning = self._taking(t)
-            if learning and any(self._learns_delta):
+            if learning := self._taking(t):
                 shapes.append((learning, self._head.hidden_size))
-            if learning and self._lbfgs is not None:
-                shapes += self._lbfgs.gathered(learning)
-        shapes += [] if self._vectors is None else [(len(self._group),)]
         shapes += self._safeguards.gathered()
         if self._final_apart:
             shapes += [(2, rows) for rows in self._logits.chunks(len(self._group), False)]
         return shapes
 
     def learn(self) -> list[Learned]:
-        head, logits, lbfgs, shard = self._head, self._logits, self._lbfgs, self._shard
+        head, logits, shard = self._head, self._logits, self._shard
         device, count, steps = head.weight.device, len(self._group), self._steps
-        biases = first_of_biases = second_of_biases = None
-        if self._vectors is not None:
-            biases, first_of_biases, second_of_biases = self._vectors
-        stepping = Stepping(self._fits, device)
+        settings = to_device([_adamw_settings(fit) for fit in self._fits], torch.float32, device)
         inverse_rows = to_device([[1.0 / fit.rows] for fit in self._fits], torch.float32, device)
         reductions = to_device([[_reduction(fit)] for fit in self._fits], torch.float32, device)
-        # Where delta is not learned its gradient is zero, and so it stays.
-        learns_delta = to_device(self._learns_delta, torch.float32, device).unsqueeze(1)
-        delta_reductions = reductions * learns_delta
         deltas = torch.zeros(count, head.hidden_size, dtype=torch.float32, device=device)
         first, second = torch.zeros_like(deltas), torch.zeros_like(deltas)
         size = (count, steps[0] + int(self._final_loss))
@@ -376,62 +302,38 @@ class _Learning:
 
         for t in range(1, self._passes + 1):
             active = self._active(t)
-            # L-BFGS has W delta already.
-            added = biases if lbfgs is None else lbfgs.shifts
-            sums, losses[:active, t - 1] = logits.sums(
-                active,
-                deltas[:active] if t > 1 and lbfgs is None and any(self._learns_delta) else None,
-                None if added is None or t == 1 else added[:active],
-            )
+            sums, losses[:active, t - 1] = logits.sums(active, deltas[:active] if t > 1 else None)
             learning = self._taking(t)
-            # Ranks gather equally often, whatever their losses.
-            if not stepping.begin(t, losses) and shard is None:
-                losses[:, t:] = losses[:, t - 1 : t]
-                break
-            if learning and any(self._learns_delta):
-                gradient = pull_back(head.weight, sums[:learning])
-                if shard is not None:
-                    gradient = shard.add(gradient)
-                gradient = gradient * delta_reductions[:learning]
-                if lbfgs is None:
-                    moments = (first[:learning], second[:learning])
-                    stepping.step(deltas[:learning], gradient, moments, t)
-                else:
-                    lbfgs.step(
-                        logits,
-                        deltas[:learning],
-                        gradient,
-                        losses[:learning, t - 1],
-                        stepping.rates[:learning],
-                        reductions[:learning],
-                    )
-            if learning and biases is not None:
-                assert first_of_biases is not None and second_of_biases is not None
-                gradient = sums[:learning].mul_(reductions[:learning])
-                moments = (first_of_biases[:learning], second_of_biases[:learning])
-                stepping.step(biases[:learning], gradient, moments, t)
+            if not learning:
+                continue
+            gradient = pull_back(head.weight, sums[:learning])
+            if shard is not None:
+                gradient = shard.add(gradient)
+            gradient = gradient * reductions[:learning]
+            adamw_step(
+                deltas[:learning],
+                gradient,
+                first[:learning],
+                second[:learning],
+                t,
+                *settings[:learning].split(1, dim=1),
+            )
 
         # A gradient that is not finite leaves a delta that is not; of hidden states that are not,
         # the kernels' exponentials need not tell.
         finite = torch.isfinite(deltas).all(dim=1) & torch.isfinite(losses).all(dim=1)
         finite &= torch.stack([_is_finite(parts.prompt.hidden) for parts in self._group])
-        if biases is not None:
-            finite &= torch.stack([torch.isfinite(bias.sum()) for bias in biases])
-            if shard is not None:
-                finite = shard.agree(finite)
-        deltas = _zero_unless(finite, deltas, biases)
+        deltas = _zero_unless(finite, deltas)
         scales = torch.ones(count, dtype=torch.float32, device=device)
         if self._safeguards:
-            scales = self._safeguards.scales(logits, deltas, biases)
+            scales = self._safeguards.scales(logits, deltas)
             deltas *= scales.unsqueeze(1)
-            if biases is not None:
-                biases *= scales.unsqueeze(1)
         if self._final_apart:
-            _, final = logits.sums(count, deltas if any(self._learns_delta) else None, biases)
+            _, final = logits.sums(count, deltas)
             for i, s in enumerate(steps):
                 losses[i, s] = final[i]
             finite &= torch.isfinite(final)
-            deltas = _zero_unless(finite, deltas, biases)
+            deltas = _zero_unless(finite, deltas)
         mean = (losses * inverse_rows.double()).float()
         arriving = _to_host(finite) if device.type == "cuda" else [None] * count
         # Copies, so that one result that is kept does not keep the whole group's memory.
@@ -441,18 +343,13 @@ class _Learning:
                 mean[i, : steps[i] + int(self._final_loss)].clone(),
                 finite[i].clone(),
                 scales[i].clone(),
-                None if biases is None else biases[i].to(head.weight.dtype, copy=True),
                 arriving[i],
             )
             for i in range(count)
         ]
 
 
-def _zero_unless(finite: Tensor, deltas: Tensor, biases: Tensor | None) -> Tensor:
-    """``deltas``; ``biases`` are changed in place, for another such tensor would be large."""
-    if biases is not None:
-        for bias, one in zip(biases, finite, strict=True):
-            bias.copy_(torch.where(one, bias, 0.0))
+def _zero_unless(finite: Tensor, deltas: Tensor) -> Tensor:
     return torch.where(finite.unsqueeze(1), deltas, 0.0)
 
 
@@ -466,6 +363,11 @@ def _to_host(finite: Tensor) -> Sequence[Tensor]:
     arriving = torch.ones(len(finite), dtype=torch.bool, pin_memory=True)
     arriving.copy_(finite, non_blocking=True)
     return arriving.unbind()
+
+
+def _adamw_settings(fit: Prompt) -> list[float]:
+    p = fit.params
+    return [p.lr, *p.betas, p.eps, p.weight_decay]
 
 
 def _reduction(fit: Prompt) -> float:

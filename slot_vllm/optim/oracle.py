@@ -3,8 +3,6 @@
 Every option of ``SlotParams`` is here once more, written without regard to cost.
 """
 
-import itertools
-import math
 from collections.abc import Callable
 
 import torch
@@ -76,27 +74,17 @@ def _autograd(head: Head, prompt: Prompt, dtype: torch.dtype) -> Learned:
     hidden, weight = prompt.hidden.to(dtype), head.weight.to(dtype)
     bias = None if head.bias is None else head.bias.to(dtype)
     delta = torch.zeros(head.hidden_size, dtype=dtype, device=weight.device)
-    logit_bias = torch.zeros(head.vocabulary, dtype=dtype, device=weight.device)
     fit, held = _rows(prompt) if prompt.rows and params.steps else ([], [])
-    biased = None if params.target == "hidden" else logit_bias
     if not fit:
-        applied = torch.tensor(0.0 if held else 1.0)
-        return Learned(delta, delta[:0], torch.tensor(True), applied, biased)
-    learned = {"hidden": [delta], "bias": [logit_bias], "both": [delta, logit_bias]}[params.target]
-    for parameter in learned:
-        parameter.requires_grad_()
-    optimizer: torch.optim.Optimizer
-    if params.optimizer == "adamw":
-        optimizer = torch.optim.AdamW(
-            learned, params.lr, betas=params.betas, eps=params.eps, weight_decay=params.weight_decay
-        )
-    else:
-        optimizer = torch.optim.SGD(learned, params.lr)
+        return Learned(delta, delta[:0], torch.tensor(True), torch.tensor(0.0 if held else 1.0))
+    delta.requires_grad_()
+    optimizer = torch.optim.AdamW(
+        [delta], params.lr, betas=params.betas, eps=params.eps, weight_decay=params.weight_decay
+    )
 
     def logits(scale: float = 1.0) -> Tensor:
         """(n, V), of all rows."""
-        z = F.linear(hidden + scale * delta, weight, bias)
-        return head.activate(z if biased is None else z + scale * logit_bias)
+        return head.activate(F.linear(hidden + scale * delta, weight, bias))
 
     def loss(rows: list[int], scale: float = 1.0) -> Tensor:
         if rows == list(range(prompt.rows)):
@@ -104,31 +92,12 @@ def _autograd(head: Head, prompt: Prompt, dtype: torch.dtype) -> Learned:
         return F.cross_entropy(logits(scale)[rows], prompt.tokens[[row + 1 for row in rows]])
 
     losses: list[Tensor] = []
-    pairs: list[tuple[Tensor, Tensor]] = []
     with torch.enable_grad():
-        for t in range(params.steps):
+        for _ in range(params.steps):
             optimizer.zero_grad()
             value = loss(fit)
             losses.append(value.detach())
-            if params.tolerance and t and losses[-2] - losses[-1] < params.tolerance:
-                losses += [losses[-1]] * (params.steps - len(losses))
-                break
-            # How far L-BFGS goes does not depend on the gradient's scale.
-            whole = params.reduction == "mean" or params.optimizer == "lbfgs"
-            (value / (1 if whole else len(fit))).backward()
-            rate = params.lr
-            if params.lr_schedule == "linear":
-                rate *= (params.steps - t) / params.steps
-            if params.lr_schedule == "cosine":
-                rate *= math.cos(math.pi * t / params.steps / 2) ** 2
-            if params.optimizer == "lbfgs":
-                with torch.no_grad():
-                    _lbfgs_step(head, delta, rate, lambda: logits()[fit], lambda: loss(fit), pairs)
-                continue
-            optimizer.param_groups[0]["lr"] = rate
-            if params.optimizer == "sgd":
-                for parameter in learned:
-                    parameter.data *= 1 - rate * params.weight_decay
+            (value / (1 if params.reduction == "mean" else len(fit))).backward()
             optimizer.step()
     with torch.no_grad():
         scale = 1.0
@@ -137,57 +106,12 @@ def _autograd(head: Head, prompt: Prompt, dtype: torch.dtype) -> Learned:
         if params.max_kl is not None:
             scale = _within(logits, params.max_kl, scale)
         losses.append(loss(fit, scale))
-        finite = torch.stack([torch.isfinite(parameter).all() for parameter in learned]).all()
         return Learned(
             (scale * delta).detach(),
             torch.stack(losses),
-            finite,
+            torch.isfinite(delta).all(),
             torch.tensor(scale),
-            None if biased is None else (scale * biased).detach(),
         )
-
-
-def _lbfgs_step(
-    head: Head,
-    delta: Tensor,
-    rate: float,
-    logits: Callable[[], Tensor],
-    loss: Callable[[], Tensor],
-    points: list[tuple[Tensor, Tensor]],
-) -> None:
-    """By the whole inverse Hessian. points: delta and gradient of every step so far."""
-    assert delta.grad is not None
-    gradient, size = delta.grad.clone(), len(delta)
-    points.append((delta.clone(), gradient))
-    eye = torch.eye(size, dtype=delta.dtype)
-    pairs = [(b - a, h - g) for (a, g), (b, h) in itertools.pairwise(points)]
-    pairs = [(s, y) for s, y in pairs if s @ y > 1e-8 * s.norm() * y.norm()]
-    inverse = (
-        eye if not pairs else eye * (pairs[-1][0] @ pairs[-1][1]) / pairs[-1][1].square().sum()
-    )
-    for s, y in pairs[-10:]:
-        left = eye - torch.outer(s, y) / (s @ y)
-        inverse = left @ inverse @ left.T + torch.outer(s, s) / (s @ y)
-    direction = -inverse @ gradient
-    y, ray = logits(), head.weight.to(delta.dtype) @ direction
-    moved = ray * head.scale
-    if head.soft_cap is not None:
-        # f' = scale (1 - (f / (scale soft_cap))^2)
-        moved = moved * (1 - (y / (head.scale * head.soft_cap)) ** 2)
-    p = torch.softmax(y, dim=1)
-    variance = (p * moved**2).sum(dim=1) - (p * moved).sum(dim=1) ** 2
-    newton = min(
-        float(-(gradient @ direction) / variance.mean()),
-        float(rate * size**0.5 / direction.norm()),
-    )
-    spread = abs(head.scale) * float(ray.max() - ray.min())
-    origin = delta.clone()
-    best, least = 0.0, float(loss())
-    for length in (newton, math.log1p(spread * newton) / spread, newton / 8):
-        delta.copy_(origin + length * direction)
-        if float(loss()) < least:
-            best, least = length, float(loss())
-    delta.copy_(origin + best * direction)
 
 
 def _rows(prompt: Prompt) -> tuple[list[int], list[int]]:

@@ -1,7 +1,6 @@
 """Column sums by a softmax of f(Z0 + W delta) in every pass: the form that serves every head."""
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,13 +19,11 @@ _CPU_ROWS, _GPU_ROWS = 8, 64
 class PlainForm:
     """T passes over Z0, T exponentials of each element, and tangents where there is a soft cap."""
 
-    takes_biases: ClassVar[bool] = True
-
     def __init__(self, head: Head, prompts: Sequence[Prompt], workspace: Workspace) -> None:
         self._head, self._prompts = head, prompts
         shape = (len(prompts), head.vocabulary)
         self._sums = workspace.take(shape, torch.float32)
-        self._biases = workspace.take(shape, torch.float32)
+        self._shifts = workspace.take(shape, torch.float32)
         rows = _CPU_ROWS if head.weight.device.type == "cpu" else _GPU_ROWS
         planes = 1 if head.soft_cap is None else 2
         rows = max(1, min(rows, workspace.free // 4 // (planes * head.vocabulary * 4)))
@@ -46,21 +43,14 @@ class PlainForm:
         row = aligned(head.vocabulary * head.weight.dtype.itemsize)
         return aligned(planes * head.vocabulary * 4) + row
 
-    def sums(
-        self, active: int, deltas: Tensor | None, biases: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Of the first ``active`` requests at ``deltas`` (active, d) and ``biases`` (active, V),
-        None for zero: column sums less those of the targets (active, V) float32, and summed losses
-        (active,) float64."""
+    def sums(self, active: int, deltas: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Of the first ``active`` requests at ``deltas`` (active, d), None for zero: column sums
+        less those of the targets (active, V) float32, and summed losses (active,) float64."""
         sums = self._sums[:active].zero_()
         losses = torch.zeros(active, dtype=torch.float64, device=sums.device)
-        shifted = deltas is not None or biases is not None
+        shifted = deltas is not None
         if deltas is not None:
-            shift(self._head.weight, deltas, self._biases[:active])
-        elif shifted:
-            self._biases[:active].zero_()
-        if biases is not None:
-            self._biases[:active] += biases
+            shift(self._head.weight, deltas, self._shifts[:active])
         for i in range(active):
             self._add(i, 0, self._rows.cached(i), shifted, losses)
         for tile in self._rows.fresh([len(self._rows.cached(i)) for i in range(active)]):
@@ -82,7 +72,7 @@ class PlainForm:
             row_losses = torch.empty(len(part), dtype=torch.float32, device=losses.device)
             add_softmax_sums(
                 part,
-                self._biases[i] if shifted else None,
+                self._shifts[i] if shifted else None,
                 self._prompts[i].tokens[start + 1 : stop + 1],
                 self._head.soft_cap,
                 self._head.scale,

@@ -71,17 +71,14 @@ class Safeguards:
             EVALUATIONS if bounded else 0
         )
 
-    def scales(self, form: Logits, deltas: Tensor, biases: Tensor | None) -> Tensor:
-        """(B,) float32, from 0 to 1: what deltas (B, d) and biases (B, V), None for zero, are to be
-        multiplied by. form: has learned them."""
+    def scales(self, form: Logits, deltas: Tensor) -> Tensor:
+        """(B,) float32, from 0 to 1: what deltas (B, d) are to be multiplied by. form: has learned
+        them."""
         scales = torch.ones(len(deltas), dtype=torch.float32, device=deltas.device)
         if not self._guarded:
             return scales
         guarded = self._places(self._guarded, deltas)
         self._head.exact_shift(deltas.index_select(0, guarded), out=self._shifts)
-        if biases is not None:
-            for i, shift in zip(self._guarded, self._shifts, strict=True):
-                shift += biases[i]
         shifts = dict(zip(self._guarded, self._shifts, strict=True))
         if self._held:
             terms = [

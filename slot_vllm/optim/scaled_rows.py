@@ -1,9 +1,8 @@
 """What scaling a shift of the logits does to rows of a prompt: their losses, their divergences.
 
-The rows are a form's, Z0 as it has them; a shift is W delta and what else is added to the logits.
-Each statistic is first that of the head's own columns, from which ``over_ranks`` and the functions
-at the end make that of the whole vocabulary. With w_k the share of rank k in a distribution, that
-is for means, variances and divergences the law of total variance and the chain rule of KL.
+The rows are a form's, Z0 as it has them; a shift is W delta. Each statistic is first that of the
+head's own columns, from which ``over_ranks`` and the functions at the end make that of the whole
+vocabulary; for divergences that is the chain rule of KL.
 """
 
 from collections.abc import Iterator, Sequence
@@ -52,12 +51,11 @@ class ScaledRows:
         request: int,
         part: Prompt,
         shift: Tensor,
-        scales: Sequence[float | Tensor],
-        origin: Tensor | None = None,
+        scales: Sequence[float],
     ) -> Tensor:
         """(2, len(scales), r) float32: log-sum-exp and target logit, -inf if it is another rank's,
-        of each row of the part at each scale, () if a tensor, times ``shift`` (V,) float32, from
-        ``origin`` (V,) or zero. request: what the form knows the part as."""
+        of each row of the part at each scale times ``shift`` (V,) float32. request: what the form
+        knows the part as."""
         out = shift.new_full((2, len(scales), part.rows), -torch.inf)
         targets = part.tokens[1:] - (0 if self._shard is None else self._shard.first_token)
         for start, z in self._tiles(form, request):
@@ -66,11 +64,7 @@ class ScaledRows:
             columns = targets[rows].clamp(0, z.shape[1] - 1).unsqueeze(1)
             for k, scale in enumerate(scales):
                 y = self._planes[0, : len(z)].copy_(z)
-                if origin is not None:
-                    y.add_(origin)
-                if isinstance(scale, Tensor):
-                    y.addcmul_(shift, scale)
-                elif scale:
+                if scale:
                     y.add_(shift, alpha=scale)
                 self._activate(y)
                 out[1, k, rows] = torch.where(here, y.gather(1, columns).squeeze(1), -torch.inf)
@@ -103,31 +97,6 @@ class ScaledRows:
             p.mul_(torch.expm1(ratio).mul_(ratio - 1.0).add_(ratio))
             out[0, rows], out[1, rows] = own, adapted - own
             out[2, rows] = torch.where(near, p, q).sum(dim=1)
-        return out
-
-    def variances(
-        self, form: Logits, request: int, part: Prompt, origin: Tensor, shift: Tensor
-    ) -> Tensor:
-        """(3, r) float32, of the head's columns: each row's log-sum-exp at ``origin`` and, under
-        that distribution, the mean and the variance of what ``shift`` moves the logits by, (V,)
-        float32 each. The variance is the second derivative of the row's loss along the shift; with
-        a soft cap without its own curvature (Gauss-Newton)."""
-        out = shift.new_zeros(3, part.rows)
-        out[0] = -torch.inf
-        for start, z in self._tiles(form, request):
-            p, moved, scratch = (plane[: len(z)] for plane in self._planes)
-            p.copy_(z).add_(origin)
-            moved.copy_(shift.expand_as(z))
-            if self._head.soft_cap is not None:
-                slope = torch.div(p, self._head.soft_cap, out=scratch).tanh_().square_().neg_()
-                moved.mul_(slope.add_(1.0))
-            moved.mul_(self._head.scale)
-            self._activate(p)
-            lse = _log_sum_exp(p, scratch).float()
-            p.sub_(lse.unsqueeze(1)).exp_()
-            mean = torch.mul(p, moved, out=scratch).sum(dim=1)
-            variance = p.mul_(moved.sub_(mean.unsqueeze(1)).square_()).sum(dim=1)
-            out[:, start : start + len(z)] = torch.stack((lse, mean, variance))
         return out
 
     def over_ranks(self, own: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -165,14 +134,6 @@ def summed_losses(terms: Tensor) -> Tensor:
     """(k,) float64, summed over the rows, from (ranks, 2, k, r) of ``losses``."""
     lse, target_logits = terms[:, 0].logsumexp(dim=0), terms[:, 1].amax(dim=0)
     return (lse - target_logits).sum(dim=1, dtype=torch.float64)
-
-
-def summed_variance(terms: Tensor) -> Tensor:
-    """() float32, summed over the rows, from (ranks, 3, r) of ``variances``."""
-    lse, means, variances = terms.unbind(dim=1)
-    shares = lse.softmax(dim=0)
-    deviations = means - (shares * means).sum(dim=0)
-    return (shares * (variances + deviations.square())).sum()
 
 
 def row_divergences(terms: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 A group of B prompts with n rows in all takes two all-gathers of float32 per step:
 
     rows       2 n floats, each row's log-sum-exp and target logit over this rank's columns
-    gradients  B d floats, this rank's part of W^T (p - c); none where only biases are learned
+    gradients  B d floats, this rank's part of W^T (p - c)
 
 and a last one of 2 n for the loss after the last step, if that is wanted. Rows that are made in
 several chunks, because they are too many or do not stay in the workspace, are gathered chunk by
@@ -12,16 +12,13 @@ the same step, to the bit, however the group would have reduced them.
 
 Options take more, each gather for all prompts of the group that have the option:
 
-    L-BFGS        per step 2 B floats, the extremes of W direction; 3 n, each row's log-sum-exp and
-                  mean and variance along the direction; 6 n, the rows' losses at three lengths
-    bias          once B floats: whether this rank's part of each is finite
     holdout       once 10 n floats, the losses of the n held-out rows at five scales
     trust region  16 times 3 n floats, for all rows of the prompts, the last ones included: the
                   log-sum-exp, its change and the divergence within this rank's columns
 
 What a rank gives of a row suffices for the row's statistic over the whole vocabulary
 (``scaled_rows``), so each is one pass over the rank's logits. The number of gathers never depends
-on what is gathered: no search and no tolerance ends early.
+on what is gathered: no search ends early.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -73,10 +70,6 @@ class Shard:
         gathered = self.gather(torch.stack((lse, target_logits)))
         # A target is in one shard; the others have -inf.
         return gathered[:, 0].logsumexp(dim=0), gathered[:, 1].amax(dim=0)
-
-    def agree(self, flags: Tensor) -> Tensor:
-        """(k,) bool: which of ``flags`` (k,) bool are set on all ranks."""
-        return self.gather(flags.float()).amin(dim=0) > 0
 
     def add(self, part: Tensor) -> Tensor:
         """The sum of ``part`` over the ranks, the same bits on each."""

@@ -8,7 +8,6 @@ gathered one by one.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -49,8 +48,6 @@ class TwoPassForm:
     of the vocabulary; the sums are then this part's, and the gradient is the sum over the ranks.
     All of size V or n x V is in the workspace; outside of it are some 100 bytes per row, at most.
     """
-
-    takes_biases: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -97,23 +94,19 @@ class TwoPassForm:
         row = _padded(head.vocabulary) * itemsize
         return aligned(row) + aligned(head.hidden_size * itemsize)
 
-    def sums(
-        self, active: int, deltas: Tensor | None, biases: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Of the first ``active`` prompts at ``deltas`` (active, d) and ``biases`` (active, V),
-        None for zero: column sums less those of the targets (active, V) float32, so that W^T sums
-        is the gradient of the summed losses; and those losses (active,) float64.
+    def sums(self, active: int, deltas: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Of the first ``active`` prompts at ``deltas`` (active, d), None for zero: column sums
+        less those of the targets (active, V) float32, so that W^T sums is the gradient of the
+        summed losses; and those losses (active,) float64.
 
         The first call fills the cache, other prompts' rows included. Nothing waits for the device.
         """
         sums = self._sums[:active].zero_()
         losses = torch.zeros(active, dtype=torch.float64, device=sums.device)
         shifts = None
-        if deltas is not None or biases is not None:
+        if deltas is not None:
             shifts = self._shifts[:active]
             self._shift(deltas, shifts)
-            if biases is not None:
-                shifts += biases
         filling, self._filled = not self._filled, True
         if filling:
             self._fill(min(self._rows.bounds[active], len(self._cache)))
@@ -163,11 +156,9 @@ class TwoPassForm:
             part = self._rows.part(start, min(start + self._filling_rows, len(self._cache)))
             self._product(part, None, self._cache[part.first : part.stop])
 
-    def _shift(self, deltas: Tensor | None, out: Tensor) -> None:
+    def _shift(self, deltas: Tensor, out: Tensor) -> None:
         weight = self._head.weight
-        if deltas is None:
-            out.zero_()
-        elif weight.device.type == "cpu":
+        if weight.device.type == "cpu":
             shift(weight, deltas, out)
         elif self._rounded is None:
             torch.mm(deltas, weight.T, out=out)

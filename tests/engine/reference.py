@@ -47,9 +47,9 @@ class Watched:
         (hidden,) = self._seen
         return hidden[0]
 
-    def logits(self, hidden: Tensor, bias: Tensor | float = 0.0) -> Tensor:
-        """Of (d,) hidden states, in float64. bias: (V,), added to them before the activation."""
-        return self.head.activate(self._z(hidden) + bias)
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Of (d,) hidden states, in float64."""
+        return self.head.activate(self._z(hidden))
 
     def _z(self, hidden: Tensor) -> Tensor:
         z = hidden.double() @ self.head.weight.double().T
@@ -65,7 +65,6 @@ def answer(model: Watched, case: dict[str, Any]) -> dict[str, Any]:
     prompt = last_hidden(tokens)
     learned = oracle(head, Prompt(prompt[-last:], tokens[-last:], params, counts))
     delta = learned.delta
-    bias = 0.0 if learned.bias is None else learned.bias
     new_tokens: list[int] = []
     gaps: list[float] = []
     for t in range(case["new_tokens"]):
@@ -73,7 +72,7 @@ def answer(model: Watched, case: dict[str, Any]) -> dict[str, Any]:
         if params.window is not None and t >= params.window:
             left = 0.0
         hidden = last_hidden(tokens)[-1].double() + left * delta
-        logits = model.logits(hidden, left * bias)
+        logits = model.logits(hidden)
         if case["allowed"]:
             mask = torch.full_like(logits, -torch.inf)
             mask[case["allowed"]] = 0

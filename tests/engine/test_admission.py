@@ -77,6 +77,11 @@ def test_bad_settings_are_errors(
     assert not llm.llm_engine.has_unfinished_requests()
 
 
+def test_a_removed_setting_is_an_error() -> None:
+    with pytest.raises(VLLMValidationError, match=r"^slot_target: removed in 0\.2\.0 "):
+        Admission(SlotConfig()).check({"slot_target": "bias"}, None)
+
+
 def test_prompt_embeddings(tiny_model: str, engine: Callable[..., Any]) -> None:
     llm = engine(tiny_model, slot={}, enable_prompt_embeds=True)
     prompt = {"prompt_embeds": torch.randn(12, llm.llm_engine.model_config.get_hidden_size())}

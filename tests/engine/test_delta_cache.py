@@ -53,7 +53,6 @@ def test_what_a_key_tells_apart() -> None:
         prompt_key([1, 2, 3], 0, SlotParams(preset="safe"), None, None, (0, 0)),
         prompt_key([1, 2, 3], 0, SlotParams(max_kl=0.1), None, None, (0, 0)),
         prompt_key([1, 2, 3], 0, SlotParams(loss_tokens=2), None, None, (0, 0)),
-        prompt_key([1, 2, 3], 0, SlotParams(target="bias"), None, None, (0, 0)),
         prompt_key([1, 2, 3], 0, params, None, "", (0, 0)),
         prompt_key([1, 2, 3], 0, params, None, "salt", (0, 0)),
         prompt_key([1, 2, 3], 0, params, lora(), None, (0, 0)),

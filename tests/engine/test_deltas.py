@@ -447,10 +447,10 @@ def test_a_row_that_was_not_filled_is_nobodys(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("vanishes", [False, True])
-def test_a_bias_has_an_effect_on_all_ranks_or_on_none(vanishes: bool) -> None:
-    """The last of eight ranks has no columns, and so no part of it."""
+def test_a_delta_has_an_effect_on_all_ranks_or_on_none(vanishes: bool) -> None:
+    """The last of eight ranks has no columns, and so no part of W delta."""
     group, whole = Group(8), Model()
-    settings: dict[str, Any] = {"target": "bias", "max_kl": 0.0 if vanishes else None}
+    settings: dict[str, Any] = {"max_kl": 0.0 if vanishes else None}
 
     def work(rank: int) -> tuple[Any, Any]:
         ranks = ThreadRanks(group, rank)
@@ -464,12 +464,12 @@ def test_a_bias_has_an_effect_on_all_ranks_or_on_none(vanishes: bool) -> None:
 
     results = group.run(work)
     assert not isinstance(results[0], Exception), results[0]
-    prompt = Prompt(hidden_of(TOKENS), torch.tensor(TOKENS), SlotParams(steps=2, target="bias"))
-    expected = oracle(Head(whole.embedding.weight.detach()[:VOCABULARY]), prompt).bias
-    assert expected is not None
+    prompt = Prompt(hidden_of(TOKENS), torch.tensor(TOKENS), SlotParams(steps=2))
+    head = Head(whole.embedding.weight.detach()[:VOCABULARY])
+    expected = head.weight.double() @ oracle(head, prompt).delta
     for rows, shifts in results:
         assert (rows == [0]) == vanishes
-        torch.testing.assert_close(shifts, expected.float() * (not vanishes), rtol=1e-4, atol=2e-5)
+        torch.testing.assert_close(shifts, expected.float() * (not vanishes), rtol=1e-3, atol=2e-3)
 
 
 def test_a_request_that_another_version_admitted() -> None:

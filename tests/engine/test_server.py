@@ -38,7 +38,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     options += (*tools, *grammars)
     with serving(str(ROOT / "models/demo"), slot, log, *options, forked=False) as server:
         limits = "at most 20 steps, max_prompt_tokens 200 (long_prompts refuse), max_concurrent 1; "
-        assert "SLOT 0.1.0 on the" in server.said() and limits in server.said()
+        assert "SLOT 0.2.0 on the" in server.said() and limits in server.said()
         yield server
         assert server.alive(), server.said()[-3000:]
 
@@ -106,6 +106,7 @@ def test_streaming_gives_the_same_text(client: openai.OpenAI, ask: Any) -> None:
         ({"slot_steps": 21}, ["slot_steps=21", "0 to 20"]),
         ({"slot_lr": "x"}, ["slot_lr='x'", "a number is required"]),
         ({"slot_step": 3}, ["slot_step: unknown key", "slot_steps"]),
+        ({"slot_optimizer": "sgd"}, ["slot_optimizer: removed in 0.2.0 (", "use slot_lr and slot"]),
         ({"slot": 3}, ["slot: unknown key"]),
         ({"slot_betas": [0.9]}, ["slot_betas=[0.9]", "two numbers"]),
         ({"slot_betas": [0.9, 1]}, ["slot_betas.1=1", "less than or equal to 0.9999999"]),

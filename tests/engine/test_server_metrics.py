@@ -118,7 +118,7 @@ def test_a_scrape_while_requests_stream(server: Server) -> None:
 
 
 def test_the_log_says_how_it_runs(server: Server) -> None:
-    (line,) = [line for line in server.said().splitlines() if "SLOT 0.1.0 on the" in line]
+    (line,) = [line for line in server.said().splitlines() if "SLOT 0.2.0 on the" in line]
     for part in (
         "V1 model runner",
         "torch.float32",

@@ -218,7 +218,6 @@ def test_what_is_printed(write: Write, capsys: pytest.CaptureFixture[str]) -> No
     ("changed", "said"),
     [
         ({"preset": "safe"}, "guard 'holdout' (theirs 'none')"),
-        ({"optimizer": "sgd"}, "optimizer 'sgd' (theirs 'adamw')"),
         ({"eps": 1e-6}, "eps 1e-06 (theirs 1e-05)"),
         ({"preset": "paper-vllm", "weight_decay": 0}, "weight_decay 0.0 (theirs 1e-05)"),
         ({"preset": "paper-vllm", "loss_tokens": "user"}, "loss_tokens 'user' (theirs 'all')"),
@@ -232,6 +231,13 @@ def test_an_arm_of_other_settings_stands_alone(
     assert found.lines == []
     assert found.alone[0].startswith("published:aime24, slot (steps 1, lr 0.1): not as published: ")
     assert said in found.alone[0]
+
+
+def test_an_arm_with_a_removed_setting_stands_alone(write: Write) -> None:
+    arm = Arm(name="slot", steps=1, lr=0.1).model_dump(mode="json")
+    found = compare(write(entry(name="slot", steps=1, arm={**arm, "optimizer": "sgd"})))
+    assert found.lines == []
+    assert "not as published: optimizer 'sgd' (removed since)" in found.alone[0]
 
 
 @pytest.mark.parametrize(

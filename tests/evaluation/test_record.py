@@ -26,6 +26,7 @@ from slot_vllm.evaluation.record import (
 from slot_vllm.evaluation.run_settings import changed, text_hash
 from slot_vllm.evaluation.samples import SampleFile
 from slot_vllm.presets import PRESETS
+from slot_vllm.removed import split
 from tests.conftest import ROOT
 from tests.evaluation.stored_runs import LAST_RELEASE, answer, answers, store
 
@@ -115,8 +116,8 @@ def test_a_sweeps_cells_have_the_sweeps_settings() -> None:
     path = LAST_RELEASE / "sweep/results.json"
     run = read_results(path)
     best = next(row for row in run.arms if row.steps)
-    settings = json.loads(path.read_text())["config"]["sweep"]["settings"]
-    assert settings and best.arm is not None
+    settings, used = split(json.loads(path.read_text())["config"]["sweep"]["settings"])
+    assert settings and not used and best.arm is not None
     assert settings.items() <= best.arm.model_dump(mode="json").items()
 
 

@@ -112,8 +112,7 @@ def test_a_batch_of_different_prompts(
     "settings",
     [
         {"preset": "safe"},
-        {"loss_tokens": 9, "optimizer": "lbfgs"},
-        {"target": "both", "lr_schedule": "linear"},
+        {"loss_tokens": 9},
         {"window": 4, "half_life": 3.0},
         {"half_life": 2.0, "rounding": "model"},
     ],
@@ -315,6 +314,7 @@ def test_prompts_that_cannot_be_seen(model: Any) -> None:
         ({"steps": -1}, r"slot\.steps=-1: "),
         ({"lr": "0.1"}, r"slot\.lr='0\.1': a number is required"),
         ({"rate": 0.1}, r"slot\.rate: unknown key"),
+        ({"target": "hidden"}, r"slot\.target: removed in 0\.2\.0 .*: delta on the hidden"),
         ({"keep_deltas": 1}, r"slot\.keep_deltas: only of a vLLM engine"),
     ],
 )

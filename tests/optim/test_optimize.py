@@ -311,10 +311,8 @@ def test_a_loss_that_is_not_finite_makes_the_delta_zero(
     """Though sums, and so gradient and delta, are finite."""
     sums = form.sums
 
-    def broken(
-        self: Any, active: int, deltas: torch.Tensor | None, biases: torch.Tensor | None
-    ) -> Any:
-        column_sums, losses = sums(self, active, deltas, biases)
+    def broken(self: Any, active: int, deltas: torch.Tensor | None) -> Any:
+        column_sums, losses = sums(self, active, deltas)
         if deltas is not None:
             losses[-1] = torch.nan
         return column_sums, losses

@@ -12,13 +12,7 @@ from hypothesis import strategies as st
 from slot_vllm.optim.cached_form import CachedForm
 from slot_vllm.optim.head import Head
 from slot_vllm.optim.holdout import FEWEST_ROWS, SCALES, choose, held_out
-from slot_vllm.optim.optimize import (
-    Form,
-    Learned,
-    form_for,
-    optimize,
-    smallest_workspace_for_all,
-)
+from slot_vllm.optim.optimize import Form, Learned, optimize, smallest_workspace_for_all
 from slot_vllm.optim.oracle import oracle
 from slot_vllm.optim.plain_form import PlainForm
 from slot_vllm.optim.prompt import Prompt
@@ -42,14 +36,8 @@ def prompt_of(head: Head, length: int, seed: int = 0, **settings: Any) -> Prompt
 
 
 def drawn_prompts(head: Head, requests: list[dict[str, Any]]) -> list[Prompt]:
-    """Of lengths and settings that were drawn; L-BFGS learns no bias."""
-    prompts = []
-    for i, drawn in enumerate(requests):
-        options = dict(drawn)
-        if options.get("target") and options.get("optimizer") == "lbfgs":
-            del options["target"]
-        prompts.append(prompt_of(head, options.pop("length"), seed=i, **options))
-    return prompts
+    """Of lengths and settings that were drawn."""
+    return [prompt_of(head, seed=i, **drawn) for i, drawn in enumerate(requests)]
 
 
 def divergences(
@@ -61,8 +49,6 @@ def divergences(
         if head.bias is not None:
             z += head.bias.double()
     shift = head.weight.double() @ learned.delta.double()
-    if learned.bias is not None:
-        shift += learned.bias.double()
     own, adapted = (torch.log_softmax(head.activate(y), dim=1) for y in (z, z + shift))
     return (adapted.exp() * (adapted - own)).sum(dim=1)
 
@@ -86,11 +72,7 @@ def assert_equal(head: Head, prompt: Prompt, learned: Learned, expected: Learned
     assert learned.scale >= expected.scale * (1 - slack), what
     tolerance = max(2e-3 * params.lr, 2e-5)
     ratio = 1.0 if not expected.scale else float(learned.scale / expected.scale)
-    for mine, theirs in ((learned.delta, expected.delta), (learned.bias, expected.bias)):
-        if theirs is None or mine is None:
-            assert params.target == "hidden" or not learned.losses.numel()
-            continue
-        assert (mine.double() - ratio * theirs).abs().max() <= tolerance, what
+    assert (learned.delta.double() - ratio * expected.delta).abs().max() <= tolerance, what
     torch.testing.assert_close(
         learned.losses[:-1].double(), expected.losses[:-1], rtol=2e-4, atol=2e-4, msg=what
     )
@@ -103,16 +85,8 @@ def assert_equal(head: Head, prompt: Prompt, learned: Learned, expected: Learned
 
 
 OPTIONS: list[dict[str, Any]] = [
-    {"optimizer": "sgd", "lr": 3.0},
-    {"optimizer": "sgd", "lr": 0.5, "weight_decay": 0.3, "lr_schedule": "linear"},
-    {"optimizer": "lbfgs", "lr": 0.1},
-    {"optimizer": "lbfgs", "lr": 1.0, "steps": 3},
-    {"optimizer": "lbfgs", "lr": 0.3, "lr_schedule": "linear", "preset": "safe"},
-    {"lr_schedule": "cosine"},
-    {"lr_schedule": "linear", "weight_decay": 0.1},
+    {"weight_decay": 0.1},
     {"reduction": "mean_over_rows", "eps": 1e-3},
-    {"tolerance": 0.3, "steps": 8},
-    {"tolerance": 0.02, "steps": 9, "lr": 0.5},
     {"loss_tokens": 7},
     {"loss_tokens": 1000},
     {"loss_tokens": "user"},
@@ -125,10 +99,6 @@ OPTIONS: list[dict[str, Any]] = [
     {"max_kl": 0.01, "loss_tokens": 5},
     {"preset": "safe", "lr": 0.03},
     {"preset": "paper-vllm"},
-    {"preset": "paper-vllm", "optimizer": "lbfgs"},
-    {"target": "bias"},
-    {"target": "bias", "optimizer": "sgd", "lr": 5.0},
-    {"target": "both", "guard": "holdout", "max_kl": 0.05, "lr": 0.03},
 ]
 
 
@@ -139,8 +109,7 @@ def served() -> list[Any]:
         for options in OPTIONS
         for form in FORMS
         for cap in (None, 5.0)
-        if form is not CachedForm
-        or (cap is None and "target" not in options and options.get("optimizer") != "lbfgs")
+        if form is not CachedForm or cap is None
     ]
 
 
@@ -172,14 +141,10 @@ requests = st.fixed_dictionaries(
         "lr": st.sampled_from([0.003, 0.05, 0.5]),
     },
     optional={
-        "optimizer": st.sampled_from(["sgd", "lbfgs"]),
-        "lr_schedule": st.sampled_from(["cosine", "linear"]),
-        "tolerance": st.sampled_from([0.001, 0.1]),
         "reduction": st.just("mean_over_rows"),
         "loss_tokens": st.sampled_from(["user", "text", 3, 30]),
         "guard": st.just("holdout"),
         "max_kl": st.sampled_from([0.0, 1e-4, 0.05, 1.0]),
-        "target": st.sampled_from(["bias", "both"]),
     },
 )
 
@@ -232,15 +197,11 @@ def test_a_bound_holds_and_is_used_over_five_decades() -> None:
 @pytest.mark.parametrize("vanishing", [{"max_kl": 0.0}, {"max_kl": 1e-12}])
 def test_a_bound_so_small_that_nothing_is_left(vanishing: dict[str, Any]) -> None:
     head = make_head()
-    for target in ("hidden", "both"):
-        prompt = prompt_of(head, 40, target=target, **vanishing)
-        (learned,) = optimize(head, [prompt], Workspace(MIB))
-        assert learned.scale == 0 and not learned.delta.any()
-        assert learned.bias is None or not learned.bias.any()
+    (learned,) = optimize(head, [prompt_of(head, 40, **vanishing)], Workspace(MIB))
+    assert learned.scale == 0 and not learned.delta.any()
 
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-TARGETS = ["hidden", "bias", "both"]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -279,20 +240,15 @@ def test_the_holdout_s_choice_is_the_least_of_float64(
     assert len(chosen) >= 4 and apart >= 15
 
 
-@pytest.mark.parametrize(
-    ("form", "target"),
-    [(form, target) for form in FORMS for target in TARGETS[: 3 if form.takes_biases else 1]],
-)
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_bound_holds_in_the_model_s_dtype(
-    dtype: torch.dtype, form: type[Form], target: str
-) -> None:
+def test_a_bound_holds_in_the_model_s_dtype(dtype: torch.dtype, form: type[Form]) -> None:
     """Of the distribution that is sampled from: of logits in the model's dtype. The larger they
     are, the more that differs from the exact one."""
     head, used = make_head(500, dtype=dtype), 0
     for seed in range(4):
         for bound in (1e-5, 1e-3, 0.05):
-            prompt = enlarged(prompt_of(head, 5, seed, max_kl=bound, target=target), 4)
+            prompt = enlarged(prompt_of(head, 5, seed, max_kl=bound), 4)
             (learned,) = optimize(head, [prompt], Workspace(4 * MIB), form=form)
             rounded = (prompt.hidden @ head.weight.T).double()
             rows = divergences(head, prompt, learned, rounded)
@@ -330,20 +286,6 @@ def test_safeguards_of_logits_that_span_hundreds(
         rows = divergences(head, prompt, learned, z.double())
         kl, bound = max(rows.mean(), rows[-1]), options["max_kl"]
         assert kl <= 1.01 * bound and (learned.scale == 1 or kl >= 0.98 * bound), (seed, kl)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_bias_is_stored_in_the_model_s_dtype(dtype: torch.dtype) -> None:
-    head = make_head(dtype=dtype)
-    prompt = prompt_of(head, 40, target="both")
-    (learned,) = optimize(head, [prompt], Workspace(4 * MIB))
-    assert learned.bias is not None and learned.bias.dtype == dtype
-    assert learned.delta.dtype == torch.float32
-    expected = oracle(head, prompt).bias
-    assert expected is not None
-    torch.testing.assert_close(
-        learned.bias.double(), expected, rtol=torch.finfo(dtype).eps, atol=2e-2 * prompt.params.lr
-    )
 
 
 @pytest.mark.parametrize("options", [{"guard": "holdout"}, {"preset": "safe"}])
@@ -384,64 +326,10 @@ def test_a_prompt_whose_tokens_cannot_be_told_is_an_error() -> None:
         optimize(head, [prompt], Workspace(MIB))
 
 
-@pytest.mark.parametrize("options", [{"target": "bias"}, {"optimizer": "lbfgs"}])
-def test_the_cached_form_refuses_what_it_does_not_serve(options: dict[str, Any]) -> None:
-    head = make_head()
-    with pytest.raises(ValueError, match="CachedForm adds no bias"):
-        optimize(head, [prompt_of(head, 20, **options)], Workspace(MIB), form=CachedForm)
-
-
-def test_lbfgs_needs_fewer_passes_over_w() -> None:
-    """For the loss that AdamW has after 5 steps, which take 9 passes; a step of L-BFGS takes 2."""
-    head = make_head(vocabulary=1000, hidden=128)
-    for seed in range(4):
-        base, fast = (
-            prompt_of(head, 100, seed, **options)
-            for options in ({"lr": 0.1}, {"optimizer": "lbfgs", "lr": 1.0, "steps": 3})
-        )
-        (adamw,) = optimize(head, [base], Workspace(8 * MIB), final_loss=True)
-        (lbfgs,) = optimize(head, [fast], Workspace(8 * MIB), final_loss=True)
-        assert lbfgs.losses[-1] <= adamw.losses[-1]
-
-
-def test_a_stop_is_one_request_s_own() -> None:
-    head = make_head()
-    stops = prompt_of(head, 40, seed=1, steps=8, lr=0.3, tolerance=0.2)
-    runs = prompt_of(head, 40, seed=2, steps=8, lr=0.3)
-    (alone,) = optimize(head, [runs], Workspace(MIB))
-    stopped, together = optimize(head, [stops, runs], Workspace(MIB))
-    assert len(set(stopped.losses.tolist())) < 8
-    assert (together.delta - alone.delta).abs().max() <= 1e-6
-
-
-@pytest.mark.parametrize("final_loss", [False, True])
-def test_who_has_taken_all_steps_keeps_no_other_going(
-    final_loss: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    head = make_head()
-    few = prompt_of(head, 40, seed=1, steps=2, lr=0.3)
-    stops = prompt_of(head, 40, seed=2, steps=100, lr=0.3, tolerance=0.2)
-    form, passes = form_for(head), 0
-    sums = form.sums
-
-    def counted(*args: Any) -> Any:
-        nonlocal passes
-        passes += 1
-        return sums(*args)
-
-    monkeypatch.setattr(form, "sums", counted)
-    alone = optimize(head, [stops], Workspace(MIB), final_loss)[0]
-    needed = passes
-    together = optimize(head, [few, stops], Workspace(MIB), final_loss)
-    assert 3 < needed < 20 and passes == 2 * needed
-    assert together[0].losses.isfinite().all() and len(together[0].losses) == 2 + final_loss
-    assert (together[1].delta - alone.delta).abs().max() <= 1e-6
-
-
 @pytest.mark.parametrize("final_loss", [False, True])
 @pytest.mark.parametrize(
     "settings",
-    [{"target": "both"}, {"target": "bias", "preset": "safe"}, {"preset": "safe"}],
+    [{}, {"preset": "safe"}],
 )
 def test_of_hidden_states_that_are_not_finite_nothing_is_left(
     settings: dict[str, Any], final_loss: bool
@@ -454,6 +342,5 @@ def test_of_hidden_states_that_are_not_finite_nothing_is_left(
     alone = optimize(head, [good], Workspace(1 << 22), final_loss)[0]
     learned = optimize(head, [bad, good], Workspace(1 << 22), final_loss)
     assert [bool(one.finite) for one in learned] == [False, True]
-    for tensor in (learned[0].delta, learned[0].bias):
-        assert tensor is None or not tensor.any()
+    assert not learned[0].delta.any()
     torch.testing.assert_close(learned[1].delta, alone.delta)

@@ -162,9 +162,9 @@ def test_options_mixed_in_one_batch(extra_bytes: int) -> None:
     options: tuple[dict[str, Any], ...] = (
         {},
         {"loss_tokens": 7},
-        {"loss_tokens": "user", "lr_schedule": "linear"},
-        {"optimizer": "sgd", "lr": 1.0},
-        {"preset": "paper-vllm", "lr_schedule": "cosine", "loss_tokens": 100},
+        {"loss_tokens": "user"},
+        {"lr": 1.0},
+        {"preset": "paper-vllm", "loss_tokens": 100},
     )
     prompts = [
         replace(

@@ -124,7 +124,7 @@ def _generation(results: RunRecord) -> dict[str, Any]:
 def _settings(row: Result) -> dict[str, str]:
     """The arm's requests."""
     asked = row.arm.request_args() if row.arm else {"slot_steps": row.steps, "slot_lr": row.lr}
-    return _strings(asked)
+    return _strings({**asked, **{f"slot_{key}": value for key, value in row.removed.items()}})
 
 
 def _strings(values: dict[str, Any]) -> dict[str, str]:

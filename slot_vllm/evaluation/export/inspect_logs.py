@@ -67,7 +67,7 @@ def _log(results: RunRecord, row: Result, answers: Sequence[Sample], when: datet
     generation = results.config.generation
     model = f"vllm/{results.config.model}"
     ids = list(dict.fromkeys(answer.id for answer in answers))
-    settings = row.arm.model_dump(mode="json") if row.arm else {}
+    settings = {**row.arm.model_dump(mode="json"), **row.removed} if row.arm else {}
     return EvalLog(
         status="success",
         eval=EvalSpec(

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from slot_vllm.evaluation.comparison import compare
-from slot_vllm.evaluation.record import CONDUCT, Comparison
+from slot_vllm.evaluation.record import CONDUCT, Comparison, Result
 from slot_vllm.evaluation.report.stored_run import StoredPart, StoredRun
 from slot_vllm.evaluation.run_settings import name_of
+from slot_vllm.removed import REMOVED
 
 
 @dataclass(frozen=True)
@@ -120,12 +121,19 @@ def _other_settings(pairs: _Pairs) -> list[str]:
     """What else than its name differs between an arm of the one run and of the other."""
     remarks = []
     for name, (first, second) in pairs.items():
-        arms = [part.entry.arm if part.entry else None for part in (first, second)]
-        ours, theirs = (dict(arm) if arm and arm.steps else {} for arm in arms)
+        ours, theirs = (_settings_of(part.entry) for part in (first, second))
         differ = [f"{k} {v} and {theirs[k]}" for k, v in ours.items() if theirs.get(k, v) != v]
         if differ:
             remarks.append(f"{name} is another arm in each run: {', '.join(differ)}.")
     return remarks
+
+
+def _settings_of(entry: Result | None) -> dict[str, Any]:
+    """An arm's, those that were removed since among them."""
+    if entry is None or entry.arm is None or not entry.arm.steps:
+        return {}
+    unused = {name: removal.default for name, removal in REMOVED.items()}
+    return {**dict(entry.arm), **unused, **entry.removed}
 
 
 def _unknown_scorer(task: str, first: StoredRun, second: StoredRun) -> list[str]:

@@ -14,7 +14,7 @@ from tests.engine.cases import (
     random_tokens,
     reference,
 )
-from tests.engine.generate import delta_of, run, shifts_of, stats_of, tokens_of
+from tests.engine.generate import delta_of, run, stats_of, tokens_of
 from tests.engine.runner import V2
 
 NEW = 6 if V2 else 16
@@ -23,12 +23,12 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"preset": "safe"},
     {"guard": "holdout"},
     {"max_kl": 0.02},
-    {"loss_tokens": 20, "lr_schedule": "cosine"},
-    {"optimizer": "sgd", "tolerance": 0.01},
-    {"target": "both", "guard": "holdout"},
-    {"target": "bias", "max_kl": 0.01},
+    {"loss_tokens": 20},
+    {"reduction": "mean_over_rows"},
+    {"guard": "holdout", "loss_tokens": 40},
+    {"max_kl": 0.01, "loss_tokens": 30},
     {"preset": "paper-vllm"},
-    {"optimizer": "lbfgs", "lr_schedule": "linear"},
+    {"weight_decay": 0.1, "eps": 1e-3},
 )
 # Of which every option learns something; most are longer than a step.
 LONG = LENGTHS[3:]
@@ -132,12 +132,10 @@ def test_without_a_delta_every_bit_is_the_baseline_s(
 
 
 @pytest.mark.any_runner
-def test_counters_and_equal_prompts_with_a_bias(
-    tiny_model: str, engine: Callable[..., Any]
-) -> None:
+def test_counters_and_equal_prompts(tiny_model: str, engine: Callable[..., Any]) -> None:
     llm = engine(tiny_model, slot={})
     before = stats_of(llm)
-    case = Case(random_tokens(40, seed=71), 5, 0.1, NEW, settings=(("target", "bias"),))
+    case = Case(random_tokens(40, seed=71), 5, 0.1, NEW)
     bounded = Case(case.tokens, 5, 0.1, NEW, settings=(("max_kl", 0.001),))
     gone = Case(case.tokens, 5, 0.1, NEW, settings=(("max_kl", 0.0),))
     outputs = run(llm, [case, case, bounded, gone])
@@ -145,12 +143,6 @@ def test_counters_and_equal_prompts_with_a_bias(
     counted = [stats[name] - before[name] for name in ("optimized", "shared", "scaled", "vanished")]
     assert counted == [3, 1, 1, 1]
     assert tokens_of(outputs)[0] == tokens_of(outputs)[1]
-    shifts = shifts_of(llm, outputs[0])
-    assert shifts is not None and shifts.any()
-    assert not any(delta_of(llm, outputs[0]) or ())
-    # A later one learns its own bias: only deltas are kept.
-    run(llm, [case])
-    assert stats_of(llm)["optimized"] - before["optimized"] == 4
 
 
 @pytest.mark.any_runner

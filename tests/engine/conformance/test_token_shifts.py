@@ -42,30 +42,3 @@ def test_token_shifts_are_w_delta(
     assert nothing is not None
     assert nothing.shape == head.shape[:1] and not nothing.any()
     assert shifts_of(llm, without) is None
-
-
-@pytest.mark.any_runner
-@pytest.mark.parametrize("target", ["bias", "both"])
-def test_a_bias_in_a_16_bit_model(
-    target: str, tiny_models: Callable[[str, bool], str], engine: Callable[..., Any]
-) -> None:
-    """It is kept in the model's dtype, and is what the logits get besides W delta."""
-    model = tiny_models("llama", False)
-    llm = engine(model, slot={}, dtype="bfloat16", logprobs_mode="raw_logits", max_logprobs=-1)
-    tokens = random_tokens(60, seed=870)
-    own, learned = (
-        run(llm, [Case(tokens, steps, 0.2, 1, settings=(("target", target),))], logprobs=-1)[0]
-        for steps in (0, 5)
-    )
-    kept = runner_of(llm).slot_deltas.find(learned.request_id)
-    assert kept.bias.dtype == torch.bfloat16 and kept.bias.abs().max() > 0.1
-    assert bool(kept.delta.any()) == (target == "both")
-    shifts = shifts_of(llm, learned)
-    head = load_file(Path(model) / "model.safetensors")["lm_head.weight"].bfloat16().float()
-    expected = head @ kept.delta + kept.bias[: len(head)].float()
-    torch.testing.assert_close(shifts, expected, rtol=1e-5, atol=1e-5)
-    moved = [
-        learned.outputs[0].logprobs[0][token].logprob - own.outputs[0].logprobs[0][token].logprob
-        for token in range(len(head))
-    ]
-    torch.testing.assert_close(torch.tensor(moved), shifts, rtol=1e-4, atol=1e-5)

@@ -161,10 +161,9 @@ def test_tensor_parallel_with_other_settings(
     assert_equal_to_one_process(llm, tiny_model, cases_of(VOCABULARY), [True, True])
 
 
-LINE_SEARCHES: tuple[dict[str, Any], ...] = (
-    {"optimizer": "lbfgs"},
-    {"optimizer": "lbfgs", "preset": "safe"},
-    {"optimizer": "lbfgs", "tolerance": 0.05, "loss_tokens": 30},
+SAFE: tuple[dict[str, Any], ...] = (
+    {"preset": "safe"},
+    {"preset": "safe", "loss_tokens": 30},
 )
 FADING: tuple[dict[str, Any], ...] = (
     {"window": 2},
@@ -185,9 +184,9 @@ def test_every_option_in_one_batch(
     options = {"num_gpu_blocks_override": 22} if architecture == "gemma2" else {}
     llm = parallel(model, **TP2, **options)
     # Prompts longer than a step's tokens among them.
-    searches = [
+    safe = [
         Case(random_tokens(length, 90 + length), 3, 0.5, 16, settings=tuple(settings.items()))
-        for length, settings in zip((17, 64, 130), LINE_SEARCHES, strict=True)
+        for length, settings in zip((64, 130), SAFE, strict=True)
     ]
     fading = [
         Case(random_tokens(60, 95), 5, 1.0, 6, settings=tuple(settings.items()))
@@ -199,7 +198,7 @@ def test_every_option_in_one_batch(
             tokens=tuple(token % (vocabulary or VOCABULARY) for token in case.tokens),
             new_tokens=6,
         )
-        for case in [*mixed(9), *searches, *fading]
+        for case in [*mixed(9), *safe, *fading]
     ]
     expected = reference(model, cases)
     before = llm.collective_rpc("slot_stats")
@@ -239,7 +238,7 @@ def test_every_option_in_one_batch(
 )
 @pytest.mark.parametrize(
     "settings",
-    [{"max_kl": 0.0}, {"max_kl": 1e-12, "target": "both"}, {"guard": "holdout", "target": "bias"}],
+    [{"max_kl": 0.0}, {"max_kl": 1e-12}, {"guard": "holdout"}],
 )
 def test_without_a_delta_every_bit_is_the_baseline_s(
     settings: dict[str, Any],
@@ -579,7 +578,7 @@ def test_a_data_parallel_server(tiny_model: str, tmp_path: Path) -> None:
         for _ in range(6):
             with pytest.raises(openai.BadRequestError, match="slot_step"):
                 complete(cases[0], slot_step=3)
-        assert server.said().count("SLOT 0.1.0 on the") == 2
+        assert server.said().count("SLOT 0.2.0 on the") == 2
         answer = httpx.get(f"{server.url}/slot/stats", timeout=60, trust_env=False).json()
         learned = {worker["engine"]: worker["optimized"] for worker in answer["workers"]}
         assert len(learned) == 2 and all(learned.values())

@@ -64,9 +64,6 @@ valid: dict[str, Any] = {
     "slot_eps": st.floats(1e-30, 1),
     "slot_weight_decay": st.one_of(st.floats(0, 0.01), st.floats(0, 1)),
     "slot_rounding": _choices("rounding"),
-    "slot_optimizer": _choices("optimizer"),
-    "slot_lr_schedule": _choices("lr_schedule"),
-    "slot_tolerance": st.floats(0, 1),
     "slot_reduction": _choices("reduction"),
     "slot_loss_tokens": st.one_of(
         st.sampled_from(("all", "text", *ROLES)),
@@ -75,7 +72,6 @@ valid: dict[str, Any] = {
     ),
     "slot_guard": _choices("guard"),
     "slot_max_kl": st.one_of(st.just("none"), st.floats(0, 10)),
-    "slot_target": _choices("target"),
     "slot_window": st.one_of(st.just("none"), st.integers(1, 300)),
     "slot_half_life": st.one_of(st.just("none"), st.floats(1e-3, 1e6)),
 }

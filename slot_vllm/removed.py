@@ -1,0 +1,67 @@
+"""What settings could say in earlier releases, and what to use instead."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic_core import PydanticCustomError
+
+# The type of the pydantic error of a removed name.
+ERROR = "removed"
+
+
+@dataclass(frozen=True)
+class Removal:
+    """default: what the record of a run holds where the setting was not used."""
+
+    default: Any
+    instead: str
+    version: str = "0.2.0"
+    why: str = "it showed no use on a real model, see docs/study.md"
+
+
+# By a setting's name; a preset is ``preset=NAME``, and its default says nothing.
+REMOVED = {
+    "optimizer": Removal("adamw", "AdamW takes the steps; use slot_lr and slot_steps"),
+    "lr_schedule": Removal("constant", "the rate is slot_lr in every step; use a smaller one"),
+    "tolerance": Removal(0.0, "all steps are taken; use fewer slot_steps"),
+    "target": Removal("hidden", "delta on the hidden states is what is learned; leave it out"),
+}
+
+
+def refuse(values: Mapping[str, Any]) -> None:
+    """Raises PydanticCustomError for the first removed setting or preset that is named."""
+    for key, value in values.items():
+        for name in (key, f"{key}={value}" if isinstance(value, str) else key):
+            if (removal := REMOVED.get(name)) is not None:
+                raise PydanticCustomError(
+                    ERROR,
+                    "{name}: removed in {version} ({why}): {instead}",
+                    {"name": name, **vars(removal)},
+                )
+
+
+def split(stored: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings of a stored run: those that there are still, and the removed ones that were used."""
+    kept = {key: value for key, value in stored.items() if key not in REMOVED}
+    gone = {key: value for key, value in stored.items() if key not in kept}
+    return kept, {key: value for key, value in gone.items() if value != REMOVED[key].default}
+
+
+def of_stored_run(config: Mapping[str, Any], used: bool = True) -> dict[str, Any]:
+    """A stored run's configuration without removed settings; with those that were used, if
+    ``used``."""
+
+    def without(settings: Any) -> Any:
+        if not isinstance(settings, Mapping):
+            return settings
+        kept, gone = split(settings)
+        return {**kept, **(gone if used else {})}
+
+    found = dict(config)
+    if isinstance(found.get("arms"), list):
+        found["arms"] = [without(arm) for arm in found["arms"]]
+    sweep = found.get("sweep")
+    if isinstance(sweep, Mapping) and "settings" in sweep:
+        found["sweep"] = {**sweep, "settings": without(sweep["settings"])}
+    return found
