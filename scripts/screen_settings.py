@@ -170,7 +170,7 @@ class Screen:
 
     @torch.no_grad()
     def _shift(self, problem: Problem, params: SlotParams) -> Tensor:
-        """(V,) float32: W delta, and the bias where one is learned."""
+        """(V,) float32: W delta."""
         counts = None
         if params.words is not None:
             spans = self._loss_tokens.spans(problem.tokens, params.words)
@@ -179,7 +179,7 @@ class Screen:
         (learned,) = optimize(self._head, [prompt], self._workspace)
         shift = torch.empty(1, self._head.vocabulary)
         self._head.exact_shift(learned.delta.unsqueeze(0), out=shift)
-        return shift[0] if learned.bias is None else shift[0] + learned.bias
+        return shift[0]
 
     @torch.no_grad()
     def _log_p(
