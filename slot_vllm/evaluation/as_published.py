@@ -77,6 +77,7 @@ def other_decoding(run: RunRecord, task: str, context: int) -> list[str]:
         "repetition_penalty": (generation.repetition_penalty, 1.0),
         "stop": (generation.stop, []),
         "chat_template": (run.config.chat_template is not False, True),
+        "examples": (len(run.config.examples), 0),
         "system_prompt": (run.config.system_prompt or run.config.system_prompt_file, None),
         "answers per problem": (recorded.answers if recorded else 1, 1),
     }
@@ -110,7 +111,9 @@ def other_arm(entry: Result) -> list[str]:
         return ["the run does not say all of the arm's settings"]
     name = _nearest(arm)
     theirs = _settings(arm, name)
-    return [f"{key} {ours!r} (theirs {theirs[key]!r})" for key, ours in _other(arm, name).items()]
+    control = [f"control {arm.control.words} (theirs none)"] if arm.control else []
+    others = _other(arm, name).items()
+    return [*control, *(f"{key} {ours!r} (theirs {theirs[key]!r})" for key, ours in others)]
 
 
 def in_words(arm: Arm) -> str:

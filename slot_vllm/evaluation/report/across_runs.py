@@ -121,7 +121,7 @@ def _other_settings(pairs: _Pairs) -> list[str]:
     remarks = []
     for name, (first, second) in pairs.items():
         arms = [part.entry.arm if part.entry else None for part in (first, second)]
-        ours, theirs = (dict(arm) if arm and arm.steps else {} for arm in arms)
+        ours, theirs = (dict(arm) if arm and (arm.steps or arm.control) else {} for arm in arms)
         differ = [f"{k} {v} and {theirs[k]}" for k, v in ours.items() if theirs.get(k, v) != v]
         if differ:
             remarks.append(f"{name} is another arm in each run: {', '.join(differ)}.")
