@@ -42,7 +42,7 @@ from slot_vllm.evaluation.generation import (
 from slot_vllm.evaluation.model_script import make_model
 from slot_vllm.evaluation.models.get import path as model_path
 from slot_vllm.evaluation.progress import Progress
-from slot_vllm.evaluation.record import BASELINE, Arm
+from slot_vllm.evaluation.record import Arm
 
 logger = logging.getLogger(__name__)
 
@@ -252,7 +252,7 @@ def _arm_from_environment(run: RunConfig, environment: Mapping[str, str]) -> Arm
     arms = {arm.name: arm for arm in run.all_arms}
     name = environment.get("SLOT_ARM")
     if name is None:
-        return next((arm for arm in run.all_arms if arm.name != BASELINE), run.all_arms[0])
+        return next((arm for arm in run.all_arms if arm.steps), run.all_arms[0])
     if name not in arms:
         raise ConfigError(f"SLOT_ARM={name!r}: no such arm; allowed: {', '.join(arms)}")
     return arms[name]
