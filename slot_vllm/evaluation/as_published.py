@@ -77,6 +77,7 @@ def other_decoding(run: RunRecord, task: str, context: int) -> list[str]:
         "repetition_penalty": (generation.repetition_penalty, 1.0),
         "stop": (generation.stop, []),
         "chat_template": (run.config.chat_template is not False, True),
+        "examples": (len(run.config.examples), 0),
         "system_prompt": (run.config.system_prompt or run.config.system_prompt_file, None),
         "answers per problem": (recorded.answers if recorded else 1, 1),
     }
@@ -110,9 +111,11 @@ def other_arm(entry: Result) -> list[str]:
         return ["the run does not say all of the arm's settings"]
     name = _nearest(arm)
     theirs = _settings(arm, name)
+    control = [f"control {arm.control.words} (theirs none)"] if arm.control else []
     removed = [f"{key} {ours!r} (removed since)" for key, ours in entry.removed.items()]
-    other = _other(arm, name).items()
-    return [*(f"{key} {ours!r} (theirs {theirs[key]!r})" for key, ours in other), *removed]
+    others = _other(arm, name).items()
+    differ = [f"{key} {ours!r} (theirs {theirs[key]!r})" for key, ours in others]
+    return [*control, *differ, *removed]
 
 
 def in_words(arm: Arm) -> str:

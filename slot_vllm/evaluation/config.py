@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from slot_vllm.evaluation.control import Example
 from slot_vllm.evaluation.overrides import OverrideError, override
 from slot_vllm.evaluation.record import BASELINE, Arm, Name
 from slot_vllm.params import Integer, Number, SlotConfig, SlotError, SlotParams
@@ -97,12 +98,14 @@ class Task(Strict):
 
     data: a local file (json, jsonl, csv, parquet) or directory in place of the hub's dataset.
     max_samples: how many problems, chosen by lighteval's fixed shuffle.
+    skip: so many of the shuffle's first are left out.
     answers: how many per problem, for metrics over several (avg@n, pass@k); default: the task's.
     """
 
     name: Annotated[str, Field(min_length=1)]
     data: LocalPath | None = None
     max_samples: Positive | None = None
+    skip: Annotated[Integer, Field(ge=0)] = 0
     answers: Positive | None = None
 
 
@@ -168,6 +171,7 @@ class RunConfig(Strict):
         break at its end is part of the prompt.
     system_prompt_sha256: of that file; filled in when the run is read. A run that states it is
         refused if the file is another.
+    examples: worked examples, turns before the question in all arms.
     published_model: the model's name in the published table; default: the path's last part.
     ray: spreads the problems over replicas of the engine; without it there is one engine.
     custom_tasks: a Python file with a TASKS_TABLE of task definitions besides lighteval's own.
@@ -186,6 +190,7 @@ class RunConfig(Strict):
     system_prompt: str | None = None
     system_prompt_file: LocalPath | None = None
     system_prompt_sha256: str | None = None
+    examples: list[Example] = []
     published_model: str | None = None
     custom_tasks: LocalPath | None = None
     inspect: bool = True
@@ -209,6 +214,18 @@ class RunConfig(Strict):
     @property
     def uses_slot(self) -> bool:
         return any(arm.steps for arm in self.all_arms)
+
+    @property
+    def has_examples(self) -> bool:
+        """Before the question, in all arms or in some."""
+        controls = [arm.control for arm in self.all_arms if arm.control]
+        return bool(self.examples) or any(control.examples for control in controls)
+
+    @property
+    def temperatures(self) -> list[float]:
+        """Of all arms; the run's own if it has none."""
+        of_run = self.generation.temperature
+        return [arm.temperature(of_run) for arm in self.all_arms] or [of_run]
 
     def engine_slot(self) -> dict[str, Any] | None:
         """``additional_config["slot"]`` of the engine: SLOT is opt-in per request, losses are
@@ -344,10 +361,20 @@ def _check(config: RunConfig) -> None:
     if config.select and not config.sweep:
         raise ConfigError("select: there is no `sweep` to select from")
     for arm in arms:
-        if (arm.name == BASELINE) != (arm.steps == 0):
+        if arm.name == BASELINE and arm.control is not None:
+            raise ConfigError(
+                f"{_key(config, arm)}.control: {BASELINE!r} has none; allowed: in arms of other "
+                "names"
+            )
+        if (arm.name == BASELINE) != (arm.steps == 0 and arm.control is None):
             raise ConfigError(
                 f"{_key(config, arm)}: name={arm.name!r} with steps={arm.steps}; the arm with "
-                f"steps 0, and only that one, is named {BASELINE!r}"
+                f"steps 0 and no control, and only that one, is named {BASELINE!r}"
+            )
+        if arm.control and arm.control.temperature == config.generation.temperature:
+            raise ConfigError(
+                f"{_key(config, arm)}.control.temperature={arm.control.temperature}: it is the "
+                "run's own; allowed: another one"
             )
     for option in RESERVED_ENGINE_OPTIONS:
         if option in config.engine:

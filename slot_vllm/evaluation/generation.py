@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from slot_vllm.evaluation.config import KEPT_LOSSES, ConfigError, RunConfig, RunFailed
 from slot_vllm.evaluation.models import memory
@@ -16,11 +17,12 @@ from slot_vllm.evaluation.models.get import path as model_path
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt (token ids) and the arguments of its ``SamplingParams``."""
+    """A prompt (token ids), the arguments of its ``SamplingParams``, and the prompt's text."""
 
     id: str
     prompt: list[int]
     sampling: dict[str, Any]
+    text: str = ""
 
 
 @dataclass
@@ -88,6 +90,39 @@ def engine_options(config: RunConfig) -> dict[str, Any]:
     return options
 
 
+def matching(regex: str) -> Any:
+    """The ``structured_outputs`` of ``SamplingParams`` whose answers match an expression."""
+    from vllm.sampling_params import StructuredOutputsParams
+
+    return StructuredOutputsParams(regex=regex)
+
+
+def check_controls(
+    config: RunConfig, options: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Raises ConfigError for an arm's control that an engine of these options would refuse."""
+    from vllm import EngineArgs, SamplingParams
+    from vllm.exceptions import VLLMError
+
+    for arm in config.all_arms:
+        if arm.control is None or not (arm.control.regex or arm.control.bias):
+            continue
+        try:
+            arguments = EngineArgs(**options)
+            SamplingParams(
+                structured_outputs=matching(arm.control.regex) if arm.control.regex else None,
+                logit_bias={0: 1.0} if arm.control.bias else None,
+            ).verify(
+                arguments.create_model_config(),
+                arguments.speculative_config,
+                arguments.structured_outputs_config,
+                tokenizer,
+            )
+        except (ValueError, TypeError, VLLMError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"arms.{arm.name}.control: vLLM refuses: {reason}") from None
+
+
 def check_sampling(requests: Sequence[Request]) -> None:
     """Raises ConfigError for what vLLM's SamplingParams refuse, before anything is written."""
     from vllm import SamplingParams
@@ -105,12 +140,12 @@ def _seeded_on_cpu(config: RunConfig) -> dict[str, Any]:
     that has a seed, so sampled answers take whole prompts."""
     from vllm.platforms import current_platform
 
-    if config.generation.temperature == 0 or not current_platform.is_cpu():
+    if max(config.temperatures) == 0 or not current_platform.is_cpu():
         return {}
     if config.engine.get("enable_chunked_prefill"):
         raise ConfigError(
             "engine.enable_chunked_prefill=True: sampling with seeds on a CPU needs False; "
-            "allowed: False, or generation.temperature=0"
+            "allowed: False, or a temperature of 0 in all arms"
         )
     return {"enable_chunked_prefill": False}
 

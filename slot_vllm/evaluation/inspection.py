@@ -47,22 +47,22 @@ def inspect(
     Starts the engine if it has not started. Raises ConfigError and RunFailed.
     """
     text = TokenText(model.tokenizer)
+    read = _reading(arm)
     mean = Mean()
     prompts = []
     model.start()
-    requests = [_one_token(model.request(doc, arm)) for doc in docs]
+    requests = [_one_token(model.request(doc, read)) for doc in docs]
     check_sampling(requests)
     with Progress(f"W delta of {arm.name} · {task}", len(docs)) as progress:
-        for doc, shifts in zip(docs, _in_order(model.engine, requests), strict=True):
+        asked = zip(docs, requests, _in_order(model.engine, requests), strict=True)
+        for doc, request, shifts in asked:
             progress.add_tokens(1)
             progress.advance()
             if shifts is not None:
                 mean.add(shifts)
                 raised, lowered = extremes(shifts, top, text)
                 prompts.append(
-                    PromptShifts(
-                        id=doc.id, prompt=model.prompt(doc), raised=raised, lowered=lowered
-                    )
+                    PromptShifts(id=doc.id, prompt=request.text, raised=raised, lowered=lowered)
                 )
     if len(prompts) < len(docs):
         missing = len(docs) - len(prompts)
@@ -131,17 +131,28 @@ def _inspections(
     if prompt is None:
         return inspect_arms(model, arms, loaded, top)
     doc = Doc(prompt, [""], 0, id="prompt", task_name="--prompt")
-    _check_length(model, doc)
+    for arm in arms:
+        _check_length(model, doc, arm)
     return [inspect(model, arm, "--prompt", [doc], top) for arm in arms]
 
 
-def _check_length(model: SlotModel, doc: Doc) -> None:
-    read = model.tokenizer.encode(model.prompt(doc), add_special_tokens=model.add_special_tokens)
+def _check_length(model: SlotModel, doc: Doc, arm: Arm) -> None:
+    read = model.tokenizer.encode(
+        model.prompt(doc, arm), add_special_tokens=model.add_special_tokens
+    )
     if len(read) < 2:
         raise ConfigError(
             f"--prompt {doc.query!r}: {'a single token' if read else 'no token'}, from which "
             "nothing can be learned, so all shifts are zero; allowed: two tokens or more"
         )
+
+
+def _reading(arm: Arm) -> Arm:
+    """The arm without what its control does after the prompt is read, which moves no delta."""
+    if arm.control is None:
+        return arm
+    after = {"temperature": None, "regex": None, "bias": None}
+    return changed(arm, control=changed(arm.control, **after))
 
 
 def _one_token(request: Request) -> Request:

@@ -12,8 +12,8 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,18 +27,22 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from slot_vllm.evaluation import benchmarks, engine_output
 from slot_vllm.evaluation.config import ConfigError, RunConfig, load, system_prompt
+from slot_vllm.evaluation.control import Control
+from slot_vllm.evaluation.frequency_bias import PromptFrequencies, frequencies
 from slot_vllm.evaluation.generation import (
     Completion,
     Engine,
     OnTokens,
     Request,
     VllmEngine,
+    check_controls,
     engine_options,
+    matching,
 )
 from slot_vllm.evaluation.model_script import make_model
 from slot_vllm.evaluation.models.get import path as model_path
 from slot_vllm.evaluation.progress import Progress
-from slot_vllm.evaluation.record import BASELINE, Arm
+from slot_vllm.evaluation.record import Arm
 
 logger = logging.getLogger(__name__)
 
@@ -67,17 +71,19 @@ class SlotModel(LightevalModel):
     ) -> None:
         self.run = run or _run_from_environment(config.model_name)
         self.arm = self.run.all_arms[0] if run else _arm_from_environment(self.run, os.environ)
-        self.config = config.model_copy(update=_described(self.run))
+        self.config = config.model_copy(update=_described(self.run, self.arm))
         self._cache = _NoCache()
         self._request_numbers = itertools.count()
         self._tokenizer = _load_tokenizer(self.run)
         self._use_chat_template = _uses_chat_template(self.run, self._tokenizer)
         self._system_prompt = system_prompt(self.run)
+        self._frequencies: dict[tuple[int, ...], PromptFrequencies] = {}
 
     @functools.cached_property
     def engine(self) -> Engine:
         """Starts when it is first needed. Raises ConfigError and RunFailed."""
         options = engine_options(self.run)
+        check_controls(self.run, options, self._tokenizer)
         if self.run.ray is None:
             return VllmEngine(options)
         from slot_vllm.evaluation.replicas import Replicas
@@ -114,6 +120,7 @@ class SlotModel(LightevalModel):
 
     def greedy_until(self, docs: list[Doc]) -> list[ModelResponse]:
         """The arm's answers to the documents, in their order."""
+        self.prepare((doc, self.arm) for doc in docs)
         requests = [self.request(doc, self.arm) for doc in docs]
         responses = {}
         with Progress(self.arm.name, len(docs)) as progress:
@@ -132,14 +139,35 @@ class SlotModel(LightevalModel):
     def loglikelihood_rolling(self, docs: list[Doc]) -> NoReturn:
         self.loglikelihood(docs)
 
-    def prompt(self, doc: Doc) -> str:
-        """A document as the model is asked it. The system prompt is the run's or, where it gives
-        none, the benchmark's own."""
+    def prepare(self, asked: Iterable[tuple[Doc, Arm]]) -> None:
+        """Reads the prompts of arms whose control is a bias, with transformers. An engine that has
+        started is ended: the model need not fit twice. Raises ConfigError and RunFailed."""
+        biased = (pair for pair in asked if pair[1].control and pair[1].control.bias)
+        prompts = dict.fromkeys(tuple(self._tokens(doc, arm)) for doc, arm in biased)
+        new = [prompt for prompt in prompts if prompt not in self._frequencies]
+        if new:
+            self.cleanup()
+            self._frequencies |= dict(zip(new, frequencies(self.run, new), strict=True))
+
+    def prompt(self, doc: Doc, arm: Arm | None = None) -> str:
+        """A document as an arm, or one without a control, asks it. The system prompt is the run's
+        or, where it gives none, the benchmark's own."""
         system = self._system_prompt
         if system is None:
             system = benchmarks.SYSTEM_PROMPTS.get(doc.task_name.split("|")[0])
         manager = PromptManager(self._use_chat_template, self._tokenizer, system)
-        return manager.prepare_prompt(doc)
+        return manager.prepare_prompt(self._with_control(doc, arm.control if arm else None))
+
+    def _with_control(self, doc: Doc, control: Control | None) -> Doc:
+        """The run's examples come before the arm's own."""
+        examples = [*self.run.examples, *((control and control.examples) or ())]
+        turns = [Doc(one.problem, [one.answer], 0) for one in examples]
+        end = f"\n\n{control.append}" if control and control.append else ""
+        return replace(doc, query=doc.query + end, fewshot_samples=[*doc.fewshot_samples, *turns])
+
+    def _tokens(self, doc: Doc, arm: Arm) -> list[int]:
+        text = self.prompt(doc, arm)
+        return self._tokenizer.encode(text, add_special_tokens=self.add_special_tokens)
 
     def seed(self, doc: Doc) -> int:
         """The seed of a document's first answer (the next have the next numbers), below 2**31.
@@ -150,10 +178,9 @@ class SlotModel(LightevalModel):
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) >> 1
 
     def request(self, doc: Doc, arm: Arm) -> Request:
-        """What the engine is asked for a document. Raises ConfigError if its prompt is too long."""
-        prompt = self._tokenizer.encode(
-            self.prompt(doc), add_special_tokens=self.add_special_tokens
-        )
+        """What the engine is asked for a document, which ``prepare`` has seen if the arm's control
+        is a bias. Raises ConfigError if its prompt is too long."""
+        prompt = self._tokens(doc, arm)
         room = self.max_length - len(prompt)
         if room < 1:
             raise ConfigError(
@@ -168,11 +195,26 @@ class SlotModel(LightevalModel):
             "max_tokens": min(room, generation.max_new_tokens or doc.generation_size or room),
             "seed": self.seed(doc),
             "stop": [*stop, *generation.stop],
+            **self._controlled(prompt, arm.control),
         }
         if self.run.uses_slot:
             sampling["extra_args"] = arm.request_args()
         number = next(self._request_numbers)
-        return Request(f"{arm.name}/{doc.task_name}/{doc.id}/{number}", prompt, sampling)
+        name = f"{arm.name}/{doc.task_name}/{doc.id}/{number}"
+        return Request(name, prompt, sampling, self.prompt(doc, arm))
+
+    def _controlled(self, prompt: Sequence[int], control: Control | None) -> dict[str, Any]:
+        """What a control sets of the ``SamplingParams``."""
+        if control is None:
+            return {}
+        sampling: dict[str, Any] = {}
+        if control.temperature is not None:
+            sampling["temperature"] = control.temperature
+        if control.regex is not None:
+            sampling["structured_outputs"] = matching(control.regex)
+        if control.bias is not None:
+            sampling["logit_bias"] = self._frequencies[tuple(prompt)].bias(control.bias)
+        return sampling
 
     def answers(
         self, docs: Sequence[Doc], requests: Sequence[Request], on_tokens: OnTokens
@@ -182,7 +224,7 @@ class SlotModel(LightevalModel):
         for completion in self.engine.generate(requests, on_tokens):
             doc, request = asked[completion.request_id]
             response = ModelResponse(
-                input=self.prompt(doc),
+                input=request.text,
                 input_tokens=request.prompt,
                 text=completion.texts,
                 output_tokens=completion.tokens,
@@ -210,19 +252,19 @@ def _arm_from_environment(run: RunConfig, environment: Mapping[str, str]) -> Arm
     arms = {arm.name: arm for arm in run.all_arms}
     name = environment.get("SLOT_ARM")
     if name is None:
-        return next((arm for arm in run.all_arms if arm.name != BASELINE), run.all_arms[0])
+        return next((arm for arm in run.all_arms if arm.steps), run.all_arms[0])
     if name not in arms:
         raise ConfigError(f"SLOT_ARM={name!r}: no such arm; allowed: {', '.join(arms)}")
     return arms[name]
 
 
-def _described(run: RunConfig) -> dict[str, Any]:
+def _described(run: RunConfig, arm: Arm) -> dict[str, Any]:
     """What lighteval's own result files say about the model."""
     generation = run.generation
     return {
         "system_prompt": system_prompt(run),
         "generation_parameters": GenerationParameters(
-            temperature=generation.temperature,
+            temperature=arm.temperature(generation.temperature),
             top_p=generation.top_p,
             top_k=generation.top_k,
             min_p=generation.min_p,

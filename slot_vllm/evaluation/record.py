@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from slot_vllm.evaluation.control import Control
 from slot_vllm.evaluation.run_settings import RunSettings, text_hash
 from slot_vllm.params import SlotParams
 from slot_vllm.removed import split
@@ -38,15 +39,30 @@ def schema_of(values: Any) -> Any:
 
 
 class Arm(SlotParams):
-    """One setting of SLOT. The arm without SLOT is ``baseline``, the only one with steps 0."""
+    """One setting of SLOT, a control, or both. The arm with neither is ``baseline``.
+
+    An arm that says a control and nothing of SLOT has no SLOT: its steps are 0.
+    """
 
     name: Name
+    control: Control | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_control_alone(cls, values: Any) -> Any:
+        alone = isinstance(values, Mapping) and values.keys() == {"name", "control"}
+        return {**values, "steps": 0} if alone and values["control"] is not None else values
+
+    def temperature(self, of_run: float) -> float:
+        """Of its answers."""
+        own = self.control.temperature if self.control else None
+        return of_run if own is None else own
 
     def request_args(self) -> dict[str, Any]:
         """The ``slot_*`` keys of this arm's requests: all of them, so no default interferes."""
         if not self.steps:
             return {"slot_steps": 0}
-        settings = self.model_dump(mode="json", exclude={"name"})
+        settings = self.model_dump(mode="json", exclude={"name", "control"})
         return {f"slot_{key}": value for key, value in settings.items()}
 
 

@@ -38,6 +38,7 @@ def run(config: RunConfig, directory: RunDirectory, resume: bool, log: RunLog) -
     for part in plan.parts:
         _recall(part, model)
     if any(part.pending for part in plan.wanted):
+        model.prepare((doc, part.arm) for part in plan.parts for doc in part.pending)
         model.start()
         for part in plan.parts:
             part.requests = {doc.id: model.request(doc, part.arm) for doc in part.pending}
@@ -74,7 +75,7 @@ def _recall(part: Part, model: SlotModel) -> None:
     docs = {doc.id: doc for doc in part.task.docs}
     for problem, samples in part.samples.items():
         doc = docs[problem]
-        prompt, item, golds = model.prompt(doc), item_hash(doc), doc.get_golds()
+        prompt, item, golds = model.prompt(doc, part.arm), item_hash(doc), doc.get_golds()
         asked = (text_hash(prompt), item, part.arm.steps, part.arm.lr)
         seed = model.seed(doc)
         if any(

@@ -64,6 +64,7 @@ class RunSettings(BaseModel):
     chat_template: bool | str = "auto"
     system_prompt: str | None = None
     system_prompt_file: str | None = None
+    examples: list[Any] = []
     tasks: list[TaskOfRun] = []
     arms: list[dict[str, Any]] = []
 

@@ -28,8 +28,8 @@ def configuration(run: RunRecord, where: Path) -> RunConfig:
 def with_texts(run: RunRecord, samples: Sequence[Sample], where: Path) -> list[Sample]:
     """Samples with the problems and gold answers that the packed form leaves out.
 
-    A prompt is then the problem's, without the model's chat template. Raises ConfigError if the
-    data are not there or are others.
+    A prompt is then the problem's, without the chat template and what a control adds. Raises
+    ConfigError if the data are not there or are others.
     """
     if all(sample.prompt is not None and sample.gold is not None for sample in samples):
         return list(samples)

@@ -10,9 +10,9 @@ from slot_vllm.evaluation.record import BASELINE, Compared, Estimate, Result, Ru
 from slot_vllm.evaluation.statistics import Interval
 
 _WIDE = 200
-_SCORES = ("task", "metric", "arm", "steps, lr", "value", "difference", "p (Holm)")
+_SCORES = ("task", "metric", "arm", "setting", "value", "difference", "p (Holm)")
 _COSTS = ("task", "arm", "problems", "tokens", "prompt loss")
-_TEXTS = {"task", "metric", "arm", "steps, lr"}
+_TEXTS = {"task", "metric", "arm", "setting"}
 
 
 def scores_table(results: Sequence[Result]) -> Table:
@@ -23,10 +23,9 @@ def scores_table(results: Sequence[Result]) -> Table:
             if row.task == task and metric in row.metrics:
                 found = row.metrics[metric]
                 label = f"{metric} (less is better)" if found.lower_is_better else metric
-                setting = f"{row.steps}, {row.lr:g}" if row.steps else "-"
                 holm = "-" if found.p_value_holm is None else f"{found.p_value_holm:.2g}"
                 numbers = (_value(found), _difference(found), holm)
-                grid.add_row(task, label, row.name, setting, *numbers)
+                grid.add_row(task, label, row.name, _setting(row), *numbers)
         grid.add_section()
     return grid
 
@@ -93,6 +92,13 @@ def _grid(columns: Sequence[str], texts: set[str] = _TEXTS) -> Table:
         # Where it is narrow, text is folded, never cut.
         grid.add_column(name, overflow="fold", justify="left" if name in texts else "right")
     return grid
+
+
+def _setting(row: Result) -> str:
+    """Steps and lr, and the control."""
+    slot = [f"{row.steps}, {row.lr:g}"] if row.steps else []
+    control = [row.arm.control.words] if row.arm and row.arm.control else []
+    return " + ".join([*slot, *control]) or "-"
 
 
 def _value(figures: Estimate) -> str:

@@ -56,9 +56,7 @@ def load(config: RunConfig) -> list[EvaluationTask]:
     found = [
         loaded
         for index, task in enumerate(config.tasks)
-        for loaded in _load(
-            f"tasks.{index}", task, config.generation.temperature, config.custom_tasks
-        )
+        for loaded in _load(f"tasks.{index}", task, config)
     ]
     twice = [name for name, count in Counter(task.name for task in found).items() if count > 1]
     if twice:
@@ -66,18 +64,16 @@ def load(config: RunConfig) -> list[EvaluationTask]:
     return found
 
 
-def _load(
-    key: str, named: Task, temperature: float, custom_tasks: str | None
-) -> Iterator[EvaluationTask]:
-    for definition in definitions(named.name, f"{key}.name", custom_tasks):
+def _load(key: str, named: Task, config: RunConfig) -> Iterator[EvaluationTask]:
+    for definition in definitions(named.name, f"{key}.name", config.custom_tasks):
         if named.answers is not None:
             _draw(definition, named.answers, key)
         task = LightevalTask(definition)
         name = task.full_name.removesuffix("|0")
-        _check(key, name, task, temperature)
+        _check(key, name, task, config)
         dataset = _dataset(key, named, task)
         task.dataset = dataset
-        docs = _docs(key, name, task, named.max_samples)
+        docs = _docs(key, name, task, named)
         yield EvaluationTask(name, task, docs, _groups(task, dataset), _own_ids(task, dataset))
 
 
@@ -224,16 +220,22 @@ def _draw(definition: LightevalTaskConfig, answers: int, key: str) -> None:
         metric.metric_name = f"{name}:{parameters}"
 
 
-def _check(key: str, name: str, task: LightevalTask, temperature: float) -> None:
+def _check(key: str, name: str, task: LightevalTask, config: RunConfig) -> None:
     if any(metric.category != SamplingMethod.GENERATIVE for metric in task.metrics):
         raise ConfigError(
             f"{key}.name={name!r}: its metrics score log-likelihoods, which SLOT does not serve; "
             "allowed: generative tasks (for GPQA: gpqa:diamond)"
         )
-    if max(task.num_samples) > 1 and temperature == 0:
+    if max(task.num_samples) > 1 and min(config.temperatures) == 0:
+        whose = "generation" if config.generation.temperature == 0 else "control"
         raise ConfigError(
-            f"generation.temperature=0: {name} draws {max(task.num_samples)} answers per problem; "
+            f"{whose}.temperature=0: {name} draws {max(task.num_samples)} answers per problem; "
             "allowed: a temperature above 0"
+        )
+    if task.dataset_config.num_fewshots and config.has_examples:
+        raise ConfigError(
+            f"{key}.name={name!r}: its prompts have examples of its own, and the run or an arm "
+            "says `examples`; allowed: one of the two"
         )
 
 
@@ -261,11 +263,11 @@ def _dataset(key: str, named: Task, task: LightevalTask) -> data.Dataset:
         ) from None
 
 
-def _docs(key: str, name: str, task: LightevalTask, max_samples: int | None) -> list[Doc]:
+def _docs(key: str, name: str, task: LightevalTask, named: Task) -> list[Doc]:
     random.seed(SEED)
     np.random.seed(SEED)
     try:
-        docs = task.get_docs(max_samples)
+        docs = task.get_docs(named.max_samples and named.skip + named.max_samples)
     except ImportError as error:
         raise ConfigError(f"{key}.name={name!r}: {requirements.missing(error)}") from None
     except KeyError as error:
@@ -285,7 +287,11 @@ def _docs(key: str, name: str, task: LightevalTask, max_samples: int | None) -> 
         seen[doc.id] += 1
         if seen[doc.id] > 1:
             doc.id = f"{doc.id}.{seen[doc.id]}"
-    return docs
+    if named.skip >= len(docs):
+        raise ConfigError(
+            f"{key}.skip={named.skip}: {name} has {len(docs)} problems; allowed: fewer than that"
+        )
+    return docs[named.skip :]
 
 
 def _groups(task: LightevalTask, dataset: data.Dataset) -> dict[str, dict[str, str]]:

@@ -29,6 +29,7 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"generation": {"max_new_tokens": 1.5}}, ["generation.max_new_tokens=1.5", "integer"]),
     ({"generation": {"seed": True}}, ["generation.seed=True", "integer"]),
     ({"chat_template": "yes please"}, ["chat_template='yes please'", "auto"]),
+    ({"tasks": [{"name": "aime24", "skip": -1}]}, ["tasks.0.skip=-1", "an integer from 0"]),
     ({"tasks": "aime24"}, ["tasks='aime24'", "list"]),
     ({"tasks": []}, ["tasks=[]", "at least 1 item"]),
     ({"name": "../x"}, ["name='../x'"]),
@@ -58,6 +59,13 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
             "arms": [{"name": "baseline", "steps": 0}],
         },
         ["engine.enable_chunked_prefill=True", "False"],
+    ),
+    (
+        {
+            "engine": {"enable_chunked_prefill": True},
+            "arms": [ARMS[0], {"name": "warm", "control": {"temperature": 1}}],
+        },
+        ["engine.enable_chunked_prefill=True", "a temperature of 0 in all arms"],
     ),
 ]
 

@@ -9,7 +9,7 @@ import yaml
 
 from slot_vllm.evaluation.config import ConfigError, RunConfig, load
 from slot_vllm.evaluation.directory import RunDirectory
-from tests.evaluation.conftest import ARMS
+from tests.evaluation.conftest import ARMS, PROBLEMS
 from tests.evaluation.finished_runs import finish
 from tests.evaluation.stored_runs import LAST_RELEASE
 
@@ -64,6 +64,26 @@ def test_a_resumed_run_may_have_more_problems(tmp_path: Path) -> None:
     directory.write_inspection([])
     directory.open(run(6), resume=True)
     assert not directory.inspected
+
+
+def test_other_problems_are_another_run(tmp_path: Path) -> None:
+    settings = {"tasks": [{"name": "aime24", "data": str(PROBLEMS), "skip": 2, "max_samples": 3}]}
+    directory = RunDirectory(finish(tmp_path / "run", **settings))
+    values = yaml.safe_load((directory.path / "config.yaml").read_text())
+
+    def check(**task: Any) -> None:
+        tasks = [{**values["tasks"][0], **task}]
+        config = RunConfig.model_validate({**values, "tasks": tasks})
+        directory.check(config, resume=True, overwrite=False)
+
+    check(skip=2, max_samples=3)
+    check(skip=2, max_samples=5)
+    check(skip=2, max_samples=None)
+    for other in (0, 1, 3):
+        with pytest.raises(ConfigError, match=rf"\(tasks\.0\.skip={other}, there 2\)"):
+            check(skip=other, max_samples=5)
+        with pytest.raises(ConfigError, match=rf"\(tasks\.0\.skip={other}, there 2\)"):
+            check(skip=other, max_samples=3)
 
 
 def test_what_is_to_be_replaced_survives_interruptions(

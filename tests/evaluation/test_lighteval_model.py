@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,10 @@ from lighteval.tasks.requests import Doc
 
 from slot_vllm.evaluation import config as configuration
 from slot_vllm.evaluation.config import ConfigError
+from slot_vllm.evaluation.generation import Completion, OnTokens, Request
 from slot_vllm.evaluation.lighteval_model import SlotModel
 from tests.conftest import ROOT
-from tests.evaluation.conftest import PROBLEMS, WriteConfig
+from tests.evaluation.conftest import ARMS, PROBLEMS, WriteConfig
 
 FILE = Path(__file__).parents[2] / "slot_vllm" / "evaluation" / "lighteval_model.py"
 
@@ -78,13 +80,48 @@ def test_the_run_comes_from_the_environment(
     with pytest.raises(ConfigError, match="SLOT_CONFIG: not set"):
         load_custom_model(config)
 
-    monkeypatch.setenv("SLOT_CONFIG", str(write_config()))
+    append = {"name": "append", "control": {"append": "In words."}}
+    monkeypatch.setenv("SLOT_CONFIG", str(write_config(arms=[append, *ARMS])))
     assert load_custom_model(config).arm.name == "slot"
     monkeypatch.setenv("SLOT_ARM", "baseline")
     assert load_custom_model(config).arm.name == "baseline"
     monkeypatch.setenv("SLOT_ARM", "other")
-    with pytest.raises(ConfigError, match="SLOT_ARM='other': no such arm; allowed: baseline, slot"):
+    with pytest.raises(
+        ConfigError, match="SLOT_ARM='other': no such arm; allowed: append, baseline, slot"
+    ):
         load_custom_model(config)
+
+
+def test_lighteval_asks_as_the_arm_s_control_says(
+    write_config: WriteConfig, tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Request] = []
+
+    class Engine:
+        max_model_len = 100
+
+        def __init__(self, _options: object) -> None:
+            pass
+
+        def generate(
+            self, requests: Sequence[Request], on_tokens: OnTokens
+        ) -> Iterator[Completion]:
+            asked.extend(requests)
+            yield from (Completion(r.id, ["4"], [[4]], ["stop"], None, None) for r in requests)
+
+    monkeypatch.setattr("slot_vllm.evaluation.lighteval_model.VllmEngine", Engine)
+    bias = {"strength": 1, "pseudo_count": 1}
+    control = {"append": "In words.", "temperature": 0.7, "bias": bias}
+    arms = [*ARMS, {"name": "other", "control": control}]
+    monkeypatch.setenv("SLOT_CONFIG", str(write_config(arms=arms)))
+    monkeypatch.setenv("SLOT_ARM", "other")
+    model = SlotModel(ModelConfig(model_name=tiny_model))
+    assert model.config.generation_parameters.temperature == 0.7
+    [response] = model.greedy_until([_doc()])
+    assert "1 + 1?\n\nIn words." in response.input
+    [request] = asked
+    assert (request.sampling["temperature"], request.text) == (0.7, response.input)
+    assert request.sampling["logit_bias"] and request.sampling["extra_args"] == {"slot_steps": 0}
 
 
 def test_log_likelihoods_are_refused(write_config: WriteConfig, tiny_model: str) -> None:

@@ -43,6 +43,25 @@ def test_aime(benchmarks: Path) -> None:
     assert doc.get_golds() == [first["answer"]]
 
 
+def test_the_first_of_a_task_s_order_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "gpqa.json"
+    path.write_text(json.dumps(QUESTIONS))
+
+    def asked(**task: Any) -> list[tuple[str, str]]:
+        docs = _load("gpqa:diamond", path, **task).docs
+        return [(doc.id, doc.query) for doc in docs]
+
+    whole = asked()
+    assert asked(max_samples=5) == whole[:5]
+    assert asked(skip=5) == whole[5:]
+    assert asked(skip=5, max_samples=4) == whole[5:9]
+    assert asked(skip=10, max_samples=4) == whole[10:]
+    with pytest.raises(ConfigError, match=r"tasks\.0\.skip=12: gpqa:diamond has 12 problems"):
+        asked(skip=12)
+    with pytest.raises(ConfigError, match=r"tasks\.0\.skip=12"):
+        asked(skip=12, max_samples=3)
+
+
 def test_math_500_and_gsm8k(benchmarks: Path) -> None:
     assert len(_load("math_500", benchmarks / "math500.jsonl").docs) == 500
     assert len(_load("gsm8k", benchmarks / "gsm8k_test.jsonl", max_samples=50).docs) == 50

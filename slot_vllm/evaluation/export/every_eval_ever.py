@@ -96,7 +96,7 @@ def _result(results: RunRecord, row: Result, name: str, metric: Metric) -> dict[
             "uncertainty": _uncertainty(row, metric),
         },
         "generation_config": {
-            "generation_args": _generation(results),
+            "generation_args": _generation(results, row),
             "additional_details": {"slot_arm": row.name, **_settings(row)},
         },
     }
@@ -112,9 +112,11 @@ def _uncertainty(row: Result, metric: Metric) -> dict[str, Any]:
     return found
 
 
-def _generation(results: RunRecord) -> dict[str, Any]:
+def _generation(results: RunRecord, row: Result) -> dict[str, Any]:
     generation = results.config.generation
-    found = {"temperature": generation.temperature, "top_p": generation.top_p}
+    own = generation.temperature
+    temperature = row.arm.temperature(own) if row.arm else own
+    found = {"temperature": temperature, "top_p": generation.top_p}
     # Here 0 and None say that there is no limit.
     top_k = {"top_k": generation.top_k} if generation.top_k else {}
     limit = {"max_tokens": generation.max_new_tokens} if generation.max_new_tokens else {}
@@ -122,9 +124,12 @@ def _generation(results: RunRecord) -> dict[str, Any]:
 
 
 def _settings(row: Result) -> dict[str, str]:
-    """The arm's requests."""
+    """The arm's requests, and its control."""
     asked = row.arm.request_args() if row.arm else {"slot_steps": row.steps, "slot_lr": row.lr}
-    return _strings({**asked, **{f"slot_{key}": value for key, value in row.removed.items()}})
+    control = row.arm.control if row.arm else None
+    said = {"control": control.model_dump(exclude_none=True)} if control else {}
+    removed = {f"slot_{key}": value for key, value in row.removed.items()}
+    return _strings({**asked, **removed, **said})
 
 
 def _strings(values: dict[str, Any]) -> dict[str, str]:

@@ -130,7 +130,7 @@ def _other_settings(pairs: _Pairs) -> list[str]:
 
 def _settings_of(entry: Result | None) -> dict[str, Any]:
     """An arm's, those that were removed since among them."""
-    if entry is None or entry.arm is None or not entry.arm.steps:
+    if entry is None or entry.arm is None or not (entry.arm.steps or entry.arm.control):
         return {}
     unused = {name: removal.default for name, removal in REMOVED.items()}
     return {**dict(entry.arm), **unused, **entry.removed}

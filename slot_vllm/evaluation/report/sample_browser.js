@@ -65,7 +65,8 @@
     }
     const prompt = data.prompts[problem.prompt];
     const asked = element("details");
-    asked.append(element("summary", `Problem ${problem.id}: prompt`), element("pre", prompt.text));
+    const whose = problem.own_prompt ? `prompt of ${arm.arm}; the baseline's is another` : "prompt";
+    asked.append(element("summary", `Problem ${problem.id}: ${whose}`), element("pre", prompt.text));
     place.append(asked);
     if (prompt.gold.length) place.append(element("p", `Gold: ${prompt.gold.join(" | ")}`));
     const sides = element("div", undefined, "sides");

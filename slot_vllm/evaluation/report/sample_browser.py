@@ -116,10 +116,12 @@ def _ranked(part: StoredPart, baseline: StoredPart | None) -> list[_Problem]:
 
 
 def _entry(problem: _Problem, texts: _Texts) -> dict[str, Any]:
+    asked = {sample.prompt_sha256 for sample in (*problem.baseline, *problem.arm)}
     return {
         "id": problem.id,
         "difference": problem.difference,
         "prompt": texts.prompt(problem.arm[0]),
+        "own_prompt": len(asked) > 1,
         "baseline": [texts.answer(sample) for sample in problem.baseline[:ANSWERS]],
         "arm": [texts.answer(sample) for sample in problem.arm[:ANSWERS]],
         "drawn": len(problem.arm),

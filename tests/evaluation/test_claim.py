@@ -1,0 +1,65 @@
+"""Claims are made on problems that nothing was chosen on."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from slot_vllm.evaluation import config as configuration
+from slot_vllm.evaluation import tasks
+from slot_vllm.evaluation.config import RunConfig
+from slot_vllm.hf.gsm8k_rules import is_format_correct
+from tests.conftest import ROOT
+
+CONFIGS = ROOT / "configs"
+CLAIMS = sorted((CONFIGS / "claim").glob("*.yaml"))
+DATA = {"published:gsm8k": "gsm8k_test.jsonl", "published:math_500": "math500.jsonl"}
+# By model and task, the ids of problems.
+Problems = dict[tuple[str, str], set[str]]
+
+
+def _problems(runs: Iterable[RunConfig], benchmarks: Path) -> Problems:
+    found: Problems = {}
+    for run in runs:
+        for task in run.tasks:
+            if task.name not in DATA:
+                continue
+            local = task.model_copy(update={"data": str(benchmarks / DATA[task.name])})
+            [loaded] = tasks.load(run.model_copy(update={"tasks": [local]}))
+            found.setdefault((run.model, task.name), set()).update(d.id for d in loaded.docs)
+    return found
+
+
+def test_choice_and_claim_have_no_problem_in_common(benchmarks: Path) -> None:
+    chosen_by = [*(CONFIGS / "study").glob("*.yaml"), *(CONFIGS / "search").glob("*.yaml")]
+    choice = _problems(map(configuration.load, chosen_by), benchmarks)
+    claim = _problems(map(configuration.load, CLAIMS), benchmarks)
+    assert ("get:qwen2.5-coder-1.5b", "published:gsm8k") in choice.keys() & claim.keys()
+    for of_what, problems in claim.items():
+        assert not problems & choice.get(of_what, set())
+        assert len(problems) >= (500 if of_what[1] == "published:gsm8k" else 250)
+
+
+@pytest.mark.parametrize("path", CLAIMS, ids=lambda p: p.stem)
+def test_a_claim_sets_controls_beside_slot(path: Path) -> None:
+    run = configuration.load(path)
+    assert run.name == f"claim_{path.stem}"
+    assert [arm.name for arm in run.arms][:2] == ["baseline", "steps1"]
+    alone = [arm.name for arm in run.arms if arm.control and not arm.steps]
+    assert {"append", "examples", "bias"} < {*alone}
+    # No choice was made on any of its problems, and the page says what is claimed.
+    assert all(task.skip and task.data is None for task in run.tasks)
+    page = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
+    _, criterion = page.split("## The criterion")
+    assert f"`{path.name}`" in criterion
+
+
+def test_a_claim_s_regex_and_examples_have_the_asked_form() -> None:
+    controls = [arm.control for path in CLAIMS for arm in configuration.load(path).arms]
+    examples = [e for c in controls if c and c.examples for e in c.examples]
+    tagged = [e.answer for e in examples if "\\boxed" not in e.answer]
+    assert len(tagged) == 2 and len(examples) == 3
+    assert all(is_format_correct(answer) for answer in tagged)
+    [regex] = [c.regex for c in controls if c and c.regex]
+    assert all(re.fullmatch(regex, answer) for answer in tagged)
