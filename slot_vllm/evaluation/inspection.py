@@ -9,7 +9,7 @@ from lighteval.models.abstract_model import ModelConfig
 from lighteval.tasks.requests import Doc
 
 from slot_vllm.evaluation import config as configuration
-from slot_vllm.evaluation import inspection_view, tasks
+from slot_vllm.evaluation import inspection_view, tasks, unicode_text
 from slot_vllm.evaluation.config import ConfigError, RunConfig
 from slot_vllm.evaluation.console import RunLog
 from slot_vllm.evaluation.generation import Engine, Request, check_sampling
@@ -36,6 +36,8 @@ def inspect_arms(
 
     top: tokens on each side. Prompts are read again as for the answers, with one generated token.
     """
+    for task in loaded:
+        _check(model, arms[0], task.docs)
     return [inspect(model, arm, task.name, task.docs, top) for arm in arms for task in loaded]
 
 
@@ -49,9 +51,9 @@ def inspect(
     text = TokenText(model.tokenizer)
     mean = Mean()
     prompts = []
+    _check(model, arm, docs)
     model.start()
     requests = [_one_token(model.request(doc, arm)) for doc in docs]
-    check_sampling(requests)
     with Progress(f"W delta of {arm.name} · {task}", len(docs)) as progress:
         for doc, shifts in zip(docs, _in_order(model.engine, requests), strict=True):
             progress.add_tokens(1)
@@ -90,6 +92,9 @@ def command(options: argparse.Namespace) -> None:
         raise ConfigError(f"--top {options.top}: allowed: 1 or more")
     if options.output is not None:
         inspection_view.check_output(options.output)
+    fault = unicode_text.fault(options.prompt)
+    if fault is not None:
+        raise ConfigError(f"--prompt: {fault}")
     config = configuration.load(options.config, options.set)
     try:
         if options.prompt is not None:
@@ -142,6 +147,10 @@ def _check_length(model: SlotModel, doc: Doc) -> None:
             f"--prompt {doc.query!r}: {'a single token' if read else 'no token'}, from which "
             "nothing can be learned, so all shifts are zero; allowed: two tokens or more"
         )
+
+
+def _check(model: SlotModel, arm: Arm, docs: Sequence[Doc]) -> None:
+    check_sampling([_one_token(model.draft(doc, arm)) for doc in docs])
 
 
 def _one_token(request: Request) -> Request:

@@ -25,7 +25,7 @@ from lighteval.tasks.registry import Registry
 from lighteval.tasks.requests import Doc
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from slot_vllm.evaluation import benchmarks, engine_output
+from slot_vllm.evaluation import benchmarks, engine_output, unicode_text
 from slot_vllm.evaluation.config import ConfigError, RunConfig, load, system_prompt
 from slot_vllm.evaluation.generation import (
     Completion,
@@ -33,6 +33,7 @@ from slot_vllm.evaluation.generation import (
     OnTokens,
     Request,
     VllmEngine,
+    check_sampling,
     engine_options,
 )
 from slot_vllm.evaluation.model_script import make_model
@@ -73,6 +74,7 @@ class SlotModel(LightevalModel):
         self._tokenizer = _load_tokenizer(self.run)
         self._use_chat_template = _uses_chat_template(self.run, self._tokenizer)
         self._system_prompt = system_prompt(self.run)
+        self._encoded: dict[str, list[int]] = {}
 
     @functools.cached_property
     def engine(self) -> Engine:
@@ -114,6 +116,7 @@ class SlotModel(LightevalModel):
 
     def greedy_until(self, docs: list[Doc]) -> list[ModelResponse]:
         """The arm's answers to the documents, in their order."""
+        check_sampling([self.draft(doc, self.arm) for doc in docs])
         requests = [self.request(doc, self.arm) for doc in docs]
         responses = {}
         with Progress(self.arm.name, len(docs)) as progress:
@@ -134,12 +137,25 @@ class SlotModel(LightevalModel):
 
     def prompt(self, doc: Doc) -> str:
         """A document as the model is asked it. The system prompt is the run's or, where it gives
-        none, the benchmark's own."""
+        none, the benchmark's own. Raises ConfigError for a text that cannot be encoded, or that
+        the chat template rejects."""
         system = self._system_prompt
         if system is None:
             system = benchmarks.SYSTEM_PROMPTS.get(doc.task_name.split("|")[0])
         manager = PromptManager(self._use_chat_template, self._tokenizer, system)
-        return manager.prepare_prompt(doc)
+        try:
+            text: str = manager.prepare_prompt(doc)
+        except Exception as error:  # whatever a model's template raises
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            where = f"{doc.task_name}, problem {doc.id}"
+            if not self._use_chat_template:
+                raise ConfigError(f"{where}: its prompt cannot be made: {reason}") from None
+            raise ConfigError(
+                f"{where}: the model's chat template refuses its prompt: {reason}; allowed: "
+                "chat_template=False, or a prompt and a system prompt (or none) that it takes"
+            ) from None
+        _check_text(doc, "its prompt", text)
+        return text
 
     def seed(self, doc: Doc) -> int:
         """The seed of a document's first answer (the next have the next numbers), below 2**31.
@@ -151,21 +167,38 @@ class SlotModel(LightevalModel):
 
     def request(self, doc: Doc, arm: Arm) -> Request:
         """What the engine is asked for a document. Raises ConfigError if its prompt is too long."""
-        prompt = self._tokenizer.encode(
-            self.prompt(doc), add_special_tokens=self.add_special_tokens
-        )
-        room = self.max_length - len(prompt)
-        if room < 1:
+        return self._request(doc, arm, self.max_length)
+
+    def draft(self, doc: Doc, arm: Arm) -> Request:
+        """The same as far as it is known before the engine has started. Raises ConfigError."""
+        said = self.run.engine.get("max_model_len")
+        return self._request(doc, arm, said if isinstance(said, int) and said > 0 else None)
+
+    def _request(self, doc: Doc, arm: Arm, limit: int | None) -> Request:
+        """limit: of prompt and answer, in tokens; None where only the engine knows it."""
+        text = self.prompt(doc)
+        if text not in self._encoded:
+            special = self.add_special_tokens
+            self._encoded[text] = self._tokenizer.encode(text, add_special_tokens=special)
+        prompt = [*self._encoded[text]]
+        if not prompt:
             raise ConfigError(
-                f"engine.max_model_len={self.max_length}: the prompt of {doc.task_name}, problem "
+                f"{doc.task_name}, problem {doc.id}: its prompt has no token; required: one or more"
+            )
+        room = None if limit is None else limit - len(prompt)
+        if room is not None and room < 1:
+            raise ConfigError(
+                f"engine.max_model_len={limit}: the prompt of {doc.task_name}, problem "
                 f"{doc.id}, has {len(prompt)} tokens; allowed: more than that"
             )
         generation = self.run.generation
         stop = [] if self._use_chat_template else list(doc.stop_sequences or ())
+        _check_text(doc, "its stop strings", stop)
+        wanted = generation.max_new_tokens or doc.generation_size or room
         sampling: dict[str, Any] = {
             **generation.model_dump(exclude={"max_new_tokens", "seed", "stop"}),
             "n": doc.num_samples,
-            "max_tokens": min(room, generation.max_new_tokens or doc.generation_size or room),
+            "max_tokens": wanted if room is None or wanted is None else min(room, wanted),
             "seed": self.seed(doc),
             "stop": [*stop, *generation.stop],
         }
@@ -232,6 +265,12 @@ def _described(run: RunConfig) -> dict[str, Any]:
             stop_tokens=generation.stop,
         ),
     }
+
+
+def _check_text(doc: Doc, what: str, text: Any) -> None:
+    fault = unicode_text.fault(text)
+    if fault is not None:
+        raise ConfigError(f"{doc.task_name}, problem {doc.id}: {what}: {fault}")
 
 
 def _load_tokenizer(run: RunConfig) -> PreTrainedTokenizerBase:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow
+import pyarrow  # type: ignore[import-untyped]
 import pytest
 from pyarrow import parquet
 
