@@ -10,7 +10,7 @@ from pathlib import Path
 
 from slot_vllm.evaluation import config as configuration
 from slot_vllm.evaluation.command_line import Parser, add_config, exit_code
-from slot_vllm.evaluation.config import ConfigError, RunConfig
+from slot_vllm.evaluation.config import ConfigError, RunConfig, RunFailed
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -51,12 +51,18 @@ def _run(config: RunConfig, options: argparse.Namespace) -> None:
     from slot_vllm.evaluation.console import RunLog
     from slot_vllm.evaluation.directory import RunDirectory
     from slot_vllm.evaluation.run import run
+    from slot_vllm.evaluation.scoring import unscored
     from slot_vllm.evaluation.table import show
 
     directory = RunDirectory(options.output_dir or Path("logs") / config.name)
     directory.check(config, options.resume, options.overwrite)
     results = run(config, directory, options.resume, RunLog())
     show(results)
+    if results.unscored[0]:
+        raise RunFailed(
+            f"{unscored(*results.unscored)}. All answers are kept: "
+            f"`slot-vllm rescore {directory.path}`, or --resume, scores them once the scorer can"
+        )
 
 
 if __name__ == "__main__":

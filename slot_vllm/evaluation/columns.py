@@ -3,11 +3,12 @@
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from slot_vllm.evaluation import unicode_text
 from slot_vllm.evaluation.config import ConfigError
 from slot_vllm.evaluation.data_files import Item, Row
 
@@ -76,36 +77,33 @@ def checked(items: Iterable[Item], columns: Sequence[Column]) -> list[Row]:
 def own_id(row: Mapping[str, Any]) -> str | None:
     """What the data calls a problem; None if it does not say."""
     name = _find(row, IDS)
-    value = None if name is None else row[name]
-    return None if value is None or _is_nan(value) or not str(value).strip() else _as_text(value)
+    return None if name is None or _is_blank(row[name]) else _as_text(row[name])
 
 
 def group(row: Mapping[str, Any], column: str) -> str | None:
     """A problem's group; None where the cell is missing or blank."""
     value = row.get(column)
-    return None if value is None or _is_nan(value) or not str(value).strip() else str(value)
+    return None if _is_blank(value) else _as_text(value)
 
 
 def _row(place: str, row: Row, columns: Sequence[Column]) -> Row:
     known = {column.name: _cell(place, row, column, columns) for column in columns}
-    if columns:
-        also = [found for name in (*GROUPS, *IDS) if (found := _find(row, (name,)))]
-    else:
-        also = list(row)
-    for name in also:
+    also = [found for name in (*GROUPS, *IDS) if (found := _find(row, (name,), place))]
+    for name in also if columns else row:
         encodable(place, name, row[name])
-    own = _find(row, IDS)
-    if own is not None and _is_nan(row[own]):
-        raise ConfigError(f"{place}: {own}={row[own]}: an id is a text or a number")
-    groups = {
-        name: row[found] for name in GROUPS if (found := _find(row, (name,))) and name not in row
-    }
-    return {**row, **groups, **known}
+    own = _find(row, IDS, place)
+    if own is not None and (_is_nan(row[own]) or not _is_scalar(row[own])):
+        raise ConfigError(f"{place}: {own}={row[own]!r}: an id is a text or a number")
+    groups = {name: found for name in GROUPS if (found := _find(row, (name,), place))}
+    for found in groups.values():
+        _check_group(place, found, row[found])
+    others = {name: row[found] for name, found in groups.items() if name not in row}
+    return {**row, **others, **known}
 
 
 def _cell(place: str, row: Row, column: Column, columns: Sequence[Column]) -> Any:
-    name = _find(row, (column.name, *column.others))
-    bare = None if name else _find(row, column.boxed)
+    name = _find(row, (column.name, *column.others), place)
+    bare = None if name else _find(row, column.boxed, place)
     found = name or bare
     if found is None:
         raise ConfigError(
@@ -113,15 +111,23 @@ def _cell(place: str, row: Row, column: Column, columns: Sequence[Column]) -> An
             f"it has: {', '.join(map(str, row))}"
         )
     value = row[found]
-    if value is None or _is_nan(value) or (isinstance(value, str) and not value.strip()):
+    if _is_blank(value):
         raise ConfigError(f"{place}: {found}: the cell is blank; a text is required")
     if column.kind == "list":
         return _list(place, found, value)
-    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
+    if not _is_scalar(value):
         raise ConfigError(f"{place}: {found}={value!r}: a text is required")
     text = _as_text(value)
     encodable(place, found, text)
     return f"$\\boxed{{{text}}}$" if bare else text
+
+
+def _check_group(place: str, name: str, value: Any) -> None:
+    allowed = f"a text or a number is required, or a row without {name!r}"
+    if _is_blank(value):
+        raise ConfigError(f"{place}: {name}: the cell is blank; {allowed}")
+    if not _is_scalar(value):
+        raise ConfigError(f"{place}: {name}={value!r}: {allowed}")
 
 
 def _list(place: str, name: str, value: Any) -> list[Any]:
@@ -133,17 +139,23 @@ def _list(place: str, name: str, value: Any) -> list[Any]:
     if not isinstance(value, list):
         raise ConfigError(f"{place}: {name}: a list is required")
     encodable(place, name, value)
-    if any(_is_nan(inner) for inner in _inside(value)):
+    if any(_is_nan(inner) for inner in unicode_text.inside(value)):
         raise ConfigError(f"{place}: {name}: the list holds NaN or infinity")
     return value
 
 
-def _find(row: Mapping[str, Any], names: Iterable[str]) -> str | None:
-    """The row's column of the first of these names; one spelled just so comes first."""
+def _find(row: Mapping[str, Any], names: Iterable[str], place: str = "") -> str | None:
+    """The row's column of the first of these names; one spelled just so comes first. Raises
+    ConfigError where two are spelled so but for case, spaces and the like."""
     for name in names:
         if name in row:
             return name
         found = [key for key in row if _plain(key) == _plain(name)]
+        if len(found) > 1:
+            raise ConfigError(
+                f"{place}: two columns are named {found[0]!r}, but for case and spaces "
+                f"({', '.join(found)}); allowed: one, or one named {name!r}"
+            )
         if found:
             return found[0]
     return None
@@ -162,28 +174,23 @@ def _as_text(value: Any) -> str:
     return str(value)
 
 
+def _is_scalar(value: Any) -> bool:
+    """A text, a number or nothing."""
+    return value is None or (
+        isinstance(value, str | int | float | Decimal) and not isinstance(value, bool)
+    )
+
+
+def _is_blank(value: Any) -> bool:
+    return value is None or _is_nan(value) or (isinstance(value, str) and unicode_text.blank(value))
+
+
 def _is_nan(value: Any) -> bool:
     return isinstance(value, float | Decimal) and not math.isfinite(value)
 
 
 def encodable(place: str, name: str, value: Any) -> None:
-    """Raises ConfigError for a text in the cell that UTF-8 cannot hold: half a surrogate pair."""
-    for text in filter(lambda inner: isinstance(inner, str), _inside(value)):
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ConfigError(
-                f"{place}: {name}: its character {error.start + 1} cannot be encoded: "
-                f"{error.reason}"
-            ) from None
-
-
-def _inside(value: Any) -> Iterator[Any]:
-    """A cell, or what its lists and objects hold, names included."""
-    if isinstance(value, Mapping):
-        value = [*value, *value.values()]
-    if isinstance(value, list | tuple):
-        for inner in value:
-            yield from _inside(inner)
-    else:
-        yield value
+    """Raises ConfigError for a text in the cell that UTF-8 cannot hold."""
+    fault = unicode_text.fault(value)
+    if fault is not None:
+        raise ConfigError(f"{place}: {name}: {fault}")

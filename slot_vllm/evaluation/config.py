@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from slot_vllm.evaluation import unicode_text
 from slot_vllm.evaluation.control import Example
 from slot_vllm.evaluation.overrides import OverrideError, override
 from slot_vllm.evaluation.record import BASELINE, Arm, Name
@@ -256,6 +257,7 @@ def load(path: Path, settings: Sequence[str] = ()) -> RunConfig:
     try:
         for setting in settings:
             override(values, setting, _parse)
+        _check_texts(values)
         config = _with_sha256(RunConfig(**values))
         _check(config)
     except ValidationError as error:
@@ -300,6 +302,18 @@ def system_prompt(config: RunConfig) -> str | None:
         raise ConfigError(
             f"system_prompt_file={config.system_prompt_file!r}: cannot be read: {error}"
         ) from None
+
+
+def _check_texts(values: Any, key: str = "") -> None:
+    inner: dict[Any, Any] = {}
+    if isinstance(values, dict | list):
+        inner = values if isinstance(values, dict) else dict(enumerate(values))
+    for name, value in inner.items():
+        if unicode_text.fault(name) is None:  # else it is this one that is wrong
+            _check_texts(value, f"{key}.{name}" if key else str(name))
+    fault = unicode_text.fault(values)
+    if fault is not None:
+        raise ConfigError(f"{key}: {fault}; allowed: write the character itself")
 
 
 def _with_sha256(config: RunConfig) -> RunConfig:

@@ -1,4 +1,5 @@
-"""Reads rows from one json, jsonl, csv or parquet file, and says where each of them stands."""
+"""Reads rows from one json, jsonl, csv or parquet file, or from what datasets' save_to_disk wrote,
+and says where each of them stands."""
 
 import codecs
 import csv
@@ -7,7 +8,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,13 +31,13 @@ _DOCUMENT_KINDS = {
 }
 _DOCUMENTS = re.compile(
     r"(readme|licen[cs]e|copying|notice|authors|citation|changelog|changes|makefile|\w*sums)"
-    r"([-_.].*)?|dataset_infos?\.json|datapackage\.json",
+    r"([-_.].*)?|dataset_infos?\.json|dataset_dict\.json|datapackage\.json",
     re.IGNORECASE,
 )
 
 
 class Item(NamedTuple):
-    """A row and its place, for errors: the file, the line (parquet has none) and the item."""
+    """A row and its place, for errors: the file, the line (tables have none) and the item."""
 
     place: str
     row: Row
@@ -62,19 +63,29 @@ def read(path: Path, of: str = "problems") -> list[Item]:
 
 
 def files(directory: Path) -> list[Path]:
-    """The data files below a directory, hidden files and documents left out. Raises ConfigError for
-    any other that cannot be read."""
+    """The data files below a directory, hidden files and documents left out; a dataset that was
+    saved to disk is one of them. Raises ConfigError for any other that cannot be read."""
+    below = sorted(directory.rglob("*"))
+    saved = {folder for folder in (directory, *below) if _is_saved(folder)}
     found = [
         file
-        for file in sorted(directory.rglob("*"))
-        if file.is_file()
+        for file in (directory, *below)
+        if (file in saved or (file.is_file() and not _is_document(file)))
         and not any(part.startswith(".") for part in file.relative_to(directory).parts)
-        and file.suffix.lower() not in _DOCUMENT_KINDS
-        and not _DOCUMENTS.fullmatch(file.name)
+        and not saved.intersection(file.parents)
     ]
     for file in found:
         _reader(file)
     return found
+
+
+def _is_document(file: Path) -> bool:
+    return file.suffix.lower() in _DOCUMENT_KINDS or _DOCUMENTS.fullmatch(file.name) is not None
+
+
+def _is_saved(path: Path) -> bool:
+    """Whether it is a directory that ``datasets.Dataset.save_to_disk`` wrote."""
+    return all((path / name).is_file() for name in ("state.json", "dataset_info.json"))
 
 
 def stem(file: Path) -> str:
@@ -83,6 +94,8 @@ def stem(file: Path) -> str:
 
 
 def _reader(file: Path) -> Callable[[Path], Iterator[tuple[int, Any]]]:
+    if _is_saved(file):
+        return _saved
     packed = file.suffix.lower() == ".gz"
     kind = (file.with_suffix("") if packed else file).suffix.lower()
     reader = READERS.get(kind)
@@ -103,7 +116,8 @@ def _text(path: Path) -> str:
             f"line {line}: a NUL byte; a text in UTF-16 or UTF-32 needs a byte-order mark"
         )
     try:
-        return content.decode(encoding)
+        # Tools that write a mark before a text that has one leave two.
+        return content.decode(encoding).lstrip("\ufeff\u200b")
     except UnicodeDecodeError as error:
         before = content[: error.start].decode(encoding, errors="replace")
         line = before.count("\n") + 1
@@ -111,34 +125,50 @@ def _text(path: Path) -> str:
 
 
 def _json(path: Path) -> Iterator[tuple[int, Any]]:
+    """A list of objects, or objects below each other, whatever the file's name says."""
     text = _text(path)
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":  # objects below each other, whatever the file's name says
-            yield from _json_lines(path)
-            return
-        raise ValueError(f"line {error.lineno}: {error.msg}") from None
-    if isinstance(rows, dict) and "\n" not in text.strip():  # the same, of one object
-        yield from _json_lines(path)
-        return
-    if not isinstance(rows, list):
-        raise ValueError("a list of objects is required")
-    decoder, position = json.JSONDecoder(), text.index("[") + 1
-    for row in rows:
-        while text[position].isspace() or text[position] == ",":
-            position += 1
-        yield text.count("\n", 0, position) + 1, row
-        _, position = decoder.raw_decode(text, position)
-
-
-def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(_text(path).split("\n"), 1):
+    if text.lstrip().startswith("["):
         try:
-            if line.strip():
-                yield number, json.loads(line)
+            json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {error.lineno}: {error.msg}") from None
+        yield from _values(text, text.index("[") + 1, ",")
+        return
+    found = list(_values(text, 0, ""))
+    if len(found) == 1 and path.suffix.lower() == ".json" and "\n" in text.strip():
+        names = f"an object with {', '.join(found[0][1])}" if isinstance(found[0][1], dict) else ""
+        raise ValueError(f"{names or 'one value'}; a list of objects is required")
+    yield from found
+
+
+def _values(text: str, position: int, between: str) -> Iterator[tuple[int, Any]]:
+    """The values from a position on, up to a bracket or the end, and the lines they begin in."""
+    decoder = json.JSONDecoder(object_pairs_hook=_object)
+    line, counted = 1, 0
+    while True:
+        while position < len(text) and (text[position].isspace() or text[position] == between):
+            position += 1
+        if position == len(text) or (between and text[position] == "]"):
+            return
+        line, counted = line + text.count("\n", counted, position), position
+        try:
+            value, position = decoder.raw_decode(text, position)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {error.lineno}: {error.msg}") from None
         except ValueError as error:
-            raise ValueError(f"line {number}: {error}") from None
+            raise ValueError(f"line {line}: {error}") from None
+        yield line, value
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    twice = _twice([name for name, _ in pairs])
+    if twice is not None:
+        raise ValueError(f"two of an object's names are {twice!r}")
+    return dict(pairs)
+
+
+def _twice(names: Sequence[str]) -> str | None:
+    return next((name for name in names if name and names.count(name) > 1), None)
 
 
 def _csv(path: Path) -> Iterator[tuple[int, Any]]:
@@ -163,7 +193,7 @@ def _csv(path: Path) -> Iterator[tuple[int, Any]]:
             continue
         if columns is None:
             columns, heading = [cell.strip() for cell in cells], start
-            twice = next((c for c in columns if c and columns.count(c) > 1), None)
+            twice = _twice(columns)
             if twice is not None:
                 raise ValueError(f"line {start}: two columns are named {twice!r}")
             continue
@@ -171,20 +201,47 @@ def _csv(path: Path) -> Iterator[tuple[int, Any]]:
             raise ValueError(
                 f"line {start}: {len(cells)} cells; the heading names {len(columns)} columns"
             )
+        _check_cells(start, columns, cells)
         rows += 1
         yield start, dict(zip(columns, cells, strict=True))
+
+
+def _check_cells(line: int, columns: Sequence[str], cells: Sequence[str]) -> None:
+    for number, (column, cell) in enumerate(zip(columns, cells, strict=True)):
+        # The first one without a name is the index that pandas writes.
+        if number and not column and cell.strip():
+            raise ValueError(f"line {line}: a cell below no name: {cell[:40]!r}")
+        if cell[:1].isspace() and re.fullmatch(r'\s+".*"\s*', cell, re.DOTALL):
+            raise ValueError(
+                f"line {line}: a quote after a space, which makes both part of the cell: "
+                f"{cell[:40]!r}; required: no space after the comma"
+            )
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
     from pyarrow import parquet  # type: ignore[import-untyped]
 
-    yield from ((0, row) for row in parquet.read_table(path).to_pylist())
+    with parquet.ParquetFile(path) as file:
+        twice = _twice(file.schema_arrow.names)
+        if twice is not None:
+            raise ValueError(f"two columns are named {twice!r}")
+        yield from ((0, row) for row in file.read().to_pylist())
+
+
+def _saved(path: Path) -> Iterator[tuple[int, Any]]:
+    import datasets
+
+    try:
+        rows = datasets.load_from_disk(str(path)).with_format(None)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"its state.json lacks {error}") from None
+    yield from ((0, row) for row in rows)
 
 
 READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
     ".json": _json,
-    ".jsonl": _json_lines,
+    ".jsonl": _json,
     ".csv": _csv,
     ".parquet": _parquet,
 }
-ALLOWED = f"{', '.join(READERS)}, and .gz of the first three"
+ALLOWED = f"{', '.join(READERS)}, .gz of the first three, and directories of datasets' save_to_disk"

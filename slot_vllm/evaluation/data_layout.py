@@ -31,8 +31,10 @@ def by_split(directory: Path, subset: str, own: Iterable[str]) -> dict[str, list
         return declared
     found = data_files.files(directory)
     if not found:
+        script = next(iter(sorted(directory.glob("*.py"))), None)
+        why = f"; a loading script ({script.name}) is not run" if script else ""
         raise ConfigError(
-            f"{directory}: no data file in this directory; allowed: {data_files.ALLOWED}"
+            f"{directory}: no data file in this directory{why}; allowed: {data_files.ALLOWED}"
         )
     splits = {*_SPLITS, *own}
     found = _of_subset(directory, found, subset, splits)

@@ -9,7 +9,7 @@ from lighteval.models.abstract_model import ModelConfig
 from lighteval.tasks.requests import Doc
 
 from slot_vllm.evaluation import config as configuration
-from slot_vllm.evaluation import inspection_view, tasks
+from slot_vllm.evaluation import inspection_view, tasks, unicode_text
 from slot_vllm.evaluation.config import ConfigError, RunConfig
 from slot_vllm.evaluation.console import RunLog
 from slot_vllm.evaluation.generation import Engine, Request, check_sampling
@@ -36,6 +36,8 @@ def inspect_arms(
 
     top: tokens on each side. Prompts are read again as for the answers, with one generated token.
     """
+    for task in loaded:
+        _check(model, arms[0], task.docs)
     return [inspect(model, arm, task.name, task.docs, top) for arm in arms for task in loaded]
 
 
@@ -50,9 +52,9 @@ def inspect(
     read = _reading(arm)
     mean = Mean()
     prompts = []
+    _check(model, arm, docs)
     model.start()
     requests = [_one_token(model.request(doc, read)) for doc in docs]
-    check_sampling(requests)
     with Progress(f"W delta of {arm.name} · {task}", len(docs)) as progress:
         asked = zip(docs, requests, _in_order(model.engine, requests), strict=True)
         for doc, request, shifts in asked:
@@ -90,6 +92,9 @@ def command(options: argparse.Namespace) -> None:
         raise ConfigError(f"--top {options.top}: allowed: 1 or more")
     if options.output is not None:
         inspection_view.check_output(options.output)
+    fault = unicode_text.fault(options.prompt)
+    if fault is not None:
+        raise ConfigError(f"--prompt: {fault}")
     config = configuration.load(options.config, options.set)
     try:
         if options.prompt is not None:
@@ -153,6 +158,10 @@ def _reading(arm: Arm) -> Arm:
         return arm
     after = {"temperature": None, "regex": None, "bias": None}
     return changed(arm, control=changed(arm.control, **after))
+
+
+def _check(model: SlotModel, arm: Arm, docs: Sequence[Doc]) -> None:
+    check_sampling([_one_token(model.draft(doc, _reading(arm))) for doc in docs])
 
 
 def _one_token(request: Request) -> Request:

@@ -25,7 +25,7 @@ from lighteval.tasks.registry import Registry
 from lighteval.tasks.requests import Doc
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from slot_vllm.evaluation import benchmarks, engine_output
+from slot_vllm.evaluation import benchmarks, engine_output, unicode_text
 from slot_vllm.evaluation.config import ConfigError, RunConfig, load, system_prompt
 from slot_vllm.evaluation.control import Control
 from slot_vllm.evaluation.frequency_bias import PromptFrequencies, frequencies
@@ -36,6 +36,7 @@ from slot_vllm.evaluation.generation import (
     Request,
     VllmEngine,
     check_controls,
+    check_sampling,
     engine_options,
     matching,
 )
@@ -43,6 +44,7 @@ from slot_vllm.evaluation.model_script import make_model
 from slot_vllm.evaluation.models.get import path as model_path
 from slot_vllm.evaluation.progress import Progress
 from slot_vllm.evaluation.record import Arm
+from slot_vllm.evaluation.run_settings import changed
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +79,7 @@ class SlotModel(LightevalModel):
         self._tokenizer = _load_tokenizer(self.run)
         self._use_chat_template = _uses_chat_template(self.run, self._tokenizer)
         self._system_prompt = system_prompt(self.run)
+        self._encoded: dict[str, list[int]] = {}
         self._frequencies: dict[tuple[int, ...], PromptFrequencies] = {}
 
     @functools.cached_property
@@ -120,6 +123,7 @@ class SlotModel(LightevalModel):
 
     def greedy_until(self, docs: list[Doc]) -> list[ModelResponse]:
         """The arm's answers to the documents, in their order."""
+        check_sampling([self.draft(doc, self.arm) for doc in docs])
         self.prepare((doc, self.arm) for doc in docs)
         requests = [self.request(doc, self.arm) for doc in docs]
         responses = {}
@@ -143,7 +147,7 @@ class SlotModel(LightevalModel):
         """Reads the prompts of arms whose control is a bias, with transformers. An engine that has
         started is ended: the model need not fit twice. Raises ConfigError and RunFailed."""
         biased = (pair for pair in asked if pair[1].control and pair[1].control.bias)
-        prompts = dict.fromkeys(tuple(self._tokens(doc, arm)) for doc, arm in biased)
+        prompts = dict.fromkeys(tuple(self._tokens(self.prompt(*pair))) for pair in biased)
         new = [prompt for prompt in prompts if prompt not in self._frequencies]
         if new:
             self.cleanup()
@@ -151,12 +155,26 @@ class SlotModel(LightevalModel):
 
     def prompt(self, doc: Doc, arm: Arm | None = None) -> str:
         """A document as an arm, or one without a control, asks it. The system prompt is the run's
-        or, where it gives none, the benchmark's own."""
+        or, where it gives none, the benchmark's own. Raises ConfigError for a text that cannot be
+        encoded, or that the chat template rejects."""
         system = self._system_prompt
         if system is None:
             system = benchmarks.SYSTEM_PROMPTS.get(doc.task_name.split("|")[0])
         manager = PromptManager(self._use_chat_template, self._tokenizer, system)
-        return manager.prepare_prompt(self._with_control(doc, arm.control if arm else None))
+        try:
+            asked = self._with_control(doc, arm.control if arm else None)
+            text: str = manager.prepare_prompt(asked)
+        except Exception as error:  # whatever a model's template raises
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            where = f"{doc.task_name}, problem {doc.id}"
+            if not self._use_chat_template:
+                raise ConfigError(f"{where}: its prompt cannot be made: {reason}") from None
+            raise ConfigError(
+                f"{where}: the model's chat template refuses its prompt: {reason}; allowed: "
+                "chat_template=False, or a prompt and a system prompt (or none) that it takes"
+            ) from None
+        _check_text(doc, "its prompt", text)
+        return text
 
     def _with_control(self, doc: Doc, control: Control | None) -> Doc:
         """The run's examples come before the arm's own."""
@@ -165,9 +183,11 @@ class SlotModel(LightevalModel):
         end = f"\n\n{control.append}" if control and control.append else ""
         return replace(doc, query=doc.query + end, fewshot_samples=[*doc.fewshot_samples, *turns])
 
-    def _tokens(self, doc: Doc, arm: Arm) -> list[int]:
-        text = self.prompt(doc, arm)
-        return self._tokenizer.encode(text, add_special_tokens=self.add_special_tokens)
+    def _tokens(self, text: str) -> list[int]:
+        if text not in self._encoded:
+            special = self.add_special_tokens
+            self._encoded[text] = self._tokenizer.encode(text, add_special_tokens=special)
+        return [*self._encoded[text]]
 
     def seed(self, doc: Doc) -> int:
         """The seed of a document's first answer (the next have the next numbers), below 2**31.
@@ -180,19 +200,38 @@ class SlotModel(LightevalModel):
     def request(self, doc: Doc, arm: Arm) -> Request:
         """What the engine is asked for a document, which ``prepare`` has seen if the arm's control
         is a bias. Raises ConfigError if its prompt is too long."""
-        prompt = self._tokens(doc, arm)
-        room = self.max_length - len(prompt)
-        if room < 1:
+        return self._request(doc, arm, self.max_length)
+
+    def draft(self, doc: Doc, arm: Arm) -> Request:
+        """The same as far as it is known before the engine has started: without a control's bias.
+        Raises ConfigError."""
+        said = self.run.engine.get("max_model_len")
+        if arm.control and arm.control.bias:
+            arm = changed(arm, control=changed(arm.control, bias=None))
+        return self._request(doc, arm, said if isinstance(said, int) and said > 0 else None)
+
+    def _request(self, doc: Doc, arm: Arm, limit: int | None) -> Request:
+        """limit: of prompt and answer, in tokens; None where only the engine knows it."""
+        text = self.prompt(doc, arm)
+        prompt = self._tokens(text)
+        if not prompt:
             raise ConfigError(
-                f"engine.max_model_len={self.max_length}: the prompt of {doc.task_name}, problem "
+                f"{doc.task_name}, problem {doc.id}: its prompt has no token; required: one or more"
+            )
+        room = None if limit is None else limit - len(prompt)
+        if room is not None and room < 1:
+            raise ConfigError(
+                f"engine.max_model_len={limit}: the prompt of {doc.task_name}, problem "
                 f"{doc.id}, has {len(prompt)} tokens; allowed: more than that"
             )
         generation = self.run.generation
         stop = [] if self._use_chat_template else list(doc.stop_sequences or ())
+        _check_text(doc, "its stop strings", stop)
+        wanted = generation.max_new_tokens or doc.generation_size or room
         sampling: dict[str, Any] = {
             **generation.model_dump(exclude={"max_new_tokens", "seed", "stop"}),
             "n": doc.num_samples,
-            "max_tokens": min(room, generation.max_new_tokens or doc.generation_size or room),
+            "max_tokens": wanted if room is None or wanted is None else min(room, wanted),
             "seed": self.seed(doc),
             "stop": [*stop, *generation.stop],
             **self._controlled(prompt, arm.control),
@@ -201,7 +240,7 @@ class SlotModel(LightevalModel):
             sampling["extra_args"] = arm.request_args()
         number = next(self._request_numbers)
         name = f"{arm.name}/{doc.task_name}/{doc.id}/{number}"
-        return Request(name, prompt, sampling, self.prompt(doc, arm))
+        return Request(name, prompt, sampling, text)
 
     def _controlled(self, prompt: Sequence[int], control: Control | None) -> dict[str, Any]:
         """What a control sets of the ``SamplingParams``."""
@@ -274,6 +313,12 @@ def _described(run: RunConfig, arm: Arm) -> dict[str, Any]:
             stop_tokens=generation.stop,
         ),
     }
+
+
+def _check_text(doc: Doc, what: str, text: Any) -> None:
+    fault = unicode_text.fault(text)
+    if fault is not None:
+        raise ConfigError(f"{doc.task_name}, problem {doc.id}: {what}: {fault}")
 
 
 def _load_tokenizer(run: RunConfig) -> PreTrainedTokenizerBase:

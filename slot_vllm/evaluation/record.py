@@ -191,10 +191,11 @@ class Result(Metric):
 
     arm: its name and all of its settings; None where an earlier release does not say. removed: its
     settings that this release has no more, where they were used.
-    samples: problems. first_loss, last_loss: means over the answers, nats per
-    prompt token. scale: the mean of what safeguards multiplied delta by; applied: the share of
-    answers where that was above 0; None without SLOT. truncated: the share of answers that a limit
-    on their length cut off. pass_at_k: by k, where several answers per problem are right or wrong.
+    samples: problems; unscored: those among them whose answers a scorer failed on, which are in no
+    mean. first_loss, last_loss: means over the answers, nats per prompt token. scale: the mean of
+    what safeguards multiplied delta by; applied: the share of answers where that was above 0; None
+    without SLOT. truncated: the share of answers that a limit on their length cut off. pass_at_k:
+    by k, where several answers per problem are right or wrong.
     breakdown: the score by why answers ended, and by the groups of problems that the data has.
     words: of every metric.
     """
@@ -203,6 +204,7 @@ class Result(Metric):
     task: str
     metric: str
     samples: int
+    unscored: int = 0
     generated_tokens: int = 0
     steps: int
     lr: float = 0.0
@@ -233,7 +235,7 @@ class Result(Metric):
 
 
 class Cell(Compared):
-    """One setting of a sweep; the baseline's has steps 0 and no lr."""
+    """One setting of a sweep; the baseline's has steps 0 and no lr. unscored: as in a Result."""
 
     arm: str
     steps: int
@@ -243,6 +245,7 @@ class Cell(Compared):
     scale: float | None = None
     applied: float | None = None
     truncated: float | None = None
+    unscored: int = 0
 
     @model_serializer(mode="wrap")
     def _without_comparison(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -329,10 +332,12 @@ class Inspection(Recorded):
 
 
 class Scored(Recorded):
-    """What ``slot-vllm score`` gives. samples: problems. metrics: the task's first one first."""
+    """What ``slot-vllm score`` gives. samples: problems; unscored: those among them that a scorer
+    failed on. metrics: the task's first one first."""
 
     task: str
     samples: int
+    unscored: int = 0
     metrics: dict[str, Estimate]
 
 
@@ -366,6 +371,16 @@ class RunRecord(Recorded):
     seconds: float = 0.0
     versions: dict[str, str] = {}
     machine: dict[str, Any] = {}
+
+    @property
+    def unscored(self) -> tuple[int, int]:
+        """How many problems could not be scored, of how many: of all arms, and of what a sweep's
+        best was selected on."""
+        counts = [(row.unscored, row.samples) for row in self.arms]
+        for sweep in self.sweeps:
+            if not sweep.on_test_data:
+                counts += [(cell.unscored, sweep.problems) for cell in sweep.cells]
+        return sum(failed for failed, _ in counts), sum(asked for _, asked in counts)
 
     @property
     def max_model_len(self) -> int | None:

@@ -11,7 +11,7 @@ from slot_vllm.evaluation.plan import Part, Plan
 from slot_vllm.evaluation.record import RunRecord, Sample, TaskDefinition
 from slot_vllm.evaluation.run_settings import changed
 from slot_vllm.evaluation.samples import SAMPLES, SampleFile
-from slot_vllm.evaluation.scoring import graded, score_stored
+from slot_vllm.evaluation.scoring import graded, score_stored, unscored
 from slot_vllm.evaluation.tasks import EvaluationTask
 
 RESCORED = "results.rescored.json"
@@ -66,6 +66,8 @@ def rescore(directory: Path, task: str | None = None) -> list[str]:
         machine=old.machine,
     )
     said = _changes(old, new, samples, [s for p in plan.wanted for s in p.answered])
+    if new.unscored[0]:
+        said.append(unscored(*new.unscored))
     return [*said, str(write_results(new, directory / RESCORED))]
 
 

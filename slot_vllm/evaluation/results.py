@@ -63,6 +63,7 @@ def result(
         lower_is_better=metrics[first].lower_is_better,
         interval=metrics[first].interval,
         samples=len(scores),
+        unscored=sum(not of_problem for of_problem in scores),
         generated_tokens=sum(sample.generated_tokens for sample in samples),
         steps=arm.steps,
         lr=arm.lr,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from lighteval.models.abstract_model import ModelConfig
 from lighteval.tasks.requests import Doc
 
-from slot_vllm.evaluation import inspection, report, tasks
+from slot_vllm.evaluation import inspection, report, scoring, tasks
 from slot_vllm.evaluation.config import ConfigError, RunConfig
 from slot_vllm.evaluation.console import RunLog
 from slot_vllm.evaluation.directory import RunDirectory
@@ -33,16 +33,24 @@ def run(config: RunConfig, directory: RunDirectory, resume: bool, log: RunLog) -
     stored = directory.samples.read() if resume else []
     loaded = tasks.load(config)
     plan = Plan(config, loaded, stored)
+    for task in {part.task.name: part.task for part in plan.parts if part.pending}.values():
+        scoring.check(task)
     make_model(config)
     model = SlotModel(ModelConfig(model_name=config.model), config)
     for part in plan.parts:
         _recall(part, model)
     if any(part.pending for part in plan.wanted):
-        model.prepare((doc, part.arm) for part in plan.parts for doc in part.pending)
+        # Without a control, prompts and sampling are those of the problem, whatever the arm.
+        asked = {
+            (part.task.name, doc.id, part.arm.name if part.arm.control else None): (doc, part.arm)
+            for part in plan.parts
+            for doc in part.pending
+        }
+        check_sampling([model.draft(doc, arm) for doc, arm in asked.values()])
+        model.prepare(asked.values())
         model.start()
         for part in plan.parts:
             part.requests = {doc.id: model.request(doc, part.arm) for doc in part.pending}
-            check_sampling([*part.requests.values()])
     directory.open(config, resume)
     log.open(directory.log)
     kept = {s.key: s for part in plan.parts for of_one in part.samples.values() for s in of_one}
@@ -112,7 +120,7 @@ def _answer(parts: Sequence[Part], plan: Plan, model: SlotModel, directory: RunD
     with Progress(label, total, total - len(pending)) as progress:
         for answer in model.answers(docs, requests, progress.add_tokens):
             part = asked[answer.completion.request_id]
-            scores = score(part.task, answer.doc, answer.response)
+            scores = score(part.task, answer.doc, answer.response, part.arm.name)
             samples = graded(_samples(part, answer, time.monotonic() - started), scores)
             directory.samples.append(samples)
             part.samples[answer.doc.id] = samples

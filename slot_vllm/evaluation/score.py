@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from slot_vllm.evaluation import columns, data_files, scoring, tasks
-from slot_vllm.evaluation.config import ConfigError, RunConfig, Task
+from slot_vllm.evaluation.config import ConfigError, RunConfig, RunFailed, Task
 from slot_vllm.evaluation.data_files import Item
 from slot_vllm.evaluation.record import Estimate, Scored
 from slot_vllm.evaluation.tasks import EvaluationTask
@@ -24,7 +24,7 @@ _WARM = {"temperature": 1.0}
 
 
 def command(options: argparse.Namespace) -> None:
-    """Runs it. Raises ConfigError."""
+    """Runs it. Raises ConfigError, and RunFailed at the end if a scorer failed on some answers."""
     with contextlib.redirect_stdout(sys.stderr):  # what lighteval and its libraries print
         task = load(options.task, options.data, options.answers_per_problem, options.custom_tasks)
         scored = score(task, read(task, options.answers))
@@ -32,6 +32,8 @@ def command(options: argparse.Namespace) -> None:
         print(scored.model_dump_json())
     else:
         Console().print(_table(scored))
+    if scored.unscored:
+        raise RunFailed(scoring.unscored(scored.unscored, scored.samples))
 
 
 def load(
@@ -57,6 +59,7 @@ def load(
             names = ", ".join(definition.name for definition in each)
             raise ConfigError(f"it is {len(each)} tasks; allowed: one of {names}")
         [found] = tasks.load(run)
+        scoring.check(found)
     except ConfigError as error:
         raise ConfigError(f"--task {name}: {str(error).removeprefix('tasks.0.')}") from None
     return found
@@ -96,7 +99,8 @@ def score(task: EvaluationTask, completions: Mapping[str, Sequence[str]]) -> Sco
         of_problems = [scoring.number(of_problem.get(name)) for of_problem in scores]
         interval = scoring.interval(of_problems, found.value)
         metrics[name] = Estimate(value=found.value, interval=interval)
-    return Scored(task=task.name, samples=len(scores), metrics=metrics)
+    unscored = sum(not of_problem for of_problem in scores)
+    return Scored(task=task.name, samples=len(scores), unscored=unscored, metrics=metrics)
 
 
 def _check_file(option: str, path: Path) -> None:

@@ -1,7 +1,9 @@
 """Scores by lighteval's own metrics, and of how answers end and read."""
 
+import logging
 import math
 import numbers
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,17 +17,20 @@ from lighteval.utils.utils import remove_reasoning_tags
 
 from slot_vllm.evaluation import requirements
 from slot_vllm.evaluation.conduct import conduct
-from slot_vllm.evaluation.config import RunFailed
+from slot_vllm.evaluation.config import ConfigError
 from slot_vllm.evaluation.record import Sample
 from slot_vllm.evaluation.run_settings import changed
 from slot_vllm.evaluation.statistics import Interval, mean_interval
 from slot_vllm.evaluation.tasks import EvaluationTask, fresh
 
+logger = logging.getLogger(__name__)
+
 # As in lighteval's pipeline.
 REASONING_TAGS = [("<think>", "</think>")]
 BOOTSTRAP_ITERATIONS = 1000
 
-# One problem's scores, by metric. Most are numbers; some corpus metrics carry objects.
+# One problem's scores, by metric. Most are numbers; some corpus metrics carry objects. Empty where
+# it could not be scored.
 Scores = dict[str, Any]
 
 
@@ -37,22 +42,64 @@ class Value:
     stderr: float | None
 
 
-def score(task: EvaluationTask, doc: Doc, response: ModelResponse) -> Scores:
-    """One problem's scores, by the task's metrics. Raises RunFailed if they need a package that is
-    not installed."""
+def score(task: EvaluationTask, doc: Doc, response: ModelResponse, arm: str = "") -> Scores:
+    """One problem's scores, by the task's metrics; none where a scorer fails, which is logged with
+    the names of arm and problem."""
     response.text_post_processed = [
         remove_reasoning_tags(text, REASONING_TAGS) for text in response.text
     ]
     try:
         return apply_metric([response], [fresh(doc)], list(task.task.metrics))[0]
-    except ImportError as error:
-        raise RunFailed(f"{task.name}: {requirements.missing(error)}") from error
+    except Exception as error:  # whatever a scorer raises
+        whose = f"the answer of {arm}" if arm else "its answer"
+        reason = _reason(error)
+        logger.warning("%s: %s cannot be scored: %s", _named(task, doc), whose, reason)
+        return {}
+
+
+def check(task: EvaluationTask) -> None:
+    """Scores a made-up answer to every problem. Raises ConfigError for the first problem that no
+    answer can be scored by, or whose scorer draws at random what its row does not say.
+
+    Metrics that score in batches are left out: they ask another model, at a cost.
+    """
+    metrics = [metric for metric in task.task.metrics if not metric.batched_compute]
+    for doc in task.docs:
+        text = f"A made-up answer: {' '.join(doc.get_golds())}"
+        response = ModelResponse(input="", text=[text] * doc.num_samples)
+        state = random.getstate()
+        try:
+            apply_metric([response], [fresh(doc)], metrics)
+            # Such as IFEval's, which are told by the row what to look for.
+            reason = (
+                "what the row does not say is drawn at random"
+                if random.getstate() != state and doc.specific
+                else ""
+            )
+        except Exception as error:  # whatever a scorer raises
+            reason = _reason(error)
+        finally:
+            random.setstate(state)
+        if reason:
+            raise ConfigError(f"{_named(task, doc)}: no answer to it can be scored: {reason}")
+
+
+def _named(task: EvaluationTask, doc: Doc) -> str:
+    own = task.own_ids.get(doc.id)
+    return f"{task.name}, problem {doc.id}{f' (its own id: {own})' if own is not None else ''}"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ImportError):
+        return requirements.missing(error)
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def score_stored(task: EvaluationTask, doc: Doc, samples: Sequence[Sample]) -> Scores:
     """The same of stored answers to the problem, in the order in which they were drawn."""
     texts = [sample.completion for sample in samples]
-    return score(task, doc, ModelResponse(input=samples[0].prompt or doc.query, text=texts))
+    response = ModelResponse(input=samples[0].prompt or doc.query, text=texts)
+    return score(task, doc, response, samples[0].arm)
 
 
 def graded(samples: Sequence[Sample], scores: Scores) -> list[Sample]:
@@ -64,17 +111,26 @@ def graded(samples: Sequence[Sample], scores: Scores) -> list[Sample]:
 
 
 def aggregate(task: EvaluationTask, scores: Sequence[Scores]) -> dict[str, Value]:
-    """The task's metrics over all its problems, in the order of the task's definition."""
-    logger = MetricsLogger()
-    for of_problem in scores:
-        logger.log(task.task.full_name, of_problem)
-    logger.aggregate({task.task.full_name: task.task}, BOOTSTRAP_ITERATIONS)
-    values = logger.metric_aggregated[task.task.full_name]
+    """The task's metrics over the problems that could be scored, in the order of the task's
+    definition."""
+    scored = [of_problem for of_problem in scores if of_problem]
+    if not scored:
+        return dict.fromkeys(_metrics(task), Value(None, None))
+    metrics = MetricsLogger()
+    for of_problem in scored:
+        metrics.log(task.task.full_name, of_problem)
+    metrics.aggregate({task.task.full_name: task.task}, BOOTSTRAP_ITERATIONS)
+    values = metrics.metric_aggregated[task.task.full_name]
     return {
         name: Value(number(value), number(values.get(f"{name}_stderr")))
         for name, value in values.items()
         if not name.endswith("_stderr")
     }
+
+
+def _metrics(task: EvaluationTask) -> list[str]:
+    named = [metric.metric_name for metric in task.task.metrics]
+    return [name for names in named for name in ([names] if isinstance(names, str) else names)]
 
 
 def interval(scores: Sequence[float | None], value: float | None) -> Interval | None:
@@ -96,3 +152,11 @@ def number(value: Any) -> float | None:
 def mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
+
+
+def unscored(count: int, of: int) -> str:
+    """In words, how many answers could not be scored."""
+    return (
+        f"the answers to {count} of {of} problems (of all arms together) could not be scored and "
+        "are in no mean; which ones is said above"
+    )

@@ -38,7 +38,9 @@ def costs_table(results: Sequence[Result]) -> Table:
             loss = "-"
             if row.first_loss is not None and row.last_loss is not None:
                 loss = f"{row.first_loss:.3f} → {row.last_loss:.3f}"
-            grid.add_row(task, row.name, str(row.samples), str(row.generated_tokens), loss)
+            problems = str(row.samples)
+            problems += f" ({row.unscored} not scored)" if row.unscored else ""
+            grid.add_row(task, row.name, problems, str(row.generated_tokens), loss)
         grid.add_section()
     return grid
 

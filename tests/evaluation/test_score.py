@@ -43,8 +43,8 @@ def test_json_is_one_object(data: Path, capsys: pytest.CaptureFixture[str], ids:
     answers = _lines(data.with_name("answers.jsonl"), _answers(ids=ids)[::-1])
     assert _score(data, answers, "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    assert list(found) == ["task", "samples", "metrics"]
-    assert (found["task"], found["samples"]) == ("published:aime24", 4)
+    assert list(found) == ["task", "samples", "unscored", "metrics"]
+    assert (found["task"], found["samples"], found["unscored"]) == ("published:aime24", 4, 0)
     [(name, metric)] = found["metrics"].items()
     assert (name, metric["value"]) == ("extractive_match", 0.75)
     low, high = metric["interval"]

@@ -1,0 +1,38 @@
+"""Texts that are none: what UTF-8 cannot hold, and what nobody can see."""
+
+import unicodedata
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+# Separators, control characters and format characters such as a zero-width space.
+_INVISIBLE = {"Zs", "Zl", "Zp", "Cc", "Cf"}
+
+
+def fault(value: Any) -> str | None:
+    """Where a text, or one within lists and objects, cannot be encoded: half a surrogate pair."""
+    for text in inside(value):
+        if not isinstance(text, str):
+            continue
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            return (
+                f"its character {error.start + 1} cannot be encoded: {error.reason} "
+                f"(U+{ord(text[error.start]):04X}, half of a character)"
+            )
+    return None
+
+
+def blank(text: str) -> bool:
+    return all(unicodedata.category(character) in _INVISIBLE for character in text)
+
+
+def inside(value: Any) -> Iterator[Any]:
+    """A value, or what its lists and objects hold, names included."""
+    if isinstance(value, Mapping):
+        value = [*value, *value.values()]
+    if isinstance(value, list | tuple):
+        for inner in value:
+            yield from inside(inner)
+    else:
+        yield value
