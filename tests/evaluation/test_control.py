@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from lighteval.models.abstract_model import ModelConfig
@@ -263,12 +264,10 @@ def test_what_is_said_of_an_arm_with_a_control(tmp_path: Path) -> None:
 
 
 def test_delta_is_inspected_as_the_arm_asks(write_config: WriteConfig) -> None:
-    import numpy as np
-
     control = {"append": "In words.", "bias": {"strength": 1, "pseudo_count": 1}, "regex": "a"}
     arms = [{"name": "slot", "steps": 3, "lr": 0.1, "control": control}]
     model = _model(write_config(arms=arms))
-    model.engine = FakeEngine([np.ones(4, np.float32)], seed=0)
+    model.engine = FakeEngine([np.ones(4, np.float32)], seed=0)  # type: ignore[assignment]
     doc = Doc("1 + 1?", ["2"], 0, id="0", task_name="task|0")
     [arm] = model.run.arms
     [prompt] = inspect(model, arm, "task", [doc]).prompts
@@ -280,13 +279,13 @@ def test_controls_on_one_engine(
     run_main: RunMain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    asked = {
+    asked: dict[str, Any] = {
         "append": "Give the answer alone.",
         "examples": [EXAMPLE],
         "regex": "The answer is [0-9]{1,3}[.]",
     }
     bias = {"strength": 1.0, "pseudo_count": 1.0}
-    arms = [
+    arms: list[dict[str, Any]] = [
         {"name": "baseline", "steps": 0},
         {"name": "asked", "control": asked},
         {"name": "asked-slot", "control": asked, "steps": 5, "lr": 0.1},

@@ -67,8 +67,8 @@ def test_a_resumed_run_may_have_more_problems(tmp_path: Path) -> None:
 
 
 def test_other_problems_are_another_run(tmp_path: Path) -> None:
-    settings = {"tasks": [{"name": "aime24", "data": str(PROBLEMS), "skip": 2, "max_samples": 3}]}
-    directory = RunDirectory(finish(tmp_path / "run", **settings))
+    tasks = [{"name": "aime24", "data": str(PROBLEMS), "skip": 2, "max_samples": 3}]
+    directory = RunDirectory(finish(tmp_path / "run", tasks=tasks))
     values = yaml.safe_load((directory.path / "config.yaml").read_text())
 
     def check(**task: Any) -> None:
