@@ -374,14 +374,14 @@ def test_what_vllm_refuses_leaves_nothing_behind(
     assert run_main("--config", config, "--output-dir", out, "--set", empty) == 2
     assert "generation.stop.0=''" in capsys.readouterr().err
     # Whatever only SamplingParams itself refuses.
-    request = SlotModel.request
+    request = SlotModel._request
 
     def without_tokens(*args: Any) -> Any:
         made = request(*args)
         made.sampling["max_tokens"] = 0
         return made
 
-    monkeypatch.setattr(SlotModel, "request", without_tokens)
+    monkeypatch.setattr(SlotModel, "_request", without_tokens)
     assert run_main("--config", config, "--output-dir", out) == 2
     assert "generation: vLLM refuses: max_tokens must be at least 1" in capsys.readouterr().err
     assert not out.exists()
