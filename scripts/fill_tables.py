@@ -11,6 +11,7 @@ A page says where and what, RUN being a directory under logs/reference:
     <!-- shifts RUN -->                   the tokens that W delta raises and lowers most, arm by arm
     <!-- examples RUN: METRIC, ARM -->    the shortest answers that were gained and lost
     <!-- screen FILE -->                  of scripts/screen_settings.py: the gains over no SLOT
+    <!-- cost FILE -->                    of scripts/bench_serve.py: a row per arm
     <!-- end -->
 
 Shares are in per cent, differences in points.
@@ -158,6 +159,24 @@ def _screen(file: Path, _: Sequence[str]) -> str:
     return _table(["setting", "is", *measures], rows)
 
 
+def _cost(file: Path, _: Sequence[str]) -> str:
+    found = json.loads(file.read_text(encoding="utf-8"))
+    rows = [
+        [
+            f"`{name}`",
+            f"{found['requests']} of {found['new_tokens']} tokens, {found['at_once']} at once",
+            f"{arm['request_throughput']:.3f}",
+            f"{100 * arm['loss']:.1f} %" if name != BASELINE else "-",
+            f"{arm['mean_ttft_ms'] / 1000:.1f}",
+            f"{arm['p99_ttft_ms'] / 1000:.1f}",
+            f"{arm['learning_seconds']:.1f} of {arm['duration']:.0f}",
+        ]
+        for name, arm in found["arms"].items()
+    ]
+    heading = ["arm", "requests", "requests per second", "loss", "time to first token (s)"]
+    return _table([*heading, "its p99", "seconds of learning"], rows)
+
+
 _KINDS: dict[str, Callable[[Path, Sequence[str]], str]] = {
     "scores": _scores,
     "answers": _answers,
@@ -166,6 +185,7 @@ _KINDS: dict[str, Callable[[Path, Sequence[str]], str]] = {
     "shifts": _shifts,
     "examples": _examples,
     "screen": _screen,
+    "cost": _cost,
 }
 
 
