@@ -35,15 +35,17 @@ def parts(head: Head, shape: Shape) -> dict[str, Callable[[], Tensor]]:
 
 
 def floor(shape: Shape, timings: Mapping[str, Timing], ours: float) -> dict[str, Any]:
-    """Product + exponentials + (2 T - 1) reads of W, once per batch + T reads of the exponentials.
+    """Product of the distinct rows + exponentials + (2 T - 1) reads of W, once per batch + T reads
+    of the exponentials.
 
     timings: of ``parts``. ours: seconds of learning. The result has ``floor_seconds``,
     ``floor_multiple`` (ours over the floor) and ``floor_parts``, the seconds of each part, summed
     over the times that it is done.
     """
-    share = shape.rows / _timed_rows(shape)
+    timed = _timed_rows(shape)
+    share = shape.rows / timed
     seconds = {
-        PRODUCT: share * timings[PRODUCT].seconds,
+        PRODUCT: shape.distinct_rows / timed * timings[PRODUCT].seconds,
         EXPONENTIALS: share * timings[EXPONENTIALS].seconds,
         WEIGHT: (2 * shape.steps - 1) * timings[WEIGHT].seconds,
         LOGITS: shape.steps * share * timings[LOGITS].seconds,

@@ -43,6 +43,9 @@ def add_command(commands: Any) -> None:
         "--tokens", type=positive, default=256, help="of each request (default %(default)s)"
     )
     parser.add_argument("--requests", type=positive, default=1)
+    parser.add_argument(
+        "--shared", type=int, default=0, help="so many first tokens are the same in all requests"
+    )
     parser.add_argument("--steps", type=positive, default=5)
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -76,6 +79,7 @@ def run(options: argparse.Namespace) -> int:
         dtype=options.dtype,
         device=options.device,
         workspace_mb=options.workspace_mb,
+        shared=options.shared,
     )
     result = measure(shape, options.rounds, options.oracle, options.plain_form, options.options)
     give(result, _table(result), options)

@@ -21,7 +21,8 @@ _LARGEST_HINT = 20.0
 
 @dataclass(frozen=True)
 class Shape:
-    """hidden: d. vocabulary: V. tokens: of each request. dtype: a key of ``DTYPES``."""
+    """hidden: d. vocabulary: V. tokens: of each request; shared: so many of the first have the same
+    hidden states in all requests. dtype: a key of ``DTYPES``."""
 
     hidden: int
     vocabulary: int
@@ -31,11 +32,16 @@ class Shape:
     dtype: str
     device: str
     workspace_mb: int
+    shared: int = 0
 
     @property
     def rows(self) -> int:
         """Rows of the bare product: every token of every request."""
         return self.tokens * self.requests
+
+    @property
+    def distinct_rows(self) -> int:
+        return self.rows - self.shared * (self.requests - 1)
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -54,7 +60,10 @@ def make_problem(shape: Shape, seed: int = 0) -> tuple[Head, list[Prompt]]:
         part.copy_(_normal(part.shape, generator) / shape.hidden**0.5)
     head = Head(weight)
     params = SlotParams(steps=shape.steps)
-    return head, [_prompt(head, shape, params, generator) for _ in range(shape.requests)]
+    prompts = [_prompt(head, shape, params, generator) for _ in range(shape.requests)]
+    for prompt in prompts:
+        prompt.hidden[: shape.shared] = prompts[0].hidden[: shape.shared]
+    return head, prompts
 
 
 def _prompt(head: Head, shape: Shape, params: SlotParams, generator: torch.Generator) -> Prompt:

@@ -89,7 +89,7 @@ class CachedForm:
         cached = self._cached(request)
         if len(cached):
             if self._made[request]:
-                self._rows.fill(request)
+                self._rows.refill(request)
                 self._made[request] = False
             yield Segment(request, 0, len(cached), cached)
         yield from self._rows.again(request, len(cached))
@@ -114,7 +114,7 @@ class CachedForm:
                 shift(self._head.weight, deltas[i : i + 1], shifts[i : i + 1])
             self._origins[i], self._moved[i] = deltas[i], True
             if self._made[i]:
-                self._rows.fill(i)
+                self._rows.refill(i)
         return moves
 
     def _add_cached(self, i: int, made: bool, shifted: bool, losses: Tensor) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from slot_vllm.optim.head import Head
 from slot_vllm.optim.prompt import Prompt
+from slot_vllm.optim.shared_rows import move_down, shared_rows
 from slot_vllm.optim.workspace import Workspace
 
 # Below this W is read for too few rows: two cores take 64 at half the rate of 256.
@@ -50,18 +51,32 @@ class Rows:
         """The rows of a request that are in the cache, its first ones."""
         return self._cache[self._offsets[request] : self._offsets[request + 1]]
 
-    def fill(self, request: int | None = None) -> None:
-        """Compute the cached rows, of one request or of all, in few products."""
-        wanted = range(len(self._prompts)) if request is None else range(request, request + 1)
-        first = self._offsets[wanted[0]]
+    def fill(self) -> None:
+        """Compute all cached rows, in few products; those that requests share once."""
+        hidden = [p.hidden[: len(self.cached(i))] for i, p in enumerate(self._prompts)]
+        shared = shared_rows(hidden)
+        own = [rows[of.count :] for rows, of in zip(hidden, shared, strict=True)]
+        first = 0
         waiting: list[Tensor] = []
-        for i in wanted:
-            waiting.append(self._prompts[i].hidden[: len(self.cached(i))])
-            count = sum(len(hidden) for hidden in waiting)
+        for i, rows in enumerate(own):
+            waiting.append(rows)
+            count = sum(len(part) for part in waiting)
             # Short prompts share a read of W.
-            if count and (count >= _FRESH_ROWS or i == wanted[-1]):
+            if count and (count >= _FRESH_ROWS or i + 1 == len(own)):
                 self._head.product(_joined(waiting), out=self._cache[first : first + count])
                 first, waiting = first + count, []
+        # They lie end to end: apart, from the last one on, and what is shared between them.
+        for i in reversed(range(len(own))):
+            start = first - len(own[i])
+            move_down(self._cache, start, first, self._offsets[i] + shared[i].count - start)
+            first = start
+        for i, of in enumerate(shared):
+            self.cached(i)[: of.count] = self.cached(of.owner)[: of.count]
+
+    def refill(self, request: int) -> None:
+        """Compute the cached rows of one request anew."""
+        cached = self.cached(request)
+        self._head.product(self._prompts[request].hidden[: len(cached)], out=cached)
 
     def again(self, request: int, start: int) -> Iterator[Segment]:
         """Rows [start, ...) of one request, computed a tile at a time; valid as in ``fresh``."""

@@ -51,3 +51,14 @@ def test_more_logits_than_are_timed_count_in_proportion(monkeypatch: pytest.Monk
     timings = {name: Timing(1.0, 1.0, None) for name in floor.parts(head, SHAPE)}
     found = floor.floor(dataclasses.replace(SHAPE, steps=1), timings, ours=1.0)["floor_parts"]
     assert found == {floor.PRODUCT: 4, floor.EXPONENTIALS: 4, floor.WEIGHT: 1, floor.LOGITS: 4}
+
+
+def test_rows_that_requests_share_are_multiplied_once() -> None:
+    shape = dataclasses.replace(SHAPE, requests=3, shared=8)
+    _, (first, *others) = make_problem(shape)
+    assert all(torch.equal(one.hidden[:8], first.hidden[:8]) for one in others)
+    assert not any((one.hidden[8:] == first.hidden[8:]).all(dim=1).any() for one in others)
+    timings = {name: Timing(1.0, 1.0, None) for name in floor.parts(make_problem(shape)[0], shape)}
+    parts = floor.floor(shape, timings, ours=1.0)["floor_parts"]
+    assert parts[floor.PRODUCT] == pytest.approx((36 - 16) / 36)
+    assert parts[floor.EXPONENTIALS] == 1.0

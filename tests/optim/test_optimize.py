@@ -139,14 +139,14 @@ def test_every_form_equals_the_oracle(form: type[Form], scale: float) -> None:
 def test_a_delta_that_goes_far(monkeypatch: pytest.MonkeyPatch, extra_rows: int) -> None:
     """Cached exponentials then are made anew, more than once, or given up by a prompt that does
     not fit the cache; beside it a prompt that stays near."""
-    made: list[int | None] = []
-    fill = Rows.fill
+    made: list[int] = []
+    refill = Rows.refill
 
-    def watched(rows: Rows, request: int | None = None) -> None:
+    def watched(rows: Rows, request: int) -> None:
         made.append(request)
-        fill(rows, request)
+        refill(rows, request)
 
-    monkeypatch.setattr(Rows, "fill", watched)
+    monkeypatch.setattr(Rows, "refill", watched)
     head = make_head(hidden=128)
     prompts = [
         make_prompt(head, 30, SlotParams(steps=6, lr=3.0), seed=1),

@@ -1,0 +1,46 @@
+"""Rows that prompts have in common, such as a system prompt's: their product is made once.
+
+They are the same where the hidden states are, bit for bit: as those of a prefix that was read from
+the prefix cache are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The first ``count`` rows of a prompt are those of prompt ``owner``."""
+
+    owner: int = 0
+    count: int = 0
+
+
+def shared_rows(hidden: Sequence[Tensor]) -> list[Shared]:
+    """Of each (n, d), with which of those before it it shares most. On a CPU only: a GPU would have
+    to be waited for."""
+    found = []
+    for i, rows in enumerate(hidden):
+        own = Shared()
+        for owner in range(i if rows.device.type == "cpu" else 0):
+            count = _same_rows(hidden[owner], rows)
+            own = max(own, Shared(owner, count), key=lambda shared: shared.count)
+        found.append(own)
+    return found
+
+
+def _same_rows(first: Tensor, second: Tensor) -> int:
+    """How many of their first rows are the same."""
+    length = min(len(first), len(second))
+    same = (first[:length] == second[:length]).all(dim=1)
+    return length if same.all() else int(same.int().argmin())
+
+
+def move_down(cache: Tensor, start: int, stop: int, gap: int) -> None:
+    """Rows [start, stop) by ``gap`` rows, over each other where that is less than they are."""
+    while gap and start < stop:
+        count = min(gap, stop - start)
+        cache[stop + gap - count : stop + gap] = cache[stop - count : stop]
+        stop -= count
