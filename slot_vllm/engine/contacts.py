@@ -192,6 +192,21 @@ CONTACTS: tuple[Contact, ...] = (
         "the last place where an error is HTTP 400 for a streaming request",
         parameters=("request_id", "inputs", "params", "lora_request"),
     ),
+    *(
+        Contact(
+            "front end", f"vllm.entrypoints.openai.{path}.protocol", name,
+            "keeps the settings of a request as they were sent", attributes=("vllm_xargs",),
+        )
+        for path, name in (
+            ("chat_completion", "ChatCompletionRequest"),
+            ("completion", "CompletionRequest"),
+            ("responses", "ResponsesRequest"),
+        )
+    ),
+    Contact(
+        "front end", "vllm.entrypoints.anthropic.protocol", "AnthropicMessagesRequest",
+        "keeps the settings of a request as they were sent",
+    ),
     Contact(
         "server", "vllm.entrypoints.openai.chat_completion.serving",
         "OpenAIServingChat.create_chat_completion", "checks a chat request's settings",

@@ -2,14 +2,14 @@
 
 It wraps ``EngineArgs.create_engine_config``, a start-up function, and nothing else. What else a
 SLOT engine needs is put in place when an engine asks for it, on objects that belong to that engine.
-A patched vLLM (``native``) calls ``expand`` and ``configure`` itself: then nothing is wrapped.
+A patched vLLM (``native``) calls ``expand`` and ``configure`` itself: then no method is wrapped.
 """
 
 import functools
 import logging
 from typing import Any
 
-from slot_vllm.engine import compat, native, startup
+from slot_vllm.engine import compat, native, raw_settings, startup
 from slot_vllm.params import SlotError
 
 logger = logging.getLogger("vllm.slot_vllm")
@@ -74,6 +74,7 @@ def _prepare(vllm_config: Any, usage_context: Any) -> None:
     traces = vllm_config.observability_config.otlp_traces_endpoint is not None
     if traces:
         compat.require("tracing")
+    raw_settings.install()
     if patched:
         return
     from slot_vllm.engine import admission, beam_search, metrics, server, tracing
