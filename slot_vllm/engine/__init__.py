@@ -28,7 +28,8 @@ At start-up, in the class:
   SLOT, in a patched vLLM too): what pydantic makes of a JSON boolean must not pass for an integer.
   Can go when vLLM keeps the types of custom arguments.
 - ``BeamSearchOfflineMixin.beam_search``, ``BeamSearchOnlineMixin.beam_search`` (``beam_search``):
-  mark their requests, which look like prompts but are not. Can go when such requests say so.
+  mark their requests (``origins``), which look like prompts but are not, and are many for one. Can
+  go when such requests say so.
 
 Per request, on instances of an engine that asks for SLOT:
 

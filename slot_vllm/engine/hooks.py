@@ -37,7 +37,7 @@ HOOKS: tuple[Contact, ...] = (
     Contact(
         "front end", "vllm.entrypoints.generate.beam_search.offline",
         "BeamSearchOfflineMixin._build_beam_sampling_params",
-        "marks the requests of a beam search", calls=("of_beam_search",),
+        "marks the requests of a beam search", contains=("dict(base_params.extra_args or {})",),
     ),
     Contact(
         "front end", "vllm.entrypoints.generate.beam_search.online",

@@ -19,7 +19,7 @@ from slot_vllm.engine.hooks import HOOKS
 from slot_vllm.params import SlotError
 
 # Of the hooks: a patch and a package that do not belong together are told apart by it.
-VERSION = 3
+VERSION = 4
 
 
 @cache
@@ -109,6 +109,13 @@ def check_generation(admission: Any, inputs: Any, params: Any, lora_request: Any
     from slot_vllm.engine import server
 
     server.check_generation(admission, inputs, params, lora_request)
+
+
+def of_beam_search(prompts: int) -> dict[str, Any]:
+    """The extra_args of the requests of a beam search."""
+    from slot_vllm.engine import beam_search, origins
+
+    return {origins.MARK: beam_search.search(prompts)}
 
 
 def extend_metrics(app: Any) -> None:
