@@ -30,6 +30,9 @@ At start-up, in the class:
 - ``BeamSearchOfflineMixin.beam_search``, ``BeamSearchOnlineMixin.beam_search`` (``beam_search``):
   mark their requests (``origins``), which look like prompts but are not, and are many for one. Can
   go when such requests say so.
+- ``ServingGenerativeScoring.create_generative_scoring``,
+  ``ServingStructuredDecisions.create_decision`` (``scoring``; wrapped once a server's engine asks
+  for SLOT): mark their requests, whose text is not to be answered. Can go as beam search's.
 
 Per request, on instances of an engine that asks for SLOT:
 

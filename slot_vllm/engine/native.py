@@ -7,7 +7,7 @@ any worker extension, which may be a subclass of ours.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -116,6 +116,22 @@ def of_beam_search(prompts: int) -> dict[str, Any]:
     from slot_vllm.engine import beam_search, origins
 
     return {origins.MARK: beam_search.search(prompts)}
+
+
+def check_scoring(request: Any) -> None:
+    """Of the methods that score. Raises VLLMValidationError."""
+    from slot_vllm.engine import scoring
+
+    scoring.check_scoring(request)
+
+
+def mark_scoring(sampling_params: Iterable[Any]) -> None:
+    """Of ``next_token_label_reads``, which submits their requests with these parameters."""
+    from slot_vllm.engine import origins, scoring
+
+    origin = scoring.scores()
+    for params in sampling_params:
+        params.extra_args = {**(params.extra_args or {}), origins.MARK: origin}
 
 
 def extend_metrics(app: Any) -> None:

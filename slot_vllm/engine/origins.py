@@ -1,4 +1,4 @@
-"""Requests that vLLM submits itself, as for a search: SLOT must not learn on them."""
+"""Requests that vLLM submits itself, for a search or for scores: SLOT must not learn on them."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

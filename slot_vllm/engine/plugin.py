@@ -71,18 +71,27 @@ def _prepare(vllm_config: Any, usage_context: Any) -> None:
     lacking = compat.missing("metrics") if serves else []
     if lacking:
         logger.warning("SLOT shows nothing on /metrics: %s", compat.describe(lacking))
+    unknown = compat.missing("scoring") if serves else []
+    if unknown:
+        logger.warning(
+            "SLOT does not find all that it knows to score texts; if it is elsewhere in this "
+            "release, SLOT learns from what is scored there: %s",
+            compat.describe(unknown),
+        )
     traces = vllm_config.observability_config.otlp_traces_endpoint is not None
     if traces:
         compat.require("tracing")
     raw_settings.install()
     if patched:
         return
-    from slot_vllm.engine import admission, beam_search, metrics, server, tracing
+    from slot_vllm.engine import admission, beam_search, metrics, scoring, server, tracing
 
     admission.install()
     beam_search.install()
     server.install()
     if serves and not lacking:
         metrics.install()
+    if serves:
+        scoring.install({contact.path for contact, _ in unknown})
     if traces:
         tracing.install()
