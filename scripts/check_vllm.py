@@ -43,7 +43,8 @@ something an error that names it.
 Where hidden states cannot be kept in the KV cache, SLOT requests do not read the prefix cache
 ([prefix caching](prefix_cache.md)). What only some engines use is looked for where it is used:
 without it `max_concurrent`, traces or tensor parallelism are refused, and a server warns that its
-`/metrics` shows nothing of SLOT. All else is the same.
+`/metrics` shows nothing of SLOT, or which of the endpoints that score it did not find: older
+releases do not have all of them. All else is the same.
 
 | vLLM | | V1 runner | V2 runner | hidden states in the KV cache | source of |
 | --- | --- | --- | --- | --- | --- |

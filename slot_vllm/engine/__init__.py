@@ -24,8 +24,15 @@ At start-up, in the class:
 - ``RequestState.from_new_request``, ``OutputProcessor.do_tracing`` and ``output_processor``'s
   ``instrument_manual`` (``tracing``; wrapped once an engine asks for SLOT and for traces): to add
   attributes to the request spans. Can go when spans can be extended.
+- the field ``vllm_xargs`` of the server's request models (``raw_settings``; once an engine asks for
+  SLOT, in a patched vLLM too): what pydantic makes of a JSON boolean must not pass for an integer.
+  Can go when vLLM keeps the types of custom arguments.
 - ``BeamSearchOfflineMixin.beam_search``, ``BeamSearchOnlineMixin.beam_search`` (``beam_search``):
-  mark their requests, which look like prompts but are not. Can go when such requests say so.
+  mark their requests (``origins``), which look like prompts but are not, and are many for one. Can
+  go when such requests say so.
+- ``ServingGenerativeScoring.create_generative_scoring``,
+  ``ServingStructuredDecisions.create_decision`` (``scoring``; wrapped once a server's engine asks
+  for SLOT): mark their requests, whose text is not to be answered. Can go as beam search's.
 
 Per request, on instances of an engine that asks for SLOT:
 

@@ -17,8 +17,8 @@ from vllm.v1.engine.input_processor import InputProcessor
 
 from slot_vllm import __version__
 from slot_vllm.chat_turns import UndeterminedError
-from slot_vllm.engine import beam_search
 from slot_vllm.engine.lora import HeadAdapters
+from slot_vllm.engine.origins import MARK, origin_of
 from slot_vllm.engine.startup import asks_for_slot, is_wrapped, mark, read_config
 from slot_vllm.loss_tokens import LossTokens
 from slot_vllm.params import (
@@ -48,20 +48,27 @@ class AcceptedDict(dict[str, Any]):
 class Resolved:
     """request_id: as the caller knows it. bypassed: why SLOT is left out, or None. cache_salt: the
     request's, which vLLM keeps from the workers. spans: where the tokens stand that are learned
-    from, if only the tokenizer can tell. version: of the package that admitted it."""
+    from, if only the tokenizer can tell. counted: whether it is a request of its own, and not a
+    further step of a search. version: of the package that admitted it."""
 
     request_id: str
     params: SlotParams
     bypassed: str | None
     cache_salt: str | None
     spans: Sequence[Sequence[int]] | None = None
+    counted: bool = True
     version: str = __version__
 
 
 def read_resolved(value: Mapping[str, Any]) -> Resolved:
     params = SlotParams(**value["params"])
     return Resolved(
-        value["request_id"], params, value["bypassed"], value["cache_salt"], value.get("spans")
+        value["request_id"],
+        params,
+        value["bypassed"],
+        value["cache_salt"],
+        value.get("spans"),
+        value.get("counted", True),
     )
 
 
@@ -100,8 +107,6 @@ class Admission:
         prompt_tokens: int,
     ) -> str | None:
         """Why a request cannot have SLOT; a short name that is also the counter's."""
-        if beam_search.searching():
-            return "beam_search"
         if resumable:
             return "streaming_input"
         if embeddings:
@@ -172,9 +177,10 @@ class Admission:
         extra_args = sampling_params.extra_args
         if extra_args and isinstance(extra_args.get(RESOLVED), ResolvedDict):
             return
+        origin = origin_of(extra_args)
         reason = (
-            "beam_search"
-            if beam_search.marked(extra_args)
+            origin.reason
+            if origin
             else self.obstacle(
                 multimodal=bool(request.mm_features),
                 embeddings=request.prompt_embeds is not None,
@@ -188,9 +194,10 @@ class Admission:
         if bypassed is None:
             spans, bypassed = self.spans(extra_args, params, request.prompt_token_ids)
         sampling_params = sampling_params.clone()
-        resolved = Resolved(request_id, params, bypassed, request.cache_salt, spans)
+        counted = origin is None or origin.counts()
+        resolved = Resolved(request_id, params, bypassed, request.cache_salt, spans, counted)
         sampling_params.extra_args = {
-            **(extra_args or {}),
+            **{key: value for key, value in (extra_args or {}).items() if key != MARK},
             RESOLVED: ResolvedDict(asdict(resolved) | {"params": params.model_dump(mode="json")}),
         }
         if params.steps and bypassed is None and self.config.hidden_cache == "off":

@@ -1,27 +1,16 @@
 """Beam search submits prompt + generated tokens as new prompts, on which SLOT must not learn."""
 
 import functools
-from collections.abc import AsyncGenerator, Mapping
-from contextvars import ContextVar
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
+from slot_vllm.engine.origins import Origin, submitting
 from slot_vllm.engine.startup import is_wrapped, mark
 
-_searching: ContextVar[bool] = ContextVar("slot_vllm_beam_search", default=False)
 
-
-# In the extra_args of a patched vLLM's beam searches, which do not need wrapping.
-_MARK = "slot.beam_search"
-
-
-def marked(extra_args: Mapping[str, Any] | None) -> bool:
-    """Whether a patched vLLM says that a beam search submitted the request."""
-    return bool(extra_args) and _MARK in (extra_args or {})
-
-
-def searching() -> bool:
-    """Whether the current request was submitted by a beam search."""
-    return _searching.get()
+def search(prompts: int) -> Origin:
+    """Of a search that begins with so many prompts; each counts as one request."""
+    return Origin("beam_search", prompts)
 
 
 def install() -> None:
@@ -34,25 +23,22 @@ def install() -> None:
     offline, online = BeamSearchOfflineMixin.beam_search, BeamSearchOnlineMixin.beam_search
 
     @functools.wraps(offline)
-    def offline_beam_search(*args: Any, **kwargs: Any) -> Any:
-        token = _searching.set(True)
-        try:
-            return offline(*args, **kwargs)
-        finally:
-            _searching.reset(token)
+    def offline_beam_search(self: Any, prompts: Any, *args: Any, **kwargs: Any) -> Any:
+        # vLLM takes a single prompt, too.
+        several = isinstance(prompts, Sequence) and not isinstance(prompts, str)
+        with submitting(search(len(prompts) if several else 1)):
+            return offline(self, prompts, *args, **kwargs)
 
     @functools.wraps(online)
     async def online_beam_search(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
-        outputs = online(*args, **kwargs)
+        outputs, origin = online(*args, **kwargs), search(1)
         while True:
-            # Set only while the search runs, not while its consumer does.
-            token = _searching.set(True)
-            try:
-                output = await anext(outputs)
-            except StopAsyncIteration:
-                return
-            finally:
-                _searching.reset(token)
+            # Only while the search runs, not while its consumer does.
+            with submitting(origin):
+                try:
+                    output = await anext(outputs)
+                except StopAsyncIteration:
+                    return
             yield output
 
     BeamSearchOfflineMixin.beam_search = mark(offline_beam_search)

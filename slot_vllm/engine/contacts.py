@@ -9,7 +9,8 @@ from typing import Literal, get_args
 
 # Where a contact is needed: in every front end (start-up, admission), in the OpenAI-compatible
 # server's, in every worker, in one with that model runner, to keep hidden states in the KV cache;
-# for max_concurrent, for SLOT's part of /metrics, for traces, among several tensor-parallel ranks.
+# for max_concurrent, for SLOT's part of /metrics, to leave scoring endpoints alone, for traces,
+# among several tensor-parallel ranks.
 Part = Literal[
     "front end",
     "server",
@@ -21,6 +22,7 @@ Part = Literal[
     "hidden-state cache, V2 runner",
     "limited scheduler",
     "metrics",
+    "scoring",
     "tracing",
     "tensor parallel",
 ]
@@ -54,6 +56,20 @@ class Contact:
     def __str__(self) -> str:
         return f"{self.path}.{self.name}"
 
+
+# Both read probabilities of the next token: /generative_scoring and /v1/systemone.
+SCORING_ENDPOINTS = (
+    (
+        "vllm.entrypoints.generate.generative_scoring.serving",
+        "ServingGenerativeScoring",
+        "create_generative_scoring",
+    ),
+    (
+        "vllm.entrypoints.generate.structured_decisions.serving",
+        "ServingStructuredDecisions",
+        "create_decision",
+    ),
+)
 
 CONTACTS: tuple[Contact, ...] = (
     # Start-up.
@@ -192,6 +208,21 @@ CONTACTS: tuple[Contact, ...] = (
         "the last place where an error is HTTP 400 for a streaming request",
         parameters=("request_id", "inputs", "params", "lora_request"),
     ),
+    *(
+        Contact(
+            "front end", f"vllm.entrypoints.openai.{path}.protocol", name,
+            "keeps the settings of a request as they were sent", attributes=("vllm_xargs",),
+        )
+        for path, name in (
+            ("chat_completion", "ChatCompletionRequest"),
+            ("completion", "CompletionRequest"),
+            ("responses", "ResponsesRequest"),
+        )
+    ),
+    Contact(
+        "front end", "vllm.entrypoints.anthropic.protocol", "AnthropicMessagesRequest",
+        "keeps the settings of a request as they were sent",
+    ),
     Contact(
         "server", "vllm.entrypoints.openai.chat_completion.serving",
         "OpenAIServingChat.create_chat_completion", "checks a chat request's settings",
@@ -239,6 +270,13 @@ CONTACTS: tuple[Contact, ...] = (
         "server", "vllm.entrypoints.anthropic.serving",
         "AnthropicServingMessages.create_messages", "checks a message request's settings",
         parameters=("request", "raw_request"), only=True,
+    ),
+    *(
+        Contact(
+            "scoring", path, f"{name}.{method}", "leaves what scores alone",
+            parameters=("request", "raw_request"), only=True,
+        )
+        for path, name, method in SCORING_ENDPOINTS
     ),
     # The worker, whichever its model runner.
     Contact(

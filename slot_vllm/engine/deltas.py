@@ -392,7 +392,10 @@ class Deltas:
                 self._leave_plain(new.req_id)
             return
         resolved = read_admitted(extra_args[RESOLVED])
-        if resolved.bypassed is not None:
+        if not resolved.counted:
+            # Its search was counted with its first step.
+            self.plain.add(new.req_id)
+        elif resolved.bypassed is not None:
             self._bypass(new.req_id, resolved.bypassed)
         elif resolved.params.steps:
             self.requests[new.req_id] = Request(

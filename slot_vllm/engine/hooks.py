@@ -2,7 +2,7 @@
 that is missing would turn SLOT off where it is, without a word, so that ``native`` looks for all.
 """
 
-from slot_vllm.engine.contacts import Contact, Part
+from slot_vllm.engine.contacts import SCORING_ENDPOINTS, Contact, Part
 
 _SERVING = "vllm.entrypoints.openai"
 _WORKER = "vllm.v1.worker.gpu_worker"
@@ -37,7 +37,7 @@ HOOKS: tuple[Contact, ...] = (
     Contact(
         "front end", "vllm.entrypoints.generate.beam_search.offline",
         "BeamSearchOfflineMixin._build_beam_sampling_params",
-        "marks the requests of a beam search", calls=("of_beam_search",),
+        "marks the requests of a beam search", contains=("dict(base_params.extra_args or {})",),
     ),
     Contact(
         "front end", "vllm.entrypoints.generate.beam_search.online",
@@ -72,6 +72,17 @@ HOOKS: tuple[Contact, ...] = (
             (f"{_SERVING}.responses.serving", "OpenAIServingResponses.create_responses"),
             ("vllm.entrypoints.anthropic.serving", "AnthropicServingMessages.create_messages"),
         )
+    ),
+    Contact(
+        "scoring", "vllm.entrypoints.generate.label_reads", "next_token_label_reads",
+        "marks the requests of scores", calls=("mark_scoring",),
+    ),
+    *(
+        Contact(
+            "scoring", path, f"{name}.{method}", "refuses settings that cannot have an effect",
+            calls=("check_scoring",),
+        )
+        for path, name, method in SCORING_ENDPOINTS
     ),
     Contact(
         "metrics", "vllm.entrypoints.serve.instrumentator.metrics", "attach_router",

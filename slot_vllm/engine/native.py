@@ -7,7 +7,7 @@ any worker extension, which may be a subclass of ours.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -19,7 +19,7 @@ from slot_vllm.engine.hooks import HOOKS
 from slot_vllm.params import SlotError
 
 # Of the hooks: a patch and a package that do not belong together are told apart by it.
-VERSION = 3
+VERSION = 4
 
 
 @cache
@@ -109,6 +109,29 @@ def check_generation(admission: Any, inputs: Any, params: Any, lora_request: Any
     from slot_vllm.engine import server
 
     server.check_generation(admission, inputs, params, lora_request)
+
+
+def of_beam_search(prompts: int) -> dict[str, Any]:
+    """The extra_args of the requests of a beam search."""
+    from slot_vllm.engine import beam_search, origins
+
+    return {origins.MARK: beam_search.search(prompts)}
+
+
+def check_scoring(request: Any) -> None:
+    """Of the methods that score. Raises VLLMValidationError."""
+    from slot_vllm.engine import scoring
+
+    scoring.check_scoring(request)
+
+
+def mark_scoring(sampling_params: Iterable[Any]) -> None:
+    """Of ``next_token_label_reads``, which submits their requests with these parameters."""
+    from slot_vllm.engine import origins, scoring
+
+    origin = scoring.scores()
+    for params in sampling_params:
+        params.extra_args = {**(params.extra_args or {}), origins.MARK: origin}
 
 
 def extend_metrics(app: Any) -> None:

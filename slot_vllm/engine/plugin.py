@@ -2,14 +2,14 @@
 
 It wraps ``EngineArgs.create_engine_config``, a start-up function, and nothing else. What else a
 SLOT engine needs is put in place when an engine asks for it, on objects that belong to that engine.
-A patched vLLM (``native``) calls ``expand`` and ``configure`` itself: then nothing is wrapped.
+A patched vLLM (``native``) calls ``expand`` and ``configure`` itself: then no method is wrapped.
 """
 
 import functools
 import logging
 from typing import Any
 
-from slot_vllm.engine import compat, native, startup
+from slot_vllm.engine import compat, native, raw_settings, startup
 from slot_vllm.params import SlotError
 
 logger = logging.getLogger("vllm.slot_vllm")
@@ -71,17 +71,27 @@ def _prepare(vllm_config: Any, usage_context: Any) -> None:
     lacking = compat.missing("metrics") if serves else []
     if lacking:
         logger.warning("SLOT shows nothing on /metrics: %s", compat.describe(lacking))
+    unknown = compat.missing("scoring") if serves else []
+    if unknown:
+        logger.warning(
+            "SLOT does not find all that it knows to score texts; if it is elsewhere in this "
+            "release, SLOT learns from what is scored there: %s",
+            compat.describe(unknown),
+        )
     traces = vllm_config.observability_config.otlp_traces_endpoint is not None
     if traces:
         compat.require("tracing")
+    raw_settings.install()
     if patched:
         return
-    from slot_vllm.engine import admission, beam_search, metrics, server, tracing
+    from slot_vllm.engine import admission, beam_search, metrics, scoring, server, tracing
 
     admission.install()
     beam_search.install()
     server.install()
     if serves and not lacking:
         metrics.install()
+    if serves:
+        scoring.install({contact.path for contact, _ in unknown})
     if traces:
         tracing.install()

@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 from slot_vllm.evaluation.config import ConfigError, RunConfig
 from slot_vllm.evaluation.control import Bias
 from slot_vllm.evaluation.models.get import path as model_path
-from slot_vllm.evaluation.progress import Progress
+from slot_vllm.evaluation.stage import Stage
 
 # Of logits, [rows, V], that are in memory at once.
 _ROWS = 256
@@ -45,10 +45,10 @@ def frequencies(config: RunConfig, prompts: Sequence[Sequence[int]]) -> list[Pro
     """
     model = _load(config)
     found = []
-    with Progress("the model's own predictions of the prompts", len(prompts)) as progress:
+    with Stage("the model's own predictions of the prompts") as stage:
         for prompt in prompts:
             found.append(of_prompt(model, prompt))
-            progress.advance()
+            stage.reach(len(found) / len(prompts))
     del model
     gc.collect()
     torch.cuda.empty_cache()

@@ -50,8 +50,8 @@ class Shifted:
     shifts: np.ndarray | None
 
 
-# Called with the number of tokens that were generated since the last call.
-OnTokens = Callable[[int], None]
+# Called with a request's id and how many tokens it got since the last call: 0 when it begins.
+OnTokens = Callable[[str, int], None]
 
 
 class Engine(Protocol):
@@ -192,7 +192,8 @@ class VllmEngine:
                 running[request.id] = _Answers(request, params.n)
             for output in engine.step():
                 answers = running[output.request_id]
-                on_tokens(sum(answers.add(part) for part in output.outputs))
+                count = sum(answers.add(part) for part in output.outputs)
+                on_tokens(output.request_id, count)
                 if output.finished:
                     del running[output.request_id]
                     losses = self._reported("slot_losses", answers.request)
@@ -200,7 +201,7 @@ class VllmEngine:
                     yield answers.completion(losses, scale)
 
     def token_shifts(self, requests: Sequence[Request]) -> Iterator[Shifted]:
-        for completion in self.generate(requests, lambda count: None):
+        for completion in self.generate(requests, lambda request_id, count: None):
             reports = self._llm.collective_rpc("slot_token_shifts", args=(completion.request_id,))
             shifts = next((report for report in reports if report is not None), None)
             found = None if shifts is None else np.frombuffer(shifts, np.float32)

@@ -15,9 +15,9 @@ from slot_vllm.evaluation.console import RunLog
 from slot_vllm.evaluation.generation import Engine, Request, check_sampling
 from slot_vllm.evaluation.lighteval_model import SlotModel
 from slot_vllm.evaluation.model_script import make_model
-from slot_vllm.evaluation.progress import Progress
 from slot_vllm.evaluation.record import Arm, Inspection, PromptShifts
 from slot_vllm.evaluation.run_settings import changed
+from slot_vllm.evaluation.stage import Stage
 from slot_vllm.evaluation.tasks import EvaluationTask
 from slot_vllm.evaluation.token_shifts import Mean, Shifts, extremes
 from slot_vllm.evaluation.token_text import TokenText
@@ -55,11 +55,10 @@ def inspect(
     _check(model, arm, docs)
     model.start()
     requests = [_one_token(model.request(doc, read)) for doc in docs]
-    with Progress(f"W delta of {arm.name} · {task}", len(docs)) as progress:
+    with Stage(f"W delta of {arm.name} · {task}") as stage:
         asked = zip(docs, requests, _in_order(model.engine, requests), strict=True)
-        for doc, request, shifts in asked:
-            progress.add_tokens(1)
-            progress.advance()
+        for number, (doc, request, shifts) in enumerate(asked, 1):
+            stage.reach(number / len(docs))
             if shifts is not None:
                 mean.add(shifts)
                 raised, lowered = extremes(shifts, top, text)

@@ -26,6 +26,7 @@ from lighteval.tasks.requests import Doc
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from slot_vllm.evaluation import benchmarks, engine_output, unicode_text
+from slot_vllm.evaluation.answering import Answering
 from slot_vllm.evaluation.config import ConfigError, RunConfig, load, system_prompt
 from slot_vllm.evaluation.control import Control
 from slot_vllm.evaluation.frequency_bias import PromptFrequencies, frequencies
@@ -42,7 +43,6 @@ from slot_vllm.evaluation.generation import (
 )
 from slot_vllm.evaluation.model_script import make_model
 from slot_vllm.evaluation.models.get import path as model_path
-from slot_vllm.evaluation.progress import Progress
 from slot_vllm.evaluation.record import Arm
 from slot_vllm.evaluation.run_settings import changed
 
@@ -127,9 +127,9 @@ class SlotModel(LightevalModel):
         self.prepare((doc, self.arm) for doc in docs)
         requests = [self.request(doc, self.arm) for doc in docs]
         responses = {}
-        with Progress(self.arm.name, len(docs)) as progress:
+        with Answering(self.arm.name, requests) as progress:
             for answer in self.answers(docs, requests, progress.add_tokens):
-                progress.advance()
+                progress.finish(answer.completion.request_id)
                 responses[id(answer.doc)] = answer.response
         return [responses[id(doc)] for doc in docs]
 

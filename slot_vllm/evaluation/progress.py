@@ -1,44 +1,34 @@
-"""How far a run is: a bar on a terminal, plain lines elsewhere. Both on standard error."""
+"""How far work is: a bar on a terminal, plain lines elsewhere. Both on standard error."""
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
 from slot_vllm.evaluation.console import console
 
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_UPDATES = 0.25
 
 
 class Progress:
-    """How much of what is asked is answered: done/total, tokens per second, time left."""
+    """total, done: of the work, in whatever unit; they move the bar."""
 
-    def __init__(self, label: str, total: int, done: int = 0) -> None:
+    def __init__(self, label: str, total: float, done: float = 0) -> None:
         self._label = label
-        self._total = total
-        self._done = self._done_before = done
-        self._tokens = 0
-        self._started = self._last_line = time.monotonic()
+        self._shown = time.monotonic()
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]} tok/s"),
+            TextColumn("{task.fields[said]}"),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
         )
-        self._row = self._bar.add_task(self._label, total=total, completed=done, rate="-")
+        self._row = self._bar.add_task(label, total=total, completed=done, said="")
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -52,30 +42,21 @@ class Progress:
     ) -> None:
         self._bar.stop()
 
-    def add_tokens(self, count: int) -> None:
-        """Counts generated tokens."""
-        self._tokens += count
-        self._show(last=False)
+    def show(self, done: float, say: Callable[[], str], last: bool) -> None:
+        """``say``, which is called only if it is time, gives the words beside the bar. last:
+        whether it is shown in any case."""
+        terminal = console.is_terminal
+        pause = SECONDS_BETWEEN_UPDATES if terminal else SECONDS_BETWEEN_LINES
+        now = time.monotonic()
+        if not last and now - self._shown <= pause:
+            return
+        self._shown = now
+        if terminal:
+            self._bar.update(self._row, completed=done, said=say())
+        else:
+            console.print(f"{self._label}: {say()}", soft_wrap=True, highlight=False)
 
-    def advance(self) -> None:
-        """Counts a finished request."""
-        self._done += 1
-        self._show(last=self._done == self._total)
 
-    def _show(self, last: bool) -> None:
-        elapsed = time.monotonic() - self._started
-        rate = f"{self._tokens / elapsed:.0f}" if elapsed else "-"
-        if console.is_terminal:
-            self._bar.update(self._row, completed=self._done, rate=rate)
-        elif last or time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
-            self._last_line = time.monotonic()
-            left = "?" if self._done == self._done_before else f"{self._left(elapsed):.0f} s"
-            console.print(
-                f"{self._label}: {self._done}/{self._total}, {rate} tok/s, left: {left}",
-                soft_wrap=True,
-                highlight=False,
-            )
-
-    def _left(self, elapsed: float) -> float:
-        """Seconds, at the pace so far."""
-        return elapsed / (self._done - self._done_before) * (self._total - self._done)
+def time_left(seconds: float | None) -> str:
+    """seconds: None if it is not known yet."""
+    return "left: ?" if seconds is None else f"left: {seconds:.0f} s"

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -37,7 +37,7 @@ class Replica:
 
     def answer(self, requests: Sequence[Request]) -> Iterator[Completion]:
         # Ray streams what generator functions yield, and refuses others.
-        yield from self._engine.generate(requests, lambda count: None)
+        yield from self._engine.generate(requests, lambda request_id, count: None)
 
     def token_shifts(self, requests: Sequence[Request]) -> Iterator[Shifted]:
         yield from self._engine.token_shifts(requests)
@@ -64,15 +64,18 @@ class Replicas:
         return self._max_model_len
 
     def generate(self, requests: Sequence[Request], on_tokens: OnTokens) -> Iterator[Completion]:
-        for completion in self._spread("answer", requests):
-            on_tokens(sum(map(len, completion.tokens)))
+        for completion in self._spread("answer", requests, lambda name: on_tokens(name, 0)):
+            on_tokens(completion.request_id, sum(map(len, completion.tokens)))
             yield completion
 
     def token_shifts(self, requests: Sequence[Request]) -> Iterator[Shifted]:
-        return self._spread("token_shifts", requests)
+        return self._spread("token_shifts", requests, lambda name: None)
 
-    def _spread(self, method: str, requests: Sequence[Request]) -> Iterator[Any]:
-        """What a method of the replicas yields for each of the requests, in any order."""
+    def _spread(
+        self, method: str, requests: Sequence[Request], on_start: Callable[[str], None]
+    ) -> Iterator[Any]:
+        """What a method of the replicas yields for each of the requests, in any order. on_start:
+        called with a request's id when a replica gets it."""
         waiting = deque(_batches(requests, len(self._replicas)))
         starting = {self._started(replica): replica for replica in self._replicas}
         idle: list[Any] = []
@@ -83,6 +86,8 @@ class Replicas:
                 replica, batch = idle.pop(), waiting.popleft()
                 answers = getattr(replica, method).options(num_returns="streaming").remote(batch)
                 busy[answers] = replica, {request.id: request for request in batch}
+                for request in batch:
+                    on_start(request.id)
             if not (busy or starting):
                 raise lost
             [ready], _ = ray.wait([*busy, *starting], num_returns=1, fetch_local=False)

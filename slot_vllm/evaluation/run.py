@@ -8,6 +8,7 @@ from lighteval.models.abstract_model import ModelConfig
 from lighteval.tasks.requests import Doc
 
 from slot_vllm.evaluation import inspection, report, scoring, tasks
+from slot_vllm.evaluation.answering import Answering
 from slot_vllm.evaluation.config import ConfigError, RunConfig
 from slot_vllm.evaluation.console import RunLog
 from slot_vllm.evaluation.directory import RunDirectory
@@ -15,7 +16,6 @@ from slot_vllm.evaluation.generation import check_sampling
 from slot_vllm.evaluation.lighteval_model import Answer, SlotModel
 from slot_vllm.evaluation.model_script import make_model
 from slot_vllm.evaluation.plan import Part, Plan
-from slot_vllm.evaluation.progress import Progress
 from slot_vllm.evaluation.record import RunRecord, Sample
 from slot_vllm.evaluation.run_settings import changed, text_hash
 from slot_vllm.evaluation.scoring import graded, number, score, score_stored
@@ -115,9 +115,9 @@ def _answer(parts: Sequence[Part], plan: Plan, model: SlotModel, directory: RunD
     asked = {part.requests[doc.id].id: part for part, doc in pending}
     docs = [doc for _, doc in pending]
     requests = [part.requests[doc.id] for part, doc in pending]
-    total = sum(len(part.docs) for part in parts)
     label = " · ".join(dict.fromkeys(part.task.name for part in parts))
-    with Progress(label, total, total - len(pending)) as progress:
+    answered = sum(len(part.docs) for part in parts) - len(pending)
+    with Answering(label, requests, answered) as progress:
         for answer in model.answers(docs, requests, progress.add_tokens):
             part = asked[answer.completion.request_id]
             scores = score(part.task, answer.doc, answer.response, part.arm.name)
@@ -125,7 +125,7 @@ def _answer(parts: Sequence[Part], plan: Plan, model: SlotModel, directory: RunD
             directory.samples.append(samples)
             part.samples[answer.doc.id] = samples
             part.scores[answer.doc.id] = scores
-            progress.advance()
+            progress.finish(answer.completion.request_id)
     for part in parts:
         logger.info("%s, %s: %s problems answered", part.arm.name, part.task.name, len(part.docs))
         answered = part.samples.values() if part.arm.steps else ()

@@ -163,8 +163,31 @@ def test_beam_search_is_served_without(tiny_model: str, engine: Callable[..., An
         [s.tokens for s in llm.beam_search([PROMPT], params)[0].sequences] for llm in (slot, plain)
     )
     assert with_slot == own
-    assert stats_of(slot)["bypassed.beam_search"] > 0
-    assert stats_of(slot)["optimized"] == 0
+    stats = stats_of(slot)
+    # One request, not one per beam and token.
+    assert stats["bypassed"] == stats["bypassed.beam_search"] == 1
+    assert stats["optimized"] == stats["plain"] == 0
+
+
+@pytest.mark.parametrize("concurrency", [None, 1])
+@pytest.mark.parametrize(("steps", "counter"), [(5, "bypassed.beam_search"), (0, "plain")])
+def test_each_prompt_of_a_beam_search_counts_once(
+    concurrency: int | None,
+    steps: int,
+    counter: str,
+    tiny_model: str,
+    engine: Callable[..., Any],
+) -> None:
+    llm = engine(tiny_model, slot={"steps": steps}, skip_tokenizer_init=False)
+    params = BeamSearchParams(beam_width=2, max_tokens=5, ignore_eos=True)
+    prompts = [PROMPT, {"prompt_token_ids": [5, 6, 7]}, PROMPT]
+    llm.beam_search(prompts, params, concurrency_limit=concurrency)
+    stats = stats_of(llm)
+    assert stats[counter] == stats["plain"] + stats["bypassed"] == 3
+    # The search is over.
+    llm.generate([PROMPT], SamplingParams(max_tokens=1, detokenize=False), use_tqdm=False)
+    assert stats_of(llm)["bypassed"] == stats["bypassed"]
+    assert stats_of(llm)["plain"] == stats["plain"] + (steps == 0)
 
 
 def test_ready_made_engine_core_requests(tiny_model: str, engine: Callable[..., Any]) -> None:

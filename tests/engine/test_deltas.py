@@ -49,6 +49,7 @@ def arrival(
     lora_request: Any = None,
     mm_features: Any = (),
     version: str = __version__,
+    counted: bool = True,
     **params: Any,
 ) -> Any:
     resolved = {
@@ -57,6 +58,7 @@ def arrival(
         "bypassed": bypassed,
         "cache_salt": cache_salt,
         "version": version,
+        "counted": counted,
     }
     sampling_params = SimpleNamespace(extra_args={RESOLVED: resolved})
     return SimpleNamespace(
@@ -220,6 +222,19 @@ def test_counting_bypassed_and_unresolved_requests_once() -> None:
     assert step(deltas, ("a-1", TOKENS, 0), ("u-1", TOKENS, 0)) is None
     begin(deltas, finished={"a-1", "u-1"})
     assert not deltas.bypassed
+
+
+@pytest.mark.parametrize(("steps", "bypassed"), [(0, None), (2, "beam_search")])
+def test_a_further_step_of_a_search_counts_as_nothing(steps: int, bypassed: str | None) -> None:
+    deltas = make_deltas()
+    first = arrival("a-1", TOKENS, steps, bypassed)
+    begin(deltas, [first, arrival("a-2", TOKENS, steps, bypassed, counted=False)])
+    stats = deltas.stats()
+    assert stats["bypassed"] + stats["plain"] == 1
+    assert stats["optimized"] == stats["requests"] == 0
+    assert step(deltas, ("a-1", TOKENS, 0), ("a-2", TOKENS, 0)) is None
+    begin(deltas, finished={"a-1", "a-2"})
+    assert not deltas.bypassed and not deltas.plain
 
 
 def test_a_shared_delta_fades_for_each_request_by_itself() -> None:

@@ -4,12 +4,14 @@ import gc
 import random
 from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 
 from slot_vllm.engine import beam_search
 from slot_vllm.engine import deltas as deltas_module
+from slot_vllm.engine.origins import submitting
 from slot_vllm.engine.scheduler import LimitedCompletions
 from tests.engine.cases import Case, random_tokens
 from tests.engine.engines import runner_of
@@ -89,10 +91,9 @@ def test_nothing_is_left_and_the_counters_agree(
                 # SLOT from the defaults, which beam search cannot have.
                 extra = {} if kind == "beam" else {"slot_steps": steps}
                 params = sampling_params(case, extra_args=extra)
-                token = beam_search._searching.set(kind == "beam")
                 prompt = {"prompt_token_ids": list(case.tokens)}
-                core.add_request(f"{kind}-{i}", prompt, params)
-                beam_search._searching.reset(token)
+                with submitting(beam_search.search(1)) if kind == "beam" else nullcontext():
+                    core.add_request(f"{kind}-{i}", prompt, params)
                 running.append(f"{kind}-{i}")
             if running and generator.random() < 0.3:
                 # Waiting, within its prompt, decoding, or gone already.

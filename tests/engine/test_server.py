@@ -1,6 +1,7 @@
 """A real ``vllm serve --worker-extension slot_vllm``, driven by the real openai client."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -138,6 +139,38 @@ def test_a_setting_outside_of_vllm_xargs_is_400(client: openai.OpenAI, path: str
     assert answer.status_code == 400
     assert "slot_steps: settings of SLOT stand in vllm_xargs" in answer.text
     assert httpx.post(url, json=body, timeout=60, trust_env=False).status_code == 200
+
+
+def test_scores_are_the_model_s_own(server: Server, client: openai.OpenAI) -> None:
+    def post(path: str, body: dict[str, Any]) -> httpx.Response:
+        return httpx.post(f"{server.url}/{path}", json=body, timeout=60, trust_env=False)
+
+    query = post("tokenize", {"model": MODEL, "prompt": PROBLEM}).json()["tokens"]
+    own = client.completions.create(
+        model=MODEL,
+        prompt=[*query, 7],
+        temperature=0,
+        max_tokens=1,
+        logprobs=1,
+        extra_body={"vllm_xargs": {"slot_steps": 0}, "return_tokens_as_token_ids": True},
+    )
+    logprobs = own.choices[0].logprobs
+    label = int(logprobs.tokens[0].removeprefix("token_id:"))
+    body = {"model": MODEL, "query": query, "items": [[7], [9]], "label_token_ids": [label]}
+    answer = post("generative_scoring", {**body, "apply_softmax": False})
+    assert answer.status_code == 200, answer.text
+    score = answer.json()["data"][0]["score"]
+    assert math.log(score) == pytest.approx(logprobs.token_logprobs[0], abs=1e-4)
+    time.sleep(FRESH_SECONDS)
+    assert server.metric("vllm:slot_fallbacks_total", reason="scoring") == 2
+    named: tuple[dict[str, Any], ...] = (
+        {"slot_steps": 0},
+        {"vllm_xargs": {"slot_lr": 0.1}},
+    )
+    for settings in named:
+        answer = post("generative_scoring", {**body, **settings})
+        assert answer.status_code == 400
+        assert "this endpoint scores" in answer.text
 
 
 @pytest.mark.parametrize("ask", [_chat, _complete])

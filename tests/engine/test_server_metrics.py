@@ -81,8 +81,7 @@ def test_a_scrape_shows_what_was_served(server: Server) -> None:
     tokens = ask(server, "Say something about the number seven.")
     after = scrape_anew(server)
     changes = difference(outcomes(after), outcomes(before))
-    assert changes.pop("bypassed") >= 1
-    assert changes == {"optimized": 1, "shared": 1, "plain": 1, "one_token": 1}
+    assert changes == {"optimized": 1, "shared": 1, "plain": 1, "one_token": 1, "bypassed": 1}
     name = "vllm:slot_fallbacks_total"
     assert value(after, name, outcome="bypassed", reason="beam_search") >= 1
 

@@ -82,7 +82,9 @@ def test_transformers_and_vllm_give_equal_tokens(
     got = []
     for arm in run.arms:
         requests = [model.request(doc, arm) for doc in task.docs]
-        answers = {a.doc.id: a for a in model.answers(task.docs, requests, lambda count: None)}
+        answers = {
+            a.doc.id: a for a in model.answers(task.docs, requests, lambda name, count: None)
+        }
         got.append([answers[doc.id].completion.tokens[0] for doc in task.docs])
     asked = {
         "model": run.model,

@@ -10,8 +10,8 @@ from filelock import FileLock
 from slot_vllm.evaluation.config import ConfigError, RunFailed
 from slot_vllm.evaluation.console import console
 from slot_vllm.evaluation.models.catalog import PREFIX, Model, find
-from slot_vllm.evaluation.models.stage import Stage
 from slot_vllm.evaluation.models.wheels import append_member
+from slot_vllm.evaluation.stage import Stage
 
 CARD = "README.md"
 _GB = 1e9

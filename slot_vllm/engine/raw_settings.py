@@ -1,0 +1,47 @@
+"""SLOT's settings in vLLM's request models as the client sent them.
+
+The field ``vllm_xargs`` makes 1 of a JSON ``true``. Who has no HTTP request to look at (``vllm
+run-batch``, callers of the serving methods) would take that for what was asked.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidatorFunctionWrapHandler, WrapValidator
+
+from slot_vllm.params import named
+
+_FIELD = "vllm_xargs"
+
+
+def _as_sent(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    validated = validate(value)
+    return {**validated, **named(value)} if isinstance(value, Mapping) else validated
+
+
+_KEEP = WrapValidator(_as_sent)
+
+
+def install() -> None:
+    """From now on each request model keeps the values of ``slot_*`` keys, whose types admission
+    judges; what fits none of the field's types is still refused. Idempotent."""
+    from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+    from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+
+    for model in (
+        AnthropicMessagesRequest,
+        ChatCompletionRequest,
+        CompletionRequest,
+        ResponsesRequest,
+    ):
+        _keep(model)
+
+
+def _keep(model: type[BaseModel]) -> None:
+    field = model.model_fields.get(_FIELD)
+    # Anthropic's has none in releases that take no such settings there.
+    if field is not None and _KEEP not in field.metadata:
+        field.metadata.append(_KEEP)
+        model.model_rebuild(force=True)
