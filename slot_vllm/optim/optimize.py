@@ -44,16 +44,18 @@ class Learned:
     nothing to learn from. finite: () bool, whether delta is as it was learned; it is zero where a
     hidden state, a loss or one of its coordinates was not finite. scale: () float32, what
     safeguards multiplied delta by; 0 where all rows were held out. arriving: on CUDA, ``finite`` on
-    its way to the host; true until it comes. If its effects were asked for: held_losses: (2,)
-    float32, with a holdout, the mean loss of the rows held out without delta and with what the
-    holdout left of it. last_kl: () float32, nats, KL(adapted || own) of the next-token distribution
-    at the prompt's last position."""
+    its way to the host; true until it comes. rows: how many it was learned from.
+
+    If the effects were asked for: held_losses: (2,) float32, with a holdout, the mean loss of the
+    rows held out, without delta and with what the holdout left of it. last_kl: () float32, nats,
+    KL(adapted || own) of the next-token distribution at the prompt's last position."""
 
     delta: Tensor
     losses: Tensor
     finite: Tensor
     scale: Tensor = field(default_factory=_one)
     arriving: Tensor | None = None
+    rows: int = 0
     held_losses: Tensor | None = None
     last_kl: Tensor | None = None
 
@@ -357,6 +359,7 @@ class _Learning:
                 finite[i].clone(),
                 scales[i].clone(),
                 arriving[i],
+                self._fits[i].rows,
                 held[i].clone() if i in held else None,
                 None if kl is None else kl[i].clone(),
             )

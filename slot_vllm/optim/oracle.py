@@ -115,6 +115,7 @@ def _autograd(head: Head, prompt: Prompt, dtype: torch.dtype) -> Learned:
             torch.isfinite(delta).all(),
             torch.tensor(scale),
             None,
+            len(fit),
             torch.stack([loss(held, s) for s in (0.0, chosen)]) if held else None,
             (adapted.exp() * (adapted - own)).sum(),
         )

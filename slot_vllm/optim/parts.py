@@ -51,8 +51,8 @@ def is_whole(params: SlotParams) -> bool:
 
 
 def split(prompt: Prompt, last: bool = False) -> Parts:
-    """last: whether the last row is wanted in any case. Raises ValueError where ``counts`` is needed
-    and missing."""
+    """last: whether the last row is wanted anyway. Raises ValueError where ``counts`` is needed and
+    missing."""
     params = prompt.params
     if not prompt.rows or not params.steps:
         return Parts(prompt, prompt)

@@ -125,8 +125,8 @@ class Safeguards:
         return scales
 
     def last_kl(self, form: Logits, scales: Tensor) -> Tensor:
-        """(B,) float32, nats: KL(adapted || own) of the next-token distribution at each prompt's last
-        position, with what ``scales`` (B,) leave of the deltas that the method of that name got."""
+        """(B,) float32, nats: KL(adapted || own) of the next-token distribution at each prompt's
+        last position, with ``scales`` (B,) times the deltas that the method of that name got."""
         shifts = dict(zip(self._examined, self._shifts, strict=True))
         terms = [
             self._rows.divergences(form, place, self._rest_of(i), shifts[i], scales[i])

@@ -1,0 +1,209 @@
+"""What SLOT did to a request, for those who want to know (``receipts``).
+
+Nothing waits for the device until a receipt is read: it holds what was learned where it is.
+"""
+
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import isfinite
+from typing import Any, Literal, TypedDict
+
+from torch import Tensor
+
+from slot_vllm.engine.admission import RESOLVED
+from slot_vllm.engine.last_finished import LastFinished
+from slot_vllm.engine.request import Request
+from slot_vllm.engine.step_timer import StepTime
+from slot_vllm.optim.optimize import Learned
+from slot_vllm.params import SlotParams
+
+# After its request has finished, seconds.
+MOST_SECONDS = 15 * 60
+
+Outcome = Literal["applied", "shared", "bypassed", "failed", "plain", "one_token"]
+
+# How the server names the prompts of one body in the engine, with the response's id and a number.
+_OF_SEVERAL = re.compile(r"(cmpl-.+)-(\d+)|(chatcmpl-.+|resp_.+)_(\d+)", re.DOTALL)
+
+
+class ReceiptDict(TypedDict):
+    """A receipt as it is read; what did not happen, or is not a finite number, is None.
+
+    reason: why it was bypassed or failed. steps, lr: its settings. tokens: how many tokens delta
+    was learned from. loss_before, loss_after: the mean loss of these tokens without delta and with
+    what is applied, nats per token. held_out_gain: with ``slot_guard: holdout``, how much less the
+    mean loss of the tokens held out is with what the holdout left of delta than without, nats per
+    token. last_kl: KL(adapted || own) of the next-token distribution at the prompt's last position,
+    nats. scale: what safeguards multiplied delta by. seconds: of learning, for all ``prompts`` that
+    were learned from in the same engine step; None for a delta that another request learned.
+    """
+
+    request_id: str
+    outcome: Outcome
+    reason: str | None
+    steps: int | None
+    lr: float | None
+    tokens: int | None
+    loss_before: float | None
+    loss_after: float | None
+    held_out_gain: float | None
+    last_kl: float | None
+    scale: float | None
+    seconds: float | None
+    prompts: int | None
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """request_id: as its caller knows it. learned: without the delta, where there is one. learning:
+    of the step in which the request's own delta was learned."""
+
+    request_id: str
+    outcome: Outcome
+    reason: str | None = None
+    params: SlotParams | None = None
+    learned: Learned | None = None
+    learning: StepTime | None = None
+
+    @classmethod
+    def of(cls, request: Request) -> "Receipt | None":
+        """None until its prompt is complete."""
+        learned = request.learned
+        if learned is None:
+            return None
+        name, params = request.external_id, request.params
+        if request.failure is not None:
+            return cls(name, "failed", request.failure.reason, params)
+        # A copy of nothing: a part of delta would keep all of it.
+        learned = replace(learned, delta=learned.delta[:0].clone())
+        if request.shares:
+            return cls(name, "shared", None, params, learned)
+        return cls(name, "applied", None, params, learned, request.learning)
+
+    def read(self) -> ReceiptDict:
+        """Waits for the device."""
+        outcome, reason, learned, learning = self.outcome, self.reason, self.learned, self.learning
+        if learned is not None and not learned.finite:
+            outcome, reason, learned, learning = "failed", "non_finite", None, None
+        if learned is not None and not learned.losses.numel():
+            outcome, learned, learning = "one_token", None, None
+        known = learned is not None
+        losses = learned.losses.tolist() if learned else [None]
+        held = None if learned is None else learned.held_losses
+        return {
+            "request_id": self.request_id,
+            "outcome": outcome,
+            "reason": reason,
+            "steps": self.params.steps if self.params else None,
+            "lr": self.params.lr if self.params else None,
+            "tokens": learned.rows if learned else None,
+            "loss_before": losses[0],
+            "loss_after": losses[-1],
+            "held_out_gain": None if held is None else _finite(held[0] - held[1]),
+            "last_kl": _finite(learned.last_kl) if learned else None,
+            "scale": _finite(learned.scale) if learned else None,
+            "seconds": learning.seconds if learning and known else None,
+            "prompts": learning.prompts if learning and known else None,
+        }
+
+
+class Receipts:
+    """Those of the requests that run and, ``limit`` of them and none for longer than
+    ``MOST_SECONDS``, of those that finished. With a limit of 0 there are none at all."""
+
+    def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit = limit
+        # Of those that run without SLOT.
+        self._without: dict[str, Receipt] = {}
+        self._finished: LastFinished[Receipt] = LastFinished(limit, MOST_SECONDS, clock)
+
+    def without(
+        self,
+        new: Any,
+        outcome: Outcome,
+        reason: str | None = None,
+        params: SlotParams | None = None,
+    ) -> None:
+        """``new``, as the scheduler names it, goes without SLOT."""
+        if self._limit:
+            self._without[new.req_id] = Receipt(_external_id(new), outcome, reason, params)
+
+    def finish(self, req_id: str, request: Request | None) -> None:
+        """request: None for one that went without SLOT."""
+        if not self._limit:
+            return
+        receipt = self._without.pop(req_id, None)
+        if request is not None:
+            receipt = Receipt.of(request)
+        if receipt is not None:
+            self._finished.put(req_id, receipt)
+
+    def find(self, request_id: str, running: Iterable[Request]) -> Receipt | None:
+        """Of the request whose output shows ``request_id``. running: those with SLOT."""
+        found = [r for r in self._newest_first(running) if r.request_id == request_id]
+        return _telling(found) if found else None
+
+    def of_responses(
+        self, response_ids: Collection[str], running: Iterable[Request]
+    ) -> dict[str, list[Receipt]]:
+        """By the ids of a server's responses, those of their prompts, in the prompts' order."""
+        found: dict[str, dict[str, list[Receipt]]] = {
+            name: defaultdict(list) for name in response_ids
+        }
+        for receipt in self._newest_first(running):
+            for name in _response_ids(receipt.request_id):
+                if name in found:
+                    found[name][receipt.request_id].append(receipt)
+        return {
+            name: [_telling(own[request_id]) for request_id in sorted(own, key=_place)]
+            for name, own in found.items()
+        }
+
+    def _newest_first(self, running: Iterable[Request]) -> Iterator[Receipt]:
+        if not self._limit:
+            return
+        for request in reversed(list(running)):
+            receipt = Receipt.of(request)
+            if receipt is not None:
+                yield receipt
+        yield from reversed(self._without.values())
+        yield from reversed(self._finished.values())
+
+
+def _telling(found: list[Receipt]) -> Receipt:
+    """The newest of those with one id, which is that of several requests with ``n`` above 1, or
+    where a client used it twice. If it has another one's delta, that one."""
+    newest = found[0]
+    for other in found if newest.learned is not None else ():
+        assert newest.learned is not None
+        same = other.learned is not None and other.learned.losses is newest.learned.losses
+        if other.outcome == "applied" and same:
+            return other
+    return newest
+
+
+def _external_id(new: Any) -> str:
+    """Of any request, whatever is wrong with it."""
+    extra_args = getattr(getattr(new, "sampling_params", None), "extra_args", None)
+    resolved = extra_args.get(RESOLVED) if isinstance(extra_args, Mapping) else None
+    name = resolved.get("request_id") if isinstance(resolved, Mapping) else None
+    return str(name or new.req_id)
+
+
+def _response_ids(request_id: str) -> list[str]:
+    """What a response may be called that the request is a part of."""
+    several = _OF_SEVERAL.fullmatch(request_id)
+    return [request_id, several[1] or several[3]] if several else [request_id]
+
+
+def _place(request_id: str) -> int:
+    several = _OF_SEVERAL.fullmatch(request_id)
+    return int(several[2] or several[4]) if several else 0
+
+
+def _finite(value: Tensor | None) -> float | None:
+    number = None if value is None else float(value)
+    return number if number is not None and isfinite(number) else None
