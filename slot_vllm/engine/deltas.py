@@ -25,7 +25,8 @@ from slot_vllm.engine.loss_drops import LossDrops
 from slot_vllm.engine.pending import PendingRows
 from slot_vllm.engine.prompt_rows import PromptRows
 from slot_vllm.engine.ranks import ALONE, Ranks
-from slot_vllm.engine.receipts import ReceiptDict, Receipts
+from slot_vllm.engine.receipt_dict import ReceiptDict
+from slot_vllm.engine.receipts import Receipts
 from slot_vllm.engine.request import Request
 from slot_vllm.engine.step_timer import StepTimer
 from slot_vllm.kernels.compiled import library_for

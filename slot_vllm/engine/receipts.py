@@ -3,57 +3,23 @@
 Nothing waits for the device until a receipt is read: it holds what was learned where it is.
 """
 
-import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import isfinite
-from typing import Any, Literal, TypedDict
+from typing import Any
 
 from torch import Tensor
 
 from slot_vllm.engine.admission import RESOLVED
 from slot_vllm.engine.last_finished import LastFinished
+from slot_vllm.engine.receipt_dict import MOST_SECONDS, Outcome, ReceiptDict
 from slot_vllm.engine.request import Request
+from slot_vllm.engine.response_ids import place, response_ids
 from slot_vllm.engine.step_timer import StepTime
 from slot_vllm.optim.optimize import Learned
 from slot_vllm.params import SlotParams
-
-# After its request has finished, seconds.
-MOST_SECONDS = 15 * 60
-
-Outcome = Literal["applied", "shared", "bypassed", "failed", "plain", "one_token"]
-
-# How the server names the prompts of one body in the engine, with the response's id and a number.
-_OF_SEVERAL = re.compile(r"(cmpl-.+)-(\d+)|(chatcmpl-.+|resp_.+)_(\d+)", re.DOTALL)
-
-
-class ReceiptDict(TypedDict):
-    """A receipt as it is read; what did not happen, or is not a finite number, is None.
-
-    reason: why it was bypassed or failed. steps, lr: its settings. tokens: how many tokens delta
-    was learned from. loss_before, loss_after: the mean loss of these tokens without delta and with
-    what is applied, nats per token. held_out_gain: with ``slot_guard: holdout``, how much less the
-    mean loss of the tokens held out is with what the holdout left of delta than without, nats per
-    token. last_kl: KL(adapted || own) of the next-token distribution at the prompt's last position,
-    nats. scale: what safeguards multiplied delta by. seconds: of learning, for all ``prompts`` that
-    were learned from in the same engine step; None for a delta that another request learned.
-    """
-
-    request_id: str
-    outcome: Outcome
-    reason: str | None
-    steps: int | None
-    lr: float | None
-    tokens: int | None
-    loss_before: float | None
-    loss_after: float | None
-    held_out_gain: float | None
-    last_kl: float | None
-    scale: float | None
-    seconds: float | None
-    prompts: int | None
 
 
 @dataclass(frozen=True)
@@ -147,18 +113,16 @@ class Receipts:
         return _telling(found) if found else None
 
     def of_responses(
-        self, response_ids: Collection[str], running: Iterable[Request]
+        self, names: Collection[str], running: Iterable[Request]
     ) -> dict[str, list[Receipt]]:
-        """By the ids of a server's responses, those of their prompts, in the prompts' order."""
-        found: dict[str, dict[str, list[Receipt]]] = {
-            name: defaultdict(list) for name in response_ids
-        }
+        """By ``names``, the ids of a server's responses: those of their prompts, in order."""
+        found: dict[str, dict[str, list[Receipt]]] = {name: defaultdict(list) for name in names}
         for receipt in self._newest_first(running):
-            for name in _response_ids(receipt.request_id):
+            for name in response_ids(receipt.request_id):
                 if name in found:
                     found[name][receipt.request_id].append(receipt)
         return {
-            name: [_telling(own[request_id]) for request_id in sorted(own, key=_place)]
+            name: [_telling(own[request_id]) for request_id in sorted(own, key=place)]
             for name, own in found.items()
         }
 
@@ -191,17 +155,6 @@ def _external_id(new: Any) -> str:
     resolved = extra_args.get(RESOLVED) if isinstance(extra_args, Mapping) else None
     name = resolved.get("request_id") if isinstance(resolved, Mapping) else None
     return str(name or new.req_id)
-
-
-def _response_ids(request_id: str) -> list[str]:
-    """What a response may be called that the request is a part of."""
-    several = _OF_SEVERAL.fullmatch(request_id)
-    return [request_id, several[1] or several[3]] if several else [request_id]
-
-
-def _place(request_id: str) -> int:
-    several = _OF_SEVERAL.fullmatch(request_id)
-    return int(several[2] or several[4]) if several else 0
 
 
 def _finite(value: Tensor | None) -> float | None:

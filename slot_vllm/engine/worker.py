@@ -17,7 +17,7 @@ from slot_vllm.engine.agreement import common_config
 from slot_vllm.engine.deltas import Deltas
 from slot_vllm.engine.linear_head import LinearHead
 from slot_vllm.engine.ranks import Ranks
-from slot_vllm.engine.receipts import ReceiptDict
+from slot_vllm.engine.receipt_dict import ReceiptDict
 from slot_vllm.engine.runners import hook_v1, hook_v2, watch
 from slot_vllm.engine.startup import asks_for_slot
 from slot_vllm.engine.worker_metrics import WorkerMetrics

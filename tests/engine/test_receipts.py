@@ -8,7 +8,8 @@ import torch
 
 from slot_vllm.engine import deltas as deltas_module
 from slot_vllm.engine.last_finished import LastFinished
-from slot_vllm.engine.receipts import MOST_SECONDS, Receipts
+from slot_vllm.engine.receipt_dict import MOST_SECONDS
+from slot_vllm.engine.receipts import Receipts
 from slot_vllm.optim.optimize import Prompt, optimize
 from slot_vllm.optim.oracle import oracle
 from slot_vllm.optim.safeguards import Safeguards

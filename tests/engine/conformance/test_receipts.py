@@ -50,7 +50,7 @@ def test_receipts_of_a_mixed_batch(
 
     monkeypatch.setattr(deltas_module, "optimize", optimize)
     monkeypatch.setattr(scheduler, "_preempt_request", watched)
-    new = 16 if V2 else 40
+    new = 40
     cases = [c for c in mixed_cases(16, new) if len(c.tokens) > 1]
     cases += [replace(case, new_tokens=new) for case in mixed(5 if V2 else 10)]
     told = [i for i, case in enumerate(cases) if case.steps]
