@@ -33,6 +33,7 @@ logger = logging.getLogger("vllm.slot_vllm")
 # The key of the resolved settings in SamplingParams.extra_args, on their way to the worker.
 RESOLVED = "slot"
 LONG_PROMPT = "long_prompt"
+BEAM_SEARCH = "beam_search"
 
 
 class ResolvedDict(dict[str, Any]):
@@ -101,7 +102,7 @@ class Admission:
     ) -> str | None:
         """Why a request cannot have SLOT; a short name that is also the counter's."""
         if beam_search.searching():
-            return "beam_search"
+            return BEAM_SEARCH
         if resumable:
             return "streaming_input"
         if embeddings:
@@ -173,7 +174,7 @@ class Admission:
         if extra_args and isinstance(extra_args.get(RESOLVED), ResolvedDict):
             return
         reason = (
-            "beam_search"
+            BEAM_SEARCH
             if beam_search.marked(extra_args)
             else self.obstacle(
                 multimodal=bool(request.mm_features),

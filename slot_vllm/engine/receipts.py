@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
-from slot_vllm.engine.admission import RESOLVED
+from slot_vllm.engine.admission import BEAM_SEARCH, RESOLVED
 from slot_vllm.engine.last_finished import LastFinished
 from slot_vllm.engine.receipt_dict import MOST_SECONDS, Outcome, ReceiptDict
 from slot_vllm.engine.request import Request
-from slot_vllm.engine.response_ids import place, response_ids
+from slot_vllm.engine.response_ids import place, response_ids, without_beam
 from slot_vllm.engine.step_timer import StepTime
 from slot_vllm.optim.optimize import Learned
 from slot_vllm.params import SlotParams
@@ -94,8 +94,13 @@ class Receipts:
         params: SlotParams | None = None,
     ) -> None:
         """``new``, as the scheduler names it, goes without SLOT."""
-        if self._limit:
-            self._without[new.req_id] = Receipt(_external_id(new), outcome, reason, params)
+        if not self._limit:
+            return
+        name = _external_id(new)
+        if reason == BEAM_SEARCH:
+            # A search has a request for each of its tokens and beams.
+            name = without_beam(name)
+        self._without[new.req_id] = Receipt(name, outcome, reason, params)
 
     def finish(self, req_id: str, request: Request | None) -> None:
         """request: None for one that went without SLOT."""
@@ -105,7 +110,8 @@ class Receipts:
         if request is not None:
             receipt = Receipt.of(request)
         if receipt is not None:
-            self._finished.put(req_id, receipt)
+            one_for_all = receipt.reason == BEAM_SEARCH
+            self._finished.put(receipt.request_id if one_for_all else req_id, receipt)
 
     def find(self, request_id: str, running: Iterable[Request]) -> Receipt | None:
         """Of the request whose output shows ``request_id``. running: those with SLOT."""

@@ -219,6 +219,24 @@ def test_several_answers_to_one_prompt_have_the_receipt_of_the_one_that_learned(
         begin(deltas, finished=finished)
 
 
+def test_a_beam_search_has_one_receipt() -> None:
+    deltas = make_deltas(receipts=2)
+    begin(deltas, [arrival("p-1", TOKENS, steps=0)])
+    begin(deltas, finished={"p-1"})
+    for i in range(6):
+        new = arrival(f"b-{i}", TOKENS, bypassed="beam_search")
+        name = f"cmpl-a-{i:032x}-beam-{i % 2}"
+        new.sampling_params.extra_args["slot"]["request_id"] = name
+        begin(deltas, [new])
+        (receipt,) = deltas.receipts_of(["cmpl-a"])["cmpl-a"]
+        assert (receipt["outcome"], receipt["reason"]) == ("bypassed", "beam_search")
+        begin(deltas, finished={new.req_id})
+    (again,) = deltas.receipts_of(["cmpl-a"])["cmpl-a"]
+    assert again == receipt
+    # It cost no other its place.
+    assert deltas.receipt("p") is not None
+
+
 @pytest.mark.parametrize(
     ("response", "prompts"),
     [
