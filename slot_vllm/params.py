@@ -202,6 +202,9 @@ class SlotConfig(SlotParams):
     report_loss: compute the prompt loss after the last step too (one more pass per prompt) and
         keep the losses of finished requests readable with the deltas.
     keep_deltas: how many finished requests' deltas (and losses) stay readable.
+    receipts: of how many finished requests it can be read what was done to them, for a quarter of
+        an hour; needs the loss that ``report_loss`` computes, and little more. 0: of none, nor of
+        those that run.
     check_ranks: under tensor parallelism, compare hashes of each delta over the ranks; a request
         whose ranks differ fails. Waits for the device: for debugging.
     """
@@ -217,6 +220,7 @@ class SlotConfig(SlotParams):
     pending_mb: Annotated[Integer, Field(ge=0)] = 256
     report_loss: Annotated[bool, Field(strict=True)] = False
     keep_deltas: Annotated[Integer, Field(ge=0)] = 0
+    receipts: Annotated[Integer, Field(ge=0, le=10_000)] = 0
     check_ranks: Annotated[bool, Field(strict=True)] = False
 
     @classmethod
@@ -290,6 +294,11 @@ class SlotConfig(SlotParams):
             )
         _check_together(params, REQUEST_PREFIX)
         return params
+
+    @property
+    def final_loss(self) -> bool:
+        """Whether the loss after the last step is computed."""
+        return self.report_loss or self.receipts > 0
 
     @property
     def _allowed_steps(self) -> str:

@@ -84,9 +84,9 @@ Among workers (``ranks``, ``worker``, ``agreement``):
 - ``LogitsProcessor._gather_logits``: called by us, after W delta was added to a rank's own columns.
 - the head's ``tp_size`` and ``num_added_embeddings``: read, to know which columns a rank has.
 
-Called, for scrapes but at most once a second (``coalesced``):
-``AsyncMPClient.call_utility_all_async`` and ``engine_ranks_managed`` (``metrics``, and
-``stats_endpoint``, a plugin of the group ``vllm.endpoint_plugins``), because
+Called, for scrapes but at most once a second (``coalesced``), and for receipts one at a time
+(``batched``): ``AsyncMPClient.call_utility_all_async`` and ``engine_ranks_managed`` (``metrics``,
+and ``stats_endpoint``, a plugin of the group ``vllm.endpoint_plugins``), because
 ``EngineClient.collective_rpc`` gives the first engine's answer only.
 
 Read but not changed: ``LogitsProcessor`` (``_get_logits``, ``org_vocab_size``, ``soft_cap``,
@@ -94,5 +94,6 @@ Read but not changed: ``LogitsProcessor`` (``_get_logits``, ``org_vocab_size``, 
 ``EngineCoreRequest.cache_salt``, ``InputProcessor.tokenizer``, ``SchedulerOutput`` (``batch`` names
 the fields), V1's ``input_batch``, ``requests`` and ``query_start_loc``, V2's ``InputBatch`` and
 ``block_tables``, ``get_adapter_absolute_path``, ``VLLMValidationError``,
-``ParallelConfig.tensor_parallel_size``, ``current_platform``.
+``ParallelConfig.tensor_parallel_size``, ``current_platform``; how the server names the requests of
+a response (``response_ids``).
 """

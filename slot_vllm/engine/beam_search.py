@@ -7,10 +7,12 @@ from typing import Any
 from slot_vllm.engine.origins import Origin, submitting
 from slot_vllm.engine.startup import is_wrapped, mark
 
+BEAM_SEARCH = "beam_search"
+
 
 def search(prompts: int) -> Origin:
     """Of a search that begins with so many prompts; each counts as one request."""
-    return Origin("beam_search", prompts)
+    return Origin(BEAM_SEARCH, prompts)
 
 
 def install() -> None:

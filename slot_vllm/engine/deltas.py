@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,11 +19,14 @@ from slot_vllm.engine.device_counts import DeviceCounts
 from slot_vllm.engine.fading import fading
 from slot_vllm.engine.failures import REASONS, Failure, Failures
 from slot_vllm.engine.histogram import HistogramSnapshot
+from slot_vllm.engine.last_finished import LastFinished
 from slot_vllm.engine.linear_head import Additions, LinearHead
 from slot_vllm.engine.loss_drops import LossDrops
 from slot_vllm.engine.pending import PendingRows
 from slot_vllm.engine.prompt_rows import PromptRows
 from slot_vllm.engine.ranks import ALONE, Ranks
+from slot_vllm.engine.receipt_dict import ReceiptDict
+from slot_vllm.engine.receipts import Receipts
 from slot_vllm.engine.request import Request
 from slot_vllm.engine.step_timer import StepTimer
 from slot_vllm.kernels.compiled import library_for
@@ -37,7 +40,7 @@ from slot_vllm.optim.optimize import (
 )
 from slot_vllm.optim.shard import CollectiveFailed, OtherRankFailed
 from slot_vllm.optim.workspace import Workspace, choose_size
-from slot_vllm.params import SlotConfig, SlotError, named
+from slot_vllm.params import SlotConfig, SlotError, SlotParams, named
 
 logger = logging.getLogger("vllm.slot_vllm")
 
@@ -89,7 +92,8 @@ class Deltas:
         self.requests: dict[str, Request] = {}
         self.bypassed: set[str] = set()
         self.plain: set[str] = set()
-        self.kept: OrderedDict[str, tuple[str, Learned]] = OrderedDict()
+        self.kept: LastFinished[tuple[str, Learned]] = LastFinished(config.keep_deltas)
+        self.receipts = Receipts(config.receipts)
         self.counters: Counter[str] = Counter()
         self.rows = PromptRows(self.pending, self.counters)
         self.optimize_seconds = 0.0
@@ -130,22 +134,21 @@ class Deltas:
                 # The ranks agree on it when its prompt goes on.
                 with request.containing("hidden_cache"):
                     self.rows.restart(request)
-        arrived: dict[str, Failure | None] = {}
+        arrived: list[Any] = []
+        failed: list[Failure | None] = []
         for new in scheduler_output.scheduled_new_reqs:
             # The V2 runner gets preempted requests as new ones when they resume.
             if self._knows(new.req_id):
                 continue
-            arrived[new.req_id] = None
+            arrived.append(new)
+            failed.append(None)
             try:
                 self._arrive(new)
             except Exception as error:
-                arrived[new.req_id] = Failure.of(error, "arrival")
-        agreed = self.failures.agreed(list(arrived.values()))
-        for req_id, failure in zip(arrived, agreed, strict=True):
+                failed[-1] = Failure.of(error, "arrival")
+        for new, failure in zip(arrived, self.failures.agreed(failed), strict=True):
             if failure is not None:
-                self.requests.pop(req_id, None)
-                self.bypassed.add(req_id)
-                self.failures.count(failure, req_id)
+                self._fail_arrival(new, failure)
 
     def _knows(self, req_id: str) -> bool:
         return any(req_id in known for known in (self.requests, self.bypassed, self.plain))
@@ -163,8 +166,7 @@ class Deltas:
             try:
                 self._arrive(new)
             except Exception:
-                self.bypassed.add(new.req_id)
-                self.failures.count(failure, new.req_id)
+                self._fail_arrival(new, failure)
         self._fail_all(list(self.requests.values()), failure)
 
     def attempt(self, work: Callable[[], Tensor]) -> Tensor | None:
@@ -272,8 +274,10 @@ class Deltas:
                 leaders[key] = request
         # Rows that are copied out of the KV cache have the room that pending ones would have.
         if completed:
-            with self.step_timer.step():
+            with self.step_timer.step(len(completed)) as learning:
                 self._learn_all(completed, hidden_states[:1].nbytes if batch.read else 0)
+            for request, _ in completed:
+                request.learning = learning
         for request, leader in followers:
             if leader.failure is not None:
                 self._fail(request, leader.failure)
@@ -281,6 +285,7 @@ class Deltas:
                 request.learned = leader.learned
                 shared.append(request)
         for request in shared:
+            request.shares = True
             self.rows.release(request)
         self._staged = self._additions(batch)
         self._share(leaders)
@@ -319,6 +324,16 @@ class Deltas:
             if external_id == request_id:
                 return learned if learned.finite else None
         return None
+
+    def receipt(self, request_id: str) -> ReceiptDict | None:
+        """By the id that its output shows, if receipts are kept. Waits for the device."""
+        found = self.receipts.find(request_id, self.requests.values())
+        return None if found is None else found.read()
+
+    def receipts_of(self, response_ids: Collection[str]) -> dict[str, list[ReceiptDict]]:
+        """The same of the prompts of a server's responses."""
+        found = self.receipts.of_responses(response_ids, self.requests.values())
+        return {name: [one.read() for one in own] for name, own in found.items()}
 
     @torch.inference_mode()
     def token_shifts(self, request_id: str) -> Tensor | None:
@@ -384,19 +399,19 @@ class Deltas:
         extra_args = getattr(new.sampling_params, "extra_args", None) or {}
         if RESOLVED not in extra_args:
             if new.sampling_params is not None and (self.config.steps or named(extra_args)):
-                self._bypass(new.req_id, "unresolved")
+                self._bypass(new, "unresolved")
                 if not self._warned_unresolved:
                     self._warned_unresolved = True
                     logger.error("SLOT: requests reach the worker without admission")
             else:
-                self._leave_plain(new.req_id)
+                self._leave_plain(new)
             return
         resolved = read_admitted(extra_args[RESOLVED])
         if not resolved.counted:
             # Its search was counted with its first step.
             self.plain.add(new.req_id)
         elif resolved.bypassed is not None:
-            self._bypass(new.req_id, resolved.bypassed)
+            self._bypass(new, resolved.bypassed, resolved.params)
         elif resolved.params.steps:
             self.requests[new.req_id] = Request(
                 resolved.request_id,
@@ -412,16 +427,24 @@ class Deltas:
                 spans=resolved.spans,
             )
         else:
-            self._leave_plain(new.req_id)
+            self._leave_plain(new)
 
-    def _leave_plain(self, req_id: str) -> None:
-        self.plain.add(req_id)
+    def _leave_plain(self, new: Any) -> None:
+        self.plain.add(new.req_id)
         self.counters["plain"] += 1
+        self.receipts.without(new, "plain")
 
-    def _bypass(self, req_id: str, reason: str) -> None:
-        self.bypassed.add(req_id)
+    def _bypass(self, new: Any, reason: str, params: SlotParams | None = None) -> None:
+        self.bypassed.add(new.req_id)
         self.counters["bypassed"] += 1
         self.counters[f"bypassed.{reason}"] += 1
+        self.receipts.without(new, "bypassed", reason, params)
+
+    def _fail_arrival(self, new: Any, failure: Failure) -> None:
+        self.requests.pop(new.req_id, None)
+        self.bypassed.add(new.req_id)
+        self.failures.count(failure, new.req_id)
+        self.receipts.without(new, "failed", failure.reason)
 
     def _finish_all(self, req_ids: Collection[str]) -> None:
         for req_id in sorted(req_ids):
@@ -435,18 +458,17 @@ class Deltas:
         self.plain.discard(req_id)
         request = self.requests.pop(req_id, None)
         if request is None:
+            self.receipts.finish(req_id, None)
             return
         # First: which rows are free, the ranks must not see differently.
         if all(other.row != request.row for other in self.requests.values()):
             self.table.remove(request.row)
         if request.learned is None:
             self.counters["aborted"] += 1
-        elif not request.failed and self.config.keep_deltas:
-            self.kept[req_id] = (request.external_id, request.learned)
-            self.kept.move_to_end(req_id)
-            while len(self.kept) > self.config.keep_deltas:
-                self.kept.popitem(last=False)
+        elif not request.failed:
+            self.kept.put(req_id, (request.external_id, request.learned))
         self.rows.release(request)
+        self.receipts.finish(req_id, request)
 
     def _key(self, request: Request) -> bytes | None:
         """What other requests must have in common with this one to use its delta."""
@@ -499,7 +521,7 @@ class Deltas:
             return
         self.counters[outcome] += len(learned)
         self._device_counts.add(f"non_finite.{outcome}", [~x.finite for x in learned])
-        if outcome == "optimized" and self.config.report_loss:
+        if outcome == "optimized" and self.config.final_loss:
             rose = [x.finite & (x.losses[-1] > x.losses[0]) for x in learned]
             self._device_counts.add("loss_rose", rose)
         if outcome == "optimized":
@@ -602,8 +624,9 @@ class Deltas:
                 self.linear_head.head(),
                 [prompt for _, prompt in prompts],
                 self.workspace,
-                final_loss=self.config.report_loss,
+                final_loss=self.config.final_loss,
                 shard=self._shard,
+                effects=self.config.receipts > 0,
             )
             if self.config.check_ranks:
                 self._check_ranks(learned)

@@ -136,11 +136,11 @@ async def ask(engine_client: Any) -> dict[int, WorkerMetrics]:
     return {index: workers[-1] for index, workers in answers.items()}
 
 
-async def ask_engines(engine_client: Any, method: str) -> dict[int, list[Any]]:
+async def ask_engines(engine_client: Any, method: str, *args: Any) -> dict[int, list[Any]]:
     """What ``method`` of each worker answers, by the index of its data-parallel engine. The
     client's own ``collective_rpc`` gives the first engine's answers alone."""
     core = engine_client.engine_core
-    answers = await core.call_utility_all_async("collective_rpc", method, None, (), None)
+    answers = await core.call_utility_all_async("collective_rpc", method, None, args, None)
     return dict(zip(core.engine_ranks_managed, answers, strict=True))
 
 

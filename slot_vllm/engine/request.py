@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from slot_vllm.engine.failures import Failure, Reason
+from slot_vllm.engine.step_timer import StepTime
 from slot_vllm.loss_tokens import flags
 from slot_vllm.optim.optimize import Learned
 from slot_vllm.params import SlotParams
@@ -22,7 +23,8 @@ class Request:
     hidden-state cache, (n - skipped, d), the rows that it learns from while the prompt is
     incomplete; those among the prompt's first ``filled`` are there. failure: why it goes on without
     a delta. spans: where in the whole prompt the tokens stand that are learned from, if only
-    admission can tell."""
+    admission can tell. shares: whether another request learned its delta. learning: of the step in
+    which it learned its own."""
 
     external_id: str
     params: SlotParams
@@ -39,6 +41,8 @@ class Request:
     learned: Learned | None = None
     failure: Failure | None = None
     spans: Sequence[Sequence[int]] | None = None
+    shares: bool = False
+    learning: StepTime | None = None
 
     @property
     def failed(self) -> bool:

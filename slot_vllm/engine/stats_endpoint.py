@@ -1,4 +1,7 @@
-"""``GET /slot/stats``: an endpoint plugin of vLLM, on only where ``VLLM_PLUGINS`` names it."""
+"""The endpoint plugin of vLLM, on only where ``VLLM_PLUGINS`` names it; its ``GET /slot/stats``.
+
+Its other route is ``receipts_endpoint``'s.
+"""
 
 from argparse import Namespace
 from http import HTTPStatus
@@ -6,6 +9,7 @@ from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
 
+from slot_vllm.engine import receipts_endpoint
 from slot_vllm.engine.coalesced import ANSWER_SECONDS, Coalesced
 from slot_vllm.engine.metrics import ask_engines
 from slot_vllm.engine.startup import asks_for_slot
@@ -22,9 +26,12 @@ class StatsEndpoint:
 
     def attach_router(self, app: FastAPI) -> None:
         app.add_api_route(PATH, slot_stats, methods=["GET"])
+        path, receipts = receipts_endpoint.PATH, receipts_endpoint.slot_receipts
+        app.add_api_route(path, receipts, methods=["GET"])
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
         state.slot_stats = Coalesced(lambda: _every_worker(engine_client))
+        state.slot_receipts = receipts_endpoint.receipts_of(engine_client)
 
 
 async def _every_worker(engine_client: Any) -> list[dict[str, int | float]]:

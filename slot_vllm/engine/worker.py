@@ -17,6 +17,7 @@ from slot_vllm.engine.agreement import common_config
 from slot_vllm.engine.deltas import Deltas
 from slot_vllm.engine.linear_head import LinearHead
 from slot_vllm.engine.ranks import Ranks
+from slot_vllm.engine.receipt_dict import ReceiptDict
 from slot_vllm.engine.runners import hook_v1, hook_v2, watch
 from slot_vllm.engine.startup import asks_for_slot
 from slot_vllm.engine.worker_metrics import WorkerMetrics
@@ -81,6 +82,18 @@ class SlotWorkerExtension:
         learned = _find(self, request_id)
         return None if learned is None else learned.scale.item()
 
+    def slot_receipt(self, request_id: str) -> ReceiptDict | None:
+        """What SLOT did to the request whose output shows ``request_id``; see ``ReceiptDict``. None
+        before its prompt is complete, once it is too long ago, and unless ``receipts`` is set."""
+        deltas = _deltas(self)
+        return None if deltas is None else deltas.receipt(request_id)
+
+    def slot_receipts(self, response_ids: list[str]) -> dict[str, list[ReceiptDict]]:
+        """The same for a server, by the ids of its responses: one for each of a response's
+        prompts."""
+        deltas = _deltas(self)
+        return {} if deltas is None else deltas.receipts_of(response_ids)
+
     def slot_token_shifts(self, request_id: str) -> bytes | None:
         """W delta of the request: what it adds to the logit of each of the V tokens, before the
         model's soft cap and scale, at every position alike. V is without the padding.
@@ -141,7 +154,8 @@ def install(worker: Any) -> None:
     logger.info(
         "SLOT %s on the %s model runner; head %s; hidden cache %s; delta cache %d MiB (%d deltas); "
         "workspace %d MiB (%s); defaults: steps %d, lr %g, betas %s, eps %g, weight_decay %g, "
-        "rounding %s; at most %d steps%s; report_loss %s, keep_deltas %d",
+        "rounding %s; at most %d steps%s; report_loss %s, keep_deltas %d, "
+        "receipts %d",
         __version__,
         "V2" if v2 else "V1",
         linear_head.describe(),
@@ -160,6 +174,7 @@ def install(worker: Any) -> None:
         _limits(config),
         "on" if config.report_loss else "off",
         config.keep_deltas,
+        config.receipts,
     )
     if not config.steps:
         logger.info(

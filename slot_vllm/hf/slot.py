@@ -21,7 +21,7 @@ from slot_vllm.optim.optimize import Prompt, optimize, smallest_workspace_for_al
 from slot_vllm.optim.workspace import Workspace, choose_size
 from slot_vllm.params import SlotConfig, SlotError, SlotParams
 
-_ENGINE_ONLY = ("pending_mb", "keep_deltas")
+_ENGINE_ONLY = ("pending_mb", "keep_deltas", "receipts")
 # Arguments of generate that make it call the model in another way than prompt, token, token, ...
 _REFUSED = (
     "assistant_early_exit",

@@ -44,13 +44,20 @@ class Learned:
     nothing to learn from. finite: () bool, whether delta is as it was learned; it is zero where a
     hidden state, a loss or one of its coordinates was not finite. scale: () float32, what
     safeguards multiplied delta by; 0 where all rows were held out. arriving: on CUDA, ``finite`` on
-    its way to the host; true until it comes."""
+    its way to the host; true until it comes. rows: how many it was learned from.
+
+    If the effects were asked for: held_losses: (2,) float32, with a holdout, the mean loss of the
+    rows held out, without delta and with what the holdout left of it. last_kl: () float32, nats,
+    KL(adapted || own) of the next-token distribution at the prompt's last position."""
 
     delta: Tensor
     losses: Tensor
     finite: Tensor
     scale: Tensor = field(default_factory=_one)
     arriving: Tensor | None = None
+    rows: int = 0
+    held_losses: Tensor | None = None
+    last_kl: Tensor | None = None
 
     def known_not_finite(self, waits: bool = False) -> bool:
         """Whether the host knows it by now. waits: for the device; else nothing does."""
@@ -116,6 +123,7 @@ def optimize(
     final_loss: bool = False,
     form: type[Form] | None = None,
     shard: Shard | None = None,
+    effects: bool = False,
 ) -> list[Learned]:
     """Learn one delta per prompt; the results are in the order of ``prompts``.
 
@@ -125,12 +133,14 @@ def optimize(
     same prompts, with whole hidden states and the tokens of the whole vocabulary, and workspaces of
     one size, and get the same deltas; ``shard`` says what they exchange. What fails on one rank is
     an error on all (OtherRankFailed on those that are well).
+    effects: also find ``held_losses`` and ``last_kl``, for one more row of each prompt and a pass
+    over W.
     All tensors of size V or n x V come from ``workspace``. Raises MemoryError if it is smaller than
     ``smallest_workspace`` (``smallest_workspace_for_all`` for settings that are not the defaults);
     ValueError for a prompt whose ``counts`` are missing.
     """
     results: list[Learned | None] = [None] * len(prompts)
-    parts = _split(prompts, shard)
+    parts = _split(prompts, shard, effects)
     # Requests with many steps first: those still running are then always a prefix.
     order = sorted(
         (i for i, p in enumerate(parts) if p.fit.rows and p.fit.params.steps),
@@ -140,7 +150,7 @@ def optimize(
     chosen = form or form_for(head, shard is not None)
     for group in _groups(order, chosen, largest, parts, workspace):
         learned = _optimize_group(
-            chosen, head, [parts[i] for i in group], workspace, final_loss, shard
+            chosen, head, [parts[i] for i in group], workspace, final_loss, shard, effects
         )
         for i, result in zip(group, learned, strict=True):
             results[i] = result
@@ -150,12 +160,12 @@ def optimize(
     ]
 
 
-def _split(prompts: Sequence[Prompt], shard: Shard | None) -> list[Parts]:
-    if shard is None or all(is_whole(prompt.params) for prompt in prompts):
-        return [split(prompt) for prompt in prompts]
+def _split(prompts: Sequence[Prompt], shard: Shard | None, effects: bool) -> list[Parts]:
+    if shard is None or not (effects or any(not is_whole(prompt.params) for prompt in prompts)):
+        return [split(prompt, effects) for prompt in prompts]
     # It copies hidden states: one rank may lack the memory.
     with Exchange(shard, prompts[0].hidden.device).agreeing():
-        return [split(prompt) for prompt in prompts]
+        return [split(prompt, effects) for prompt in prompts]
 
 
 # Each takes blocks of another size, and the last is a ragged batch.
@@ -212,7 +222,7 @@ def _groups(
 def _vector_bytes(form: type[Form], head: Head, parts: Parts) -> int:
     """What one request needs besides its rows."""
     own = len(parts.all) * form.vector_bytes(head)
-    return own + (Safeguards.vector_bytes(head) if parts.guarded else 0)
+    return own + (Safeguards.vector_bytes(head) if parts.examined else 0)
 
 
 def _nothing_learned(head: Head, parts: Parts) -> Learned:
@@ -228,11 +238,12 @@ def _optimize_group(
     workspace: Workspace,
     final_loss: bool,
     shard: Shard | None,
+    effects: bool,
 ) -> list[Learned]:
     workspace.reset()
     exchange = Exchange(shard, head.weight.device)
     with exchange.agreeing():
-        learning = _Learning(form, head, group, workspace, final_loss, exchange.shard)
+        learning = _Learning(form, head, group, workspace, final_loss, exchange.shard, effects)
         exchange.expect(learning.gathered())
     with exchange.agreeing():
         return learning.learn()
@@ -249,11 +260,13 @@ class _Learning:
         workspace: Workspace,
         final_loss: bool,
         shard: Shard | None,
+        effects: bool,
     ) -> None:
         self._head, self._group, self._shard = head, group, shard
+        self._effects = effects
         self._fits = [parts.fit for parts in group]
         self._steps = [fit.params.steps for fit in self._fits]
-        self._safeguards = Safeguards(head, group, workspace, shard)
+        self._safeguards = Safeguards(head, group, workspace, shard, effects)
         prompts = [*self._fits, *self._safeguards.prompts]
         self._logits: Form
         if shard is None:
@@ -287,7 +300,7 @@ class _Learning:
         shapes += self._safeguards.gathered()
         if self._final_apart:
             shapes += [(2, rows) for rows in self._logits.chunks(len(self._group), False)]
-        return shapes
+        return shapes + self._safeguards.gathered_for_last_kl()
 
     def learn(self) -> list[Learned]:
         head, logits, shard = self._head, self._logits, self._shard
@@ -334,6 +347,8 @@ class _Learning:
                 losses[i, s] = final[i]
             finite &= torch.isfinite(final)
             deltas = _zero_unless(finite, deltas)
+        held = self._safeguards.held_losses
+        kl = self._safeguards.last_kl(logits, scales) if self._effects else None
         mean = (losses * inverse_rows.double()).float()
         arriving = _to_host(finite) if device.type == "cuda" else [None] * count
         # Copies, so that one result that is kept does not keep the whole group's memory.
@@ -344,6 +359,9 @@ class _Learning:
                 finite[i].clone(),
                 scales[i].clone(),
                 arriving[i],
+                self._fits[i].rows,
+                held[i].clone() if i in held else None,
+                None if kl is None else kl[i].clone(),
             )
             for i in range(count)
         ]

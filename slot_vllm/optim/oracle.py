@@ -103,14 +103,21 @@ def _autograd(head: Head, prompt: Prompt, dtype: torch.dtype) -> Learned:
         scale = 1.0
         if params.guard == "holdout":
             scale = min((0.0, 0.125, 0.25, 0.5, 1.0), key=lambda s: (float(loss(held, s)), s))
+        chosen = scale
         if params.max_kl is not None:
             scale = _within(logits, params.max_kl, scale)
         losses.append(loss(fit, scale))
+        last = [F.linear(hidden[-1] + s * delta, weight, bias) for s in (0.0, scale)]
+        own, adapted = (head.activate(z).log_softmax(dim=0) for z in last)
         return Learned(
             (scale * delta).detach(),
             torch.stack(losses),
             torch.isfinite(delta).all(),
             torch.tensor(scale),
+            None,
+            len(fit),
+            torch.stack([loss(held, s) for s in (0.0, chosen)]) if held else None,
+            (adapted.exp() * (adapted - own)).sum(),
         )
 
 

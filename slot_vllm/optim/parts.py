@@ -1,4 +1,4 @@
-"""Which rows of a prompt delta is learned from, which judge it, and which only bound it."""
+"""Which rows of a prompt delta is learned from, which judge it, and which only bound or show it."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,8 @@ class Parts:
     """The rows of one prompt, each row in one part at most; a part is a Prompt of its rows.
 
     fit: learned from. held: those of a holdout, or None. rest: with a trust region, all rows that
-    are in neither; the last row of the prompt is the last of them. Its targets mean nothing.
+    are in neither; the last row of the prompt is the last of them, and alone where it is wanted
+    without one. Its targets mean nothing.
     """
 
     prompt: Prompt
@@ -34,8 +35,13 @@ class Parts:
         return self.held is not None and not self.fit.rows
 
     @property
-    def guarded(self) -> bool:
-        """Whether delta may be scaled once it is learned."""
+    def bounded(self) -> bool:
+        """Whether there is a trust region."""
+        return self.rest is not None and self.prompt.params.max_kl is not None
+
+    @property
+    def examined(self) -> bool:
+        """Whether W delta is looked at, and delta perhaps scaled, once it is learned."""
         return self.held is not None or self.rest is not None
 
 
@@ -44,13 +50,15 @@ def is_whole(params: SlotParams) -> bool:
     return params.loss_tokens == "all" and params.guard == "none" and params.max_kl is None
 
 
-def split(prompt: Prompt) -> Parts:
-    """Raises ValueError where ``counts`` is needed and missing."""
+def split(prompt: Prompt, last: bool = False) -> Parts:
+    """last: whether the last row is wanted anyway. Raises ValueError where ``counts`` is needed and
+    missing."""
     params = prompt.params
     if not prompt.rows or not params.steps:
         return Parts(prompt, prompt)
     learned = _counted(prompt)
-    if learned.all() and params.guard == "none" and params.max_kl is None:
+    whole = learned.all() and params.guard == "none" and params.max_kl is None
+    if whole and not last:
         return Parts(prompt, prompt)
     held = np.zeros_like(learned)
     if params.guard == "holdout":
@@ -59,7 +67,9 @@ def split(prompt: Prompt) -> Parts:
     judges = _part(prompt, held) if held.any() else None
     if fit.any() and params.max_kl is not None:
         rest = _part(prompt, np.append(~learned, True))
-    return Parts(prompt, _part(prompt, fit), judges, rest)
+    elif fit.any() and last:
+        rest = _part(prompt, np.arange(prompt.rows + 1) == prompt.rows)
+    return Parts(prompt, prompt if whole else _part(prompt, fit), judges, rest)
 
 
 def _counted(prompt: Prompt) -> np.ndarray:

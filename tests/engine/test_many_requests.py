@@ -53,7 +53,7 @@ def _sizes(owner: Any, seen: set[int]) -> dict[str, int]:
 def test_nothing_is_left_and_the_counters_agree(
     tiny_model: str, engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    llm = engine(tiny_model, slot={"keep_deltas": 8, "max_concurrent": 4}, **ROOMY)
+    llm = engine(tiny_model, slot={"keep_deltas": 8, "receipts": 8, "max_concurrent": 4}, **ROOMY)
     core, slot = llm.llm_engine, runner_of(llm).slot_deltas
     learn, arrive = deltas_module.optimize, slot._arrive
     reached: list[str] = []
@@ -134,7 +134,7 @@ def test_nothing_is_left_and_the_counters_agree(
     assert isinstance(scheduler, LimitedCompletions)
     assert not len(scheduler._prompts) and not len(scheduler._completed)
     assert not len(scheduler._learned) and not scheduler._completing
-    assert len(slot.kept) == 8 and len(slot.errors) == 16
+    assert len(slot.kept) == len(slot.receipts._finished) == 8 and len(slot.errors) == 16
     assert slot.pending.device_bytes == slot.pending.host_bytes == 0
     # What is bounded may grow until then, and there may be counters that were not there before.
     assert len(slot.shared) >= shared

@@ -213,7 +213,10 @@ class EngineClient:
         self.engines = engines
 
     async def call_utility_all_async(self, *call: Any) -> list[list[Any]]:
-        assert call[0] == "collective_rpc" and call[2:] == (None, (), None)
+        assert call[0] == "collective_rpc" and (call[2], call[4]) == (None, None)
+        if call[1] == "slot_receipts":
+            return [[worker["receipts"](*call[3]) for worker in engine] for engine in self.engines]
+        assert not call[3]
         if call[1] == "slot_stats":
             return [[worker["stats"] for worker in engine] for engine in self.engines]
         assert call[1] == "slot_metrics"

@@ -1,4 +1,4 @@
-"""``/metrics`` and ``/slot/stats`` of a real server, after requests whose outcomes are known."""
+"""``/metrics``, ``/slot/stats`` and receipts of a real server; the requests' outcomes are known."""
 
 import time
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ PLUGINS = {"VLLM_PLUGINS": "slot_vllm,slot_stats"}
 @pytest.fixture(scope="module")
 def server(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("server") / "log"
-    slot = {"steps": 3, "report_loss": True}
+    slot = {"steps": 3, "report_loss": True, "receipts": 30}
     # The long name of --worker-extension slot_vllm.
     with serving(
         tiny_model,
@@ -109,6 +109,48 @@ def test_stats_as_json(server: Server) -> None:
     assert stats["workspace_bytes"] == 16 << 20
 
 
+def receipts(server: Server, response_id: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = get(server, f"/slot/requests/{response_id}").json()["receipts"]
+    return found
+
+
+def test_the_receipts_of_each_kind_of_response(server: Server) -> None:
+    prompts = ["What is seven and five?", "What is eleven less three?"]
+    both = complete(server, prompts, 2, n=2)
+    found = receipts(server, both.id)
+    assert [r["request_id"] for r in found] == [f"{both.id}-0", f"{both.id}-1"]
+    for receipt, prompt in zip(found, prompts, strict=True):
+        assert (receipt["outcome"], receipt["steps"], receipt["scale"]) == ("applied", 2, 1.0)
+        # A token per character.
+        assert receipt["tokens"] >= len(prompt) - 1
+        assert receipt["loss_after"] < receipt["loss_before"] and receipt["last_kl"] > 0
+        assert receipt["seconds"] > 0 and receipt["prompts"] >= 1
+
+    def outcome(response: Any) -> tuple[str, str | None]:
+        (receipt,) = receipts(server, response.id)
+        return receipt["outcome"], receipt["reason"]
+
+    assert outcome(complete(server, prompts[0], 2)) == ("shared", None)
+    assert outcome(complete(server, prompts[0], 0)) == ("plain", None)
+    assert outcome(complete(server, [7])) == ("one_token", None)
+    beams = complete(server, "Any", extra_body={"use_beam_search": True}, n=2)
+    assert outcome(beams) == ("bypassed", "beam_search")
+    chat = [{"role": "user", "content": "How many?"}]
+    options: dict[str, Any] = {"model": MODEL, "messages": chat, "max_tokens": 2}
+    assert outcome(server.client.chat.completions.create(**options)) == ("applied", None)
+    # An id that the client chose is as secret as it made it.
+    mine = {"extra_headers": {"X-Request-Id": "mine"}}
+    named = server.client.chat.completions.create(**options, **mine)
+    assert named.id == "chatcmpl-mine" and outcome(named) == ("shared", None)
+    with complete(server, "Five less two", 3, stream=True, extra_body={"ignore_eos": True}) as s:
+        chunk = next(iter(s))
+        assert outcome(chunk) == ("applied", None)
+        list(s)
+    assert outcome(chunk) == ("applied", None)
+    unknown = httpx.get(f"{server.url}/slot/requests/cmpl-x", timeout=60, trust_env=False)
+    assert unknown.status_code == 404 and "no response has this id" in unknown.text
+
+
 def test_a_scrape_while_requests_stream(server: Server) -> None:
     with complete(server, "Seven and five", 3, stream=True, extra_body={"ignore_eos": True}) as s:
         next(iter(s))
@@ -127,6 +169,7 @@ def test_the_log_says_how_it_runs(server: Server) -> None:
         "steps 3, lr 0.1",
         "at most 100 steps; ",
         "report_loss on",
+        "receipts 30",
     ):
         assert part in line, line
 

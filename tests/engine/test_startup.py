@@ -361,7 +361,12 @@ if __name__ == "__main__":
     ("plugins", "ours", "status"),
     [
         ("slot_vllm", "ours [] [] []", 404),
-        ("slot_vllm,slot_stats", "ours ['StatsEndpoint'] ['/slot/stats'] ['slot_stats']", 501),
+        (
+            "slot_vllm,slot_stats",
+            "ours ['StatsEndpoint'] ['/slot/requests/{response_id}', '/slot/stats'] "
+            "['slot_receipts', 'slot_stats']",
+            501,
+        ),
     ],
 )
 def test_a_server_that_does_not_ask_for_it_is_untouched(

@@ -38,13 +38,19 @@ def test_it_is_opt_in(
     assert all(isinstance(plugin, EndpointPlugin) for plugin in found)
 
 
-def test_an_engine_without_slot_says_so() -> None:
-    app = FastAPI()
-    StatsEndpoint().attach_router(app)
+def app_of(client: EngineClient) -> FastAPI:
+    plugin, app = StatsEndpoint(), FastAPI()
+    plugin.attach_router(app)
     init_exception_handler(app)
-    app.state.engine_client = EngineClient([], extension="")
+    app.state.engine_client = client
     app.state.args = SimpleNamespace(log_error_stack=False)
-    response = TestClient(app).get(PATH)
+    asyncio.run(plugin.init_state(client, app.state, Namespace()))
+    return app
+
+
+@pytest.mark.parametrize("path", [PATH, "/slot/requests/cmpl-a"])
+def test_an_engine_without_slot_says_so(path: str) -> None:
+    response = TestClient(app_of(EngineClient([], extension=""))).get(path)
     assert response.status_code == 501
     assert "started without SLOT (--worker-extension slot_vllm)" in response.text
 
@@ -53,10 +59,6 @@ def test_every_worker_of_every_engine() -> None:
     first, second = make_deltas(), make_deltas()
     begin(second, [arrival("a-1", TOKENS)])
     step(second, ("a-1", TOKENS, 0))
-    plugin, app = StatsEndpoint(), FastAPI()
-    plugin.attach_router(app)
-    client = EngineClient([[worker(first)], [worker(second)] * 2])
-    app.state.engine_client = client
-    asyncio.run(plugin.init_state(client, app.state, Namespace()))
+    app = app_of(EngineClient([[worker(first)], [worker(second)] * 2]))
     workers = TestClient(app).get(PATH).json()["workers"]
     assert [(w["engine"], w["optimized"]) for w in workers] == [(0, 0), (1, 1), (1, 1)]

@@ -316,6 +316,7 @@ def test_prompts_that_cannot_be_seen(model: Any) -> None:
         ({"rate": 0.1}, r"slot\.rate: unknown key"),
         ({"target": "hidden"}, r"slot\.target: removed in 0\.2\.0 .*: delta on the hidden"),
         ({"keep_deltas": 1}, r"slot\.keep_deltas: only of a vLLM engine"),
+        ({"receipts": 1}, r"slot\.receipts: only of a vLLM engine"),
     ],
 )
 def test_settings_that_cannot_be(model: Any, settings: dict[str, Any], message: str) -> None:

@@ -125,10 +125,56 @@ def test_each_option(options: dict[str, Any], form: type[Form], cap: float | Non
         assert_equal(head, *each)
 
 
+EFFECTS: list[dict[str, Any]] = [
+    {"weight_decay": 0.1},
+    {"loss_tokens": 7},
+    {"guard": "holdout", "lr": 1.0},
+    {"max_kl": 0.02},
+    {"max_kl": 0.01, "loss_tokens": 5},
+    {"preset": "safe", "lr": 0.03},
+]
+
+
+def assert_effects_equal(
+    head: Head, prompt: Prompt, learned: Learned, expected: Learned, plain: Learned
+) -> None:
+    """plain: what was learned without asking for them."""
+    assert_equal(head, prompt, learned, expected)
+    torch.testing.assert_close(learned.scale, plain.scale, rtol=0.005, atol=0)
+    assert plain.last_kl is None and plain.held_losses is None
+    if not learned.losses.numel():
+        assert learned.last_kl is None
+        return
+    assert learned.last_kl is not None and expected.last_kl is not None
+    # Of what is applied, which a trust region's search ends a little below its bound.
+    found = divergences(head, prompt, learned)[-1]
+    torch.testing.assert_close(learned.last_kl.double(), found, rtol=1e-3, atol=1e-7)
+    slack = 0.02 if prompt.params.max_kl is not None else 2e-3
+    torch.testing.assert_close(found, expected.last_kl, rtol=slack, atol=1e-6)
+    assert (learned.held_losses is None) == (prompt.params.guard == "none")
+    if learned.held_losses is not None:
+        torch.testing.assert_close(
+            learned.held_losses.double(), expected.held_losses, rtol=2e-4, atol=2e-4
+        )
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("options", EFFECTS, ids=name_of)
+def test_effects(options: dict[str, Any], form: type[Form]) -> None:
+    head, prompts, expected = problem(name_of(options), None)
+    for size in (smallest_workspace_for_all(head), MIB):
+        learned, plain = (
+            optimize(head, prompts, Workspace(size), True, form, effects=effects)
+            for effects in (True, False)
+        )
+        for each in zip(prompts, learned, expected, plain, strict=True):
+            assert_effects_equal(head, *each)
+
+
 @cache
 def problem(name: str, cap: float | None) -> tuple[Head, list[Prompt], list[Learned]]:
     """What all forms are given, and the oracle's answers."""
-    options = next(o for o in OPTIONS if name_of(o) == name)
+    options = next(o for o in (*OPTIONS, *EFFECTS) if name_of(o) == name)
     head = make_head(hidden=32, soft_cap=cap, scale=0.5, bias=True)
     prompts = [prompt_of(head, n, seed=n, **{"steps": 5, **options}) for n in (1, 2, 7, 9, 30, 90)]
     return head, prompts, [oracle(head, prompt) for prompt in prompts]

@@ -88,6 +88,7 @@ def on_ranks(
     extra_bytes: int,
     final_loss: bool = True,
     smallest: Callable[[Head, Shard], int] = smallest_workspace,
+    effects: bool = False,
 ) -> list[Any]:
     """Per rank, the list of what it learned or its exception."""
 
@@ -96,7 +97,7 @@ def on_ranks(
         workspace = Workspace(smallest(own, shard) + extra_bytes)
         memory = workspace._bytes.untyped_storage()
         before = (memory.data_ptr(), memory.nbytes())
-        learned = optimize(own, prompts, workspace, final_loss, shard=shard)
+        learned = optimize(own, prompts, workspace, final_loss, shard=shard, effects=effects)
         # torch resizes an `out` that does not fit, and with it the storage behind it.
         assert (memory.data_ptr(), memory.nbytes()) == before
         return learned

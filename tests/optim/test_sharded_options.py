@@ -20,7 +20,9 @@ from slot_vllm.optim.two_pass_form import TwoPassForm
 from slot_vllm.optim.workspace import Workspace
 from tests.optim.test_optimize import MIB, make_head
 from tests.optim.test_options import (
+    EFFECTS,
     OPTIONS,
+    assert_effects_equal,
     assert_equal,
     divergences,
     drawn_prompts,
@@ -39,21 +41,33 @@ def together(
     extra_bytes: int = MIB,
     final_loss: bool = True,
     group: Group | None = None,
+    effects: bool = False,
 ) -> list[Learned]:
     """What the ranks learned, which is the same bits on each."""
     group = group or Group(len(bounds) - 1)
     results = on_ranks(
-        group, head, prompts, bounds, extra_bytes, final_loss, smallest_workspace_for_all
+        group, head, prompts, bounds, extra_bytes, final_loss, smallest_workspace_for_all, effects
     )
     for result in results:
         assert not isinstance(result, Exception), result
     learned: list[Learned] = []
     for first, *others in zip(*results, strict=True):
         for other in others:
-            for name in ("delta", "losses", "scale", "finite"):
-                assert torch.equal(getattr(first, name), getattr(other, name)), name
+            for name in ("delta", "losses", "scale", "finite", "last_kl", "held_losses"):
+                one, two = getattr(first, name), getattr(other, name)
+                assert (one is None and two is None) or torch.equal(one, two), name
         learned.append(first)
     return learned
+
+
+@pytest.mark.parametrize("cap", [None, 5.0])
+@pytest.mark.parametrize("options", EFFECTS, ids=name_of)
+def test_effects(options: dict[str, Any], cap: float | None) -> None:
+    head, prompts, expected = problem(name_of(options), cap)
+    bounds = [0, 100, 228, head.vocabulary, head.vocabulary]
+    learned, plain = (together(head, prompts, bounds, effects=asked) for asked in (True, False))
+    for each in zip(prompts, learned, expected, plain, strict=True):
+        assert_effects_equal(head, *each)
 
 
 @pytest.mark.parametrize("cap", [None, 5.0])
@@ -213,6 +227,10 @@ def test_what_is_gathered_is_what_is_said(
     group.shapes.clear()
     together(head, [prompt], bounds, 1 << 22, final_loss=True, group=group)
     assert sorted(group.shapes) == sorted([*shapes, shapes[0]])
+    # And its effects: of a trust region's rows the last is one.
+    group.shapes.clear()
+    together(head, [prompt], bounds, 1 << 22, final_loss=False, group=group, effects=True)
+    assert group.shapes == [*shapes, (3, 1)]
 
 
 def test_prompts_with_an_option_share_its_gathers() -> None:

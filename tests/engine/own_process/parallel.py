@@ -28,11 +28,13 @@ from tests.engine.cases import (
     Case,
     assert_delta_equal,
     assert_tokens_equal,
+    computed,
     delta_tolerance,
     mixed_cases,
     random_tokens,
     reference,
 )
+from tests.engine.conformance.test_receipts import last_kl
 from tests.engine.conformance.test_safeguards import mixed
 from tests.engine.engines import SLOT, SMALL, scheduler_of
 from tests.engine.generate import run, sampling_params, tokens_of
@@ -360,6 +362,31 @@ def test_what_fails_on_one_rank_costs_one_delta_on_both(
     for was, now in zip(before, llm.collective_rpc("slot_stats"), strict=True):
         counts = [now[key] - was[key] for key in ("failed", "optimized", "ranks_differ")]
         assert counts == [1, 1, 0]
+
+
+def test_each_rank_has_the_receipts(tiny_model: str, parallel: Callable[..., Any]) -> None:
+    llm = parallel(tiny_model, {"receipts": 8}, **TP2)
+    options: tuple[dict[str, Any], ...] = ({}, {"guard": "holdout"}, {"max_kl": 0.01})
+    cases = [
+        Case(random_tokens(40 + i, 860 + i), 5, 0.2, 3, settings=tuple(own.items()))
+        for i, own in enumerate(options)
+    ]
+    outputs = run(llm, [*cases, replace(cases[0], steps=0)])
+    weight = load_file(f"{tiny_model}/model.safetensors")["model.embed_tokens.weight"].double()
+    answers = computed(tiny_model, [replace(case, new_tokens=1) for case in cases])
+    for own, output, answer in zip(options, outputs, answers, strict=False):
+        one, other = llm.collective_rpc("slot_receipt", args=(output.request_id,))
+        seconds = [receipt.pop("seconds") for receipt in (one, other)]
+        assert one == other and min(seconds) > 0
+        assert one["outcome"] == "applied" and one["prompts"] >= 1
+        # A trust region's search ends within half a percent of its bound.
+        slack = 0.03 if "max_kl" in own else 5e-3
+        assert one["loss_before"] == pytest.approx(answer.losses[0], rel=2e-4)
+        assert one["loss_after"] == pytest.approx(answer.losses[-1], rel=slack)
+        assert one["last_kl"] == pytest.approx(last_kl(weight, answer), rel=slack, abs=1e-5)
+        assert (one["held_out_gain"] is not None) == ("guard" in own)
+    plain = llm.collective_rpc("slot_receipt", args=(outputs[-1].request_id,))
+    assert [receipt["outcome"] for receipt in plain] == ["plain", "plain"]
 
 
 def test_what_is_not_added_on_one_rank_is_added_on_none(
