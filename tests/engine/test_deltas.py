@@ -210,7 +210,7 @@ def test_rows_that_never_came_fail_the_request_alone() -> None:
 
 
 def test_counting_bypassed_and_unresolved_requests_once() -> None:
-    deltas = make_deltas()
+    deltas = make_deltas(steps=2)
     new = [arrival("a-1", TOKENS, bypassed="multimodal")]
     unresolved = arrival("u-1", TOKENS)
     unresolved.sampling_params.extra_args = None
