@@ -87,6 +87,6 @@ Read but not changed: ``LogitsProcessor`` (``_get_logits``, ``org_vocab_size``, 
 ``EngineCoreRequest.cache_salt``, ``InputProcessor.tokenizer``, ``SchedulerOutput`` (``batch`` names
 the fields), V1's ``input_batch``, ``requests`` and ``query_start_loc``, V2's ``InputBatch`` and
 ``block_tables``, ``get_adapter_absolute_path``, ``VLLMValidationError``,
-``ParallelConfig.tensor_parallel_size``, ``current_platform``; how the server names the requests of a
-response (``response_ids``).
+``ParallelConfig.tensor_parallel_size``, ``current_platform``; how the server names the requests of
+a response (``response_ids``).
 """
