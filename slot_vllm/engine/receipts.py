@@ -57,7 +57,6 @@ class Receipt:
             outcome, reason, learned, learning = "failed", "non_finite", None, None
         if learned is not None and not learned.losses.numel():
             outcome, learned, learning = "one_token", None, None
-        known = learned is not None
         losses = learned.losses.tolist() if learned else [None]
         held = None if learned is None else learned.held_losses
         return {
@@ -72,8 +71,8 @@ class Receipt:
             "held_out_gain": None if held is None else _finite(held[0] - held[1]),
             "last_kl": _finite(learned.last_kl) if learned else None,
             "scale": _finite(learned.scale) if learned else None,
-            "seconds": learning.seconds if learning and known else None,
-            "prompts": learning.prompts if learning and known else None,
+            "seconds": learning.seconds if learning else None,
+            "prompts": learning.prompts if learning else None,
         }
 
 

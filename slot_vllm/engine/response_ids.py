@@ -3,12 +3,12 @@
 Chat completions: the response's id, with ``_0``, ``_1``, ... where a body has several
 conversations. Completions: the id with ``-0``, ``-1``, ..., one per prompt. Responses: the id with
 ``_0``, ``_1``, ..., one per turn. The several answers to one prompt (``n``) have one name. A beam
-search adds a UUID and ``-beam-0``, ``-beam-1``, ... in each of its steps.
+search adds a random number and ``-beam-0``, ``-beam-1``, ... in each of its steps.
 """
 
 import re
 
-_BEAM = re.compile(r"-[0-9a-f]{32}-beam-\d+$")
+_BEAM = re.compile(r"-[0-9a-f]{8,}-beam-\d+$")
 _OF_SEVERAL = re.compile(r"(cmpl-.+)-(\d+)|(chatcmpl-.+|resp_.+)_(\d+)", re.DOTALL)
 
 

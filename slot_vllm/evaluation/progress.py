@@ -17,7 +17,7 @@ SECONDS_BETWEEN_UPDATES = 0.25
 class Progress:
     """total, done: of the work, in whatever unit; they move the bar."""
 
-    def __init__(self, label: str, total: float, done: float = 0) -> None:
+    def __init__(self, label: str, total: float, done: int = 0) -> None:
         self._label = label
         self._shown = time.monotonic()
         self._bar = Bar(

@@ -128,8 +128,8 @@ def _answer(parts: Sequence[Part], plan: Plan, model: SlotModel, directory: RunD
             progress.finish(answer.completion.request_id)
     for part in parts:
         logger.info("%s, %s: %s problems answered", part.arm.name, part.task.name, len(part.docs))
-        answered = part.samples.values() if part.arm.steps else ()
-        silent = sum(samples[0].first_loss is None for samples in answered)
+        adapted = part.samples.values() if part.arm.steps else ()
+        silent = sum(samples[0].first_loss is None for samples in adapted)
         if silent:
             logger.warning("%s of them without a report that SLOT adapted them", silent)
 

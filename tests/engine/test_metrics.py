@@ -203,7 +203,7 @@ def test_a_device_is_timed_by_its_own_clock(monkeypatch: pytest.MonkeyPatch) -> 
 class EngineClient:
     """engines: what each engine's workers answer."""
 
-    def __init__(self, engines: list[list[WorkerMetrics]], extension: str = EXTENSION) -> None:
+    def __init__(self, engines: list[list[Any]], extension: str = EXTENSION) -> None:
         self.vllm_config = SimpleNamespace(
             parallel_config=SimpleNamespace(worker_extension_cls=extension),
             model_config=SimpleNamespace(served_model_name="m"),

@@ -154,7 +154,7 @@ def test_scores_are_the_model_s_own(server: Server, client: openai.OpenAI) -> No
         logprobs=1,
         extra_body={"vllm_xargs": {"slot_steps": 0}, "return_tokens_as_token_ids": True},
     )
-    logprobs = own.choices[0].logprobs
+    logprobs: Any = own.choices[0].logprobs
     label = int(logprobs.tokens[0].removeprefix("token_id:"))
     body = {"model": MODEL, "query": query, "items": [[7], [9]], "label_token_ids": [label]}
     answer = post("generative_scoring", {**body, "apply_softmax": False})

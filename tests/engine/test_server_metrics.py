@@ -137,10 +137,10 @@ def test_the_receipts_of_each_kind_of_response(server: Server) -> None:
     assert outcome(beams) == ("bypassed", "beam_search")
     chat = [{"role": "user", "content": "How many?"}]
     options: dict[str, Any] = {"model": MODEL, "messages": chat, "max_tokens": 2}
-    assert outcome(server.client.chat.completions.create(**options)) == ("applied", None)
+    converse: Any = server.client.chat.completions.create
+    assert outcome(converse(**options)) == ("applied", None)
     # An id that the client chose is as secret as it made it.
-    mine = {"extra_headers": {"X-Request-Id": "mine"}}
-    named = server.client.chat.completions.create(**options, **mine)
+    named = converse(**options, extra_headers={"X-Request-Id": "mine"})
     assert named.id == "chatcmpl-mine" and outcome(named) == ("shared", None)
     with complete(server, "Five less two", 3, stream=True, extra_body={"ignore_eos": True}) as s:
         chunk = next(iter(s))

@@ -363,8 +363,8 @@ if __name__ == "__main__":
         ("slot_vllm", "ours [] [] []", 404),
         (
             "slot_vllm,slot_stats",
-            "ours ['StatsEndpoint'] ['/slot/requests/{response_id}', '/slot/stats'] "
-            "['slot_receipts', 'slot_stats']",
+            "ours ['StatsEndpoint'] ['/slot/stats', '/slot/requests/{response_id}'] "
+            "['slot_stats', 'slot_receipts']",
             501,
         ),
     ],
