@@ -100,4 +100,4 @@ def test_a_release_may_lack_an_endpoint(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_an_engine_without_slot_is_left_as_it_is(endpoint: Any) -> None:
-    assert asyncio.run(endpoint(serving_of(None), Body(slot_steps=3))) == {}
+    assert asyncio.run(endpoint(serving_of(None), Body.model_validate({"slot_steps": 3}))) == {}
