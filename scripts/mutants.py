@@ -27,8 +27,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".cache/mutants"
 LOG = ROOT / "logs/full/mutants.jsonl"
-# As scripts/test.sh runs it.
-SUITE = ["--numprocesses=2", "--dist=loadgroup", "--no-loadscope-reorder", "tests"]
+# As scripts/test.sh runs it, but for the test that the mutants' own lines are there.
+SUITE = [
+    *("--numprocesses=2", "--dist=loadgroup", "--no-loadscope-reorder"),
+    *("--deselect=tests/scripts/test_mutants.py", "tests"),
+]
 # Many times what a mutant's tests take; a mutant that waits for ever is found.
 TIME_LIMIT = 3600
 # Read by every process that is started: what a test starts is in the test's context, which pytest
@@ -137,10 +140,13 @@ def record(arguments: Sequence[str]) -> int:
     tests = subprocess.run(
         [sys.executable, "-m", "pytest", *what], cwd=ROOT, env=environment, check=False
     )
+    if tests.returncode:
+        print("error: without a mutant, too, the tests fail: nothing is recorded", file=sys.stderr)
+        return tests.returncode
     for command in ("combine", "report"):
         call = [sys.executable, "-m", "coverage", command, f"--rcfile={configuration}"]
         subprocess.run(call, cwd=ROOT, check=True)
-    return tests.returncode
+    return 0
 
 
 def _copy(files: Iterable[str]) -> Path:
@@ -188,10 +194,7 @@ def meet(mutant: Mutant, tests: Sequence[str], files: Sequence[str]) -> tuple[st
     tree = _copy(files)
     mutant.apply(tree)
     parts = [list(tests)] if tests else []
-    for arguments in [
-        *parts,
-        ["--numprocesses=2", "--dist=loadgroup", "--no-loadscope-reorder", "tests"],
-    ]:
+    for arguments in [*parts, SUITE]:
         status, said = _pytest(tree, arguments)
         # 2: the tests could not even be collected.
         if status in (-1, 1, 2):
@@ -218,7 +221,8 @@ def run(names: Sequence[str]) -> int:
     for line in (CACHE / "durations.jsonl").read_text().splitlines():
         spent = json.loads(line)
         seconds[f"{spent['file']}::{spent['name']}"] = spent["seconds"]
-    files, done = tracked(), {outcome.key for outcome in logged()}
+    files = tracked()
+    done = {outcome.key for outcome in logged() if outcome.outcome != "error"}
     wanted = [m for m in mutants() if not names or m.name in names]
     if unknown := set(names) - {m.name for m in wanted}:
         print(f"error: unknown: {', '.join(sorted(unknown))}", file=sys.stderr)

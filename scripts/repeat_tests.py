@@ -61,15 +61,7 @@ def load(wanted: bool) -> Iterator[None]:
 
 
 def once(arguments: Sequence[str], loaded: bool, commit: str, code: str) -> Run:
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "--numprocesses=2",
-        "--dist=loadgroup",
-        "--no-loadscope-reorder",
-        "-q",
-    ]
+    command = [sys.executable, "-m", "pytest", *PROCESSES, "-q"]
     began, start = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     with tempfile.TemporaryDirectory() as folder, load(loaded):
         results = Path(folder) / "results.xml"

@@ -71,10 +71,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         or (config.getoption("--quick") and starts_something(item))
     ]
     config.hook.pytest_deselected(items=left)
-    # Those that are alone start first, beside others.
-    items[:] = sorted(
-        (item for item in items if item not in left), key=lambda item: not is_alone(item.nodeid)
-    )
+    items[:] = [item for item in items if item not in left]
+    if config.getoption("dist", "no") == "loadgroup":
+        # Those that are alone start first, beside others.
+        items.sort(key=lambda item: not is_alone(item.nodeid))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from slot_vllm.evaluation import config as configuration
 from slot_vllm.evaluation import tasks
@@ -33,6 +34,11 @@ def _problems(runs: Iterable[RunConfig], benchmarks: Path) -> Problems:
 
 def test_choice_and_claim_have_no_problem_in_common(benchmarks: Path) -> None:
     chosen_by = [*(CONFIGS / "study").glob("*.yaml"), *(CONFIGS / "search").glob("*.yaml")]
+    screens = [path for path in chosen_by if path.stem.startswith("screen_")]
+    # They read the answers of a run of the study.
+    read = {yaml.safe_load(path.read_text())["run"] for path in screens}
+    assert read == {"logs/reference/study/gsm8k"}
+    chosen_by = [path for path in chosen_by if path not in screens]
     choice = _problems(map(configuration.load, chosen_by), benchmarks)
     claim = _problems(map(configuration.load, CLAIMS), benchmarks)
     assert ("get:qwen2.5-coder-1.5b", "published:gsm8k") in choice.keys() & claim.keys()

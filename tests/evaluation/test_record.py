@@ -33,8 +33,11 @@ from tests.evaluation.stored_runs import LAST_RELEASE, answer, answers, store
 PACKAGE = Path(slot_vllm.evaluation.__file__).parent
 DECLARED = [PACKAGE / "record.py", PACKAGE / "run_settings.py"]
 # They read something else, whose keys are called alike: the user's configuration, the answers of
-# lighteval 0.8.1 and of pip, lists of mutants and of test runs.
-SCRIPTS = ("check_published_tasks", "lighteval_published", "check_vllm", "mutants", "repeat_tests")
+# lighteval 0.8.1 and of pip, lists of mutants and of test runs, screened settings, costs.
+SCRIPTS = (
+    *("check_published_tasks", "lighteval_published", "check_vllm", "mutants", "repeat_tests"),
+    *("bench_serve", "fill_tables", "screen_settings"),
+)
 OTHER_KEYS = {PACKAGE / "overrides.py", *(ROOT / f"scripts/{name}.py" for name in SCRIPTS)}
 FIELDS = {
     *(name for model in (RunRecord, Result, Metric, Sweep, Cell, Group, TaskDefinition)
