@@ -33,9 +33,6 @@ ALLOWED = {
     "evaluation/frequency_bias.py": {
         "trust_remote_code=bool(config.engine.get('trust_remote_code', False))"
     },
-    "evaluation/frequency_bias.py": {
-        "trust_remote_code=bool(config.engine.get('trust_remote_code', False))"
-    },
     "evaluation/lighteval_model.py": {
         "trust_remote_code=bool(run.engine.get('trust_remote_code', False))"
     },
