@@ -70,6 +70,8 @@ def add_command(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    if not 0 <= options.shared <= options.tokens:
+        raise SystemExit(f"--shared {options.shared}: allowed: 0 to --tokens, {options.tokens}")
     shape = Shape(
         hidden=options.hidden,
         vocabulary=options.vocab,

@@ -6,11 +6,11 @@ from typing import Any
 from fastapi import HTTPException, Request
 
 from slot_vllm.engine.batched import Batched
-from slot_vllm.engine.coalesced import ANSWER_SECONDS
+from slot_vllm.engine.endpoint import in_time, require_slot
 from slot_vllm.engine.metrics import ask_engines
 from slot_vllm.engine.receipt_dict import MOST_SECONDS, ReceiptDict
 from slot_vllm.engine.response_ids import place
-from slot_vllm.engine.startup import asks_for_slot, read_config
+from slot_vllm.engine.startup import read_config
 from slot_vllm.validation_errors import shown
 
 PATH = "/slot/requests/{response_id}"
@@ -39,11 +39,7 @@ async def slot_receipts(response_id: str, request: Request) -> dict[str, list[Re
     """The receipts of the response's prompts, in their order. 404 where there are none, 501 where
     the engine runs without SLOT, 503 where it does not answer."""
     vllm_config = request.app.state.engine_client.vllm_config
-    if not asks_for_slot(vllm_config):
-        raise HTTPException(
-            HTTPStatus.NOT_IMPLEMENTED,
-            f"{_HERE}: this engine was started without SLOT (--worker-extension slot_vllm)",
-        )
+    require_slot(vllm_config, _HERE)
     kept = read_config(vllm_config).receipts
     if not kept:
         raise HTTPException(
@@ -51,13 +47,7 @@ async def slot_receipts(response_id: str, request: Request) -> dict[str, list[Re
             f"{_HERE}: this engine keeps no receipts; to keep those of the last 1000 requests: "
             """--additional-config '{"slot": {"receipts": 1000}}'""",
         )
-    try:
-        found = await request.app.state.slot_receipts.answer(response_id)
-    except TimeoutError:
-        raise HTTPException(
-            HTTPStatus.SERVICE_UNAVAILABLE,
-            f"{_HERE}: the engine gave no answer within {ANSWER_SECONDS:g} s",
-        ) from None
+    found = await in_time(request.app.state.slot_receipts.answer(response_id), _HERE)
     if not found:
         raise HTTPException(
             HTTPStatus.NOT_FOUND,

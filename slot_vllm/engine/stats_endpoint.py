@@ -4,15 +4,14 @@ Its other route is ``receipts_endpoint``'s.
 """
 
 from argparse import Namespace
-from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
 
 from slot_vllm.engine import receipts_endpoint
-from slot_vllm.engine.coalesced import ANSWER_SECONDS, Coalesced
+from slot_vllm.engine.coalesced import Coalesced
+from slot_vllm.engine.endpoint import in_time, require_slot
 from slot_vllm.engine.metrics import ask_engines
-from slot_vllm.engine.startup import asks_for_slot
 
 PATH = "/slot/stats"
 
@@ -48,15 +47,5 @@ async def slot_stats(request: Request) -> dict[str, list[dict[str, int | float]]
     ranks; from within the last second. 501 where the engine runs without SLOT, 503 where it does
     not answer."""
     engine_client = request.app.state.engine_client
-    if not asks_for_slot(engine_client.vllm_config):
-        raise HTTPException(
-            HTTPStatus.NOT_IMPLEMENTED,
-            f"{PATH}: this engine was started without SLOT (--worker-extension slot_vllm)",
-        )
-    try:
-        return {"workers": await request.app.state.slot_stats.answer()}
-    except TimeoutError:
-        raise HTTPException(
-            HTTPStatus.SERVICE_UNAVAILABLE,
-            f"{PATH}: the engine gave no answer within {ANSWER_SECONDS:g} s",
-        ) from None
+    require_slot(engine_client.vllm_config, PATH)
+    return {"workers": await in_time(request.app.state.slot_stats.answer(), PATH)}

@@ -4,11 +4,12 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from slot_vllm.evaluation.unicode_text import blank
 from slot_vllm.params import Number
 
 
 def _not_blank(text: str) -> str:
-    if not text.strip():
+    if blank(text):
         raise ValueError("a text that is not blank is required")
     return text
 

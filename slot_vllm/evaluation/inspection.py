@@ -36,8 +36,10 @@ def inspect_arms(
 
     top: tokens on each side. Prompts are read again as for the answers, with one generated token.
     """
-    for task in loaded:
-        _check(model, arms[0], task.docs)
+    # Without a control, prompts are those of the problem, whatever the arm.
+    for arm in {arm.name if arm.control else None: arm for arm in arms}.values():
+        for task in loaded:
+            _check(model, arm, task.docs)
     return [inspect(model, arm, task.name, task.docs, top) for arm in arms for task in loaded]
 
 
@@ -52,7 +54,6 @@ def inspect(
     read = _reading(arm)
     mean = Mean()
     prompts = []
-    _check(model, arm, docs)
     model.start()
     requests = [_one_token(model.request(doc, read)) for doc in docs]
     with Stage(f"W delta of {arm.name} · {task}") as stage:
@@ -137,6 +138,7 @@ def _inspections(
     doc = Doc(prompt, [""], 0, id="prompt", task_name="--prompt")
     for arm in arms:
         _check_length(model, doc, arm)
+        _check(model, arm, [doc])
     return [inspect(model, arm, "--prompt", [doc], top) for arm in arms]
 
 
@@ -153,10 +155,7 @@ def _check_length(model: SlotModel, doc: Doc, arm: Arm) -> None:
 
 def _reading(arm: Arm) -> Arm:
     """The arm without what its control does after the prompt is read, which moves no delta."""
-    if arm.control is None:
-        return arm
-    after = {"temperature": None, "regex": None, "bias": None}
-    return changed(arm, control=changed(arm.control, **after))
+    return arm.without("temperature", "regex", "bias")
 
 
 def _check(model: SlotModel, arm: Arm, docs: Sequence[Doc]) -> None:

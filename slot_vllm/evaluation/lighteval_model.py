@@ -44,7 +44,6 @@ from slot_vllm.evaluation.generation import (
 from slot_vllm.evaluation.model_script import make_model
 from slot_vllm.evaluation.models.get import path as model_path
 from slot_vllm.evaluation.record import Arm
-from slot_vllm.evaluation.run_settings import changed
 
 logger = logging.getLogger(__name__)
 
@@ -206,8 +205,7 @@ class SlotModel(LightevalModel):
         """The same as far as it is known before the engine has started: without a control's bias.
         Raises ConfigError."""
         said = self.run.engine.get("max_model_len")
-        if arm.control and arm.control.bias:
-            arm = changed(arm, control=changed(arm.control, bias=None))
+        arm = arm.without("bias")
         return self._request(doc, arm, said if isinstance(said, int) and said > 0 else None)
 
     def _request(self, doc: Doc, arm: Arm, limit: int | None) -> Request:

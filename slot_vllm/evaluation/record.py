@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from slot_vllm.evaluation.control import Control
-from slot_vllm.evaluation.run_settings import RunSettings, text_hash
+from slot_vllm.evaluation.run_settings import RunSettings, changed, text_hash
 from slot_vllm.params import SlotParams
 from slot_vllm.removed import split
 
@@ -57,6 +57,12 @@ class Arm(SlotParams):
         """Of its answers."""
         own = self.control.temperature if self.control else None
         return of_run if own is None else own
+
+    def without(self, *kinds: str) -> "Arm":
+        """The arm without these parts of its control."""
+        if self.control is None:
+            return self
+        return changed(self, control=changed(self.control, **dict.fromkeys(kinds)))
 
     def request_args(self) -> dict[str, Any]:
         """The ``slot_*`` keys of this arm's requests: all of them, so no default interferes."""
@@ -226,6 +232,10 @@ class Result(Metric):
             return values
         arm, removed = split(values["arm"])
         return {**values, "arm": arm, "removed": {**removed, **values.get("removed", {})}}
+
+    def temperature(self, of_run: float) -> float:
+        """Of the arm's answers."""
+        return self.arm.temperature(of_run) if self.arm else of_run
 
     @property
     def said(self) -> dict[str, str]:

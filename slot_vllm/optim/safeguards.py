@@ -90,7 +90,7 @@ class Safeguards:
             return scales
         examined = self._places(self._examined, deltas)
         self._head.exact_shift(deltas.index_select(0, examined), out=self._shifts)
-        shifts = dict(zip(self._examined, self._shifts, strict=True))
+        shifts = self._shift_of
         if self._held:
             terms = [
                 self._rows.losses(form, place, self._held_of(i), shifts[i], SCALES)
@@ -127,7 +127,7 @@ class Safeguards:
     def last_kl(self, form: Logits, scales: Tensor) -> Tensor:
         """(B,) float32, nats: KL(adapted || own) of the next-token distribution at each prompt's
         last position, with ``scales`` (B,) times the deltas that the method of that name got."""
-        shifts = dict(zip(self._examined, self._shifts, strict=True))
+        shifts = self._shift_of
         terms = [
             self._rows.divergences(form, place, self._rest_of(i), shifts[i], scales[i])
             for i, place in self._rest.items()
@@ -148,6 +148,11 @@ class Safeguards:
         held = self._group[i].held
         assert held is not None
         return held
+
+    @property
+    def _shift_of(self) -> dict[int, Tensor]:
+        """W delta by request."""
+        return dict(zip(self._examined, self._shifts, strict=True))
 
     def _rest_of(self, i: int) -> Prompt:
         rest = self._group[i].rest

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -19,6 +18,7 @@ from slot_vllm.engine.admission import RESOLVED, AcceptedDict, Admission
 from slot_vllm.params import SlotConfig, SlotError
 from tests.engine.cases import Case, assert_tokens_equal, random_tokens, reference
 from tests.engine.generate import delta_of, run, sampling_params, stats_of, tokens_of
+from tests.engine.unadmitted import unadmitted
 
 CASE = Case(random_tokens(30, seed=1), 5, 0.1, 6)
 PROMPT = {"prompt_token_ids": list(CASE.tokens)}
@@ -109,13 +109,8 @@ def test_named_is_an_error_and_a_default_is_bypassed(change: dict[str, Any], rea
     admission = Admission(SlotConfig(steps=5, max_prompt_tokens=8))
 
     def request(extra_args: dict[str, Any] | None) -> Any:
-        values = {"mm_features": None, "prompt_embeds": None, "resumable": False}
-        return SimpleNamespace(
-            **{"prompt_token_ids": list(range(8)), **values, **change},
-            lora_request=None,
-            cache_salt=None,
-            sampling_params=SamplingParams(extra_args=extra_args),
-        )
+        prompt = {"prompt_token_ids": list(range(8))}
+        return unadmitted(SamplingParams(extra_args=extra_args), **{**prompt, **change})
 
     with pytest.raises(VLLMValidationError, match=rf"slot_lr: .*{reason}"):
         admission.admit(request({"slot_lr": 0.2}), "x")

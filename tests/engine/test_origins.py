@@ -1,7 +1,6 @@
 """A search counts once per prompt, whether its requests are known by their context or by a mark."""
 
 import copy
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,18 +10,11 @@ from slot_vllm.engine import beam_search, native
 from slot_vllm.engine.admission import RESOLVED, Admission
 from slot_vllm.engine.origins import MARK, submitting
 from slot_vllm.params import SlotConfig
+from tests.engine.unadmitted import unadmitted
 
 
 def admitted(admission: Admission, sampling_params: SamplingParams) -> dict[str, Any]:
-    request = SimpleNamespace(
-        prompt_token_ids=[1, 2, 3],
-        mm_features=None,
-        prompt_embeds=None,
-        resumable=False,
-        lora_request=None,
-        cache_salt=None,
-        sampling_params=sampling_params,
-    )
+    request = unadmitted(sampling_params)
     admission.admit(request, "x")
     extra_args: dict[str, Any] = request.sampling_params.extra_args
     return extra_args

@@ -15,22 +15,11 @@ from slot_vllm.engine import native, scoring
 from slot_vllm.engine.admission import RESOLVED, Admission
 from slot_vllm.engine.contacts import SCORING_ENDPOINTS
 from slot_vllm.params import SlotConfig
+from tests.engine.unadmitted import unadmitted
 
 
 class Body(BaseModel):
     model_config = ConfigDict(extra="allow")
-
-
-def request() -> Any:
-    return SimpleNamespace(
-        prompt_token_ids=[1, 2, 3],
-        mm_features=None,
-        prompt_embeds=None,
-        resumable=False,
-        lora_request=None,
-        cache_salt=None,
-        sampling_params=SamplingParams(),
-    )
 
 
 @pytest.fixture(params=SCORING_ENDPOINTS, ids=lambda endpoint: endpoint[1])
@@ -51,7 +40,7 @@ def endpoint(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 def serving_of(admission: Admission | None) -> Any:
     async def ask() -> dict[str, Any]:
-        made = request()
+        made = unadmitted()
         if admission is not None:
             admission.admit(made, "x")
         return made.sampling_params.extra_args or {}
@@ -76,7 +65,7 @@ def test_a_patched_vllm_marks_the_parameters() -> None:
     shared = SamplingParams(max_tokens=1)
     native.mark_scoring([shared, shared])
     for _ in range(2):
-        made = request()
+        made = unadmitted()
         made.sampling_params = copy.deepcopy(shared)
         admission.admit(made, "x")
         resolved = made.sampling_params.extra_args[RESOLVED]

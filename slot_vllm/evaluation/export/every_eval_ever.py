@@ -114,8 +114,7 @@ def _uncertainty(row: Result, metric: Metric) -> dict[str, Any]:
 
 def _generation(results: RunRecord, row: Result) -> dict[str, Any]:
     generation = results.config.generation
-    own = generation.temperature
-    temperature = row.arm.temperature(own) if row.arm else own
+    temperature = row.temperature(generation.temperature)
     found = {"temperature": temperature, "top_p": generation.top_p}
     # Here 0 and None say that there is no limit.
     top_k = {"top_k": generation.top_k} if generation.top_k else {}

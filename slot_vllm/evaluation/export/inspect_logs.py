@@ -68,7 +68,6 @@ def _log(results: RunRecord, row: Result, answers: Sequence[Sample], when: datet
     model = f"vllm/{results.config.model}"
     ids = list(dict.fromkeys(answer.id for answer in answers))
     settings = {**row.arm.model_dump(mode="json"), **row.removed} if row.arm else {}
-    own = generation.temperature
     return EvalLog(
         status="success",
         eval=EvalSpec(
@@ -76,7 +75,7 @@ def _log(results: RunRecord, row: Result, answers: Sequence[Sample], when: datet
             task=f"{row.task}, {row.name}",
             model=model,
             model_generate_config=GenerateConfig(
-                temperature=row.arm.temperature(own) if row.arm else own,
+                temperature=row.temperature(generation.temperature),
                 top_p=generation.top_p,
                 max_tokens=generation.max_new_tokens,
             ),
