@@ -22,8 +22,23 @@ for load in 512x1 4096x1 128x8; do
 done
 output=apply_gpu.json
 bench apply --device cuda --hidden 3584 --vocab 152064 --rows 1 16 64 256
-output=serve_gpu_qwen2.5-7b.json
-bench serve --shape qwen2.5-7b --workload reasoning short --rounds 2
+# 64 prompts at once, without SLOT and with it for all.
+for steps in 0 5; do
+    python -m vllm.entrypoints.cli.main bench latency --model configs/shapes/qwen2.5-7b \
+        --load-format dummy --skip-tokenizer-init --disable-detokenize --max-model-len 2304 \
+        --batch-size 64 --input-len 150 --output-len 2048 --num-iters-warmup 1 --num-iters 2 \
+        --worker-extension-cls slot_vllm.SlotWorkerExtension \
+        --additional-config "{\"slot\": {\"steps\": $steps, \"delta_cache_mb\": 0}}" \
+        --output-json "logs/bench/latency_gpu_qwen2.5-7b_steps$steps.json" >&2
+done
 
-python -m slot_vllm.bench table logs/bench/{optimize,serve,apply}_gpu*.json | tee logs/bench/gpu.md
+python -m slot_vllm.bench table logs/bench/{optimize,apply}_gpu*.json | tee logs/bench/gpu.md
+python - <<'END' | tee -a logs/bench/gpu.md
+import json
+without, slot = (
+    json.load(open(f"logs/bench/latency_gpu_qwen2.5-7b_steps{steps}.json"))["avg_latency"]
+    for steps in (0, 5)
+)
+print(f"\n64 requests, 150 tokens in, 2048 out: {without:.1f} s, with SLOT {slot:.1f} s ({slot / without:.3f})")
+END
 printf 'bench_gpu: %d s; the table is logs/bench/gpu.md\n' $((SECONDS - began)) >&2

@@ -11,7 +11,7 @@ from slot_vllm.bench.variants import settings_of_options
 from tests.conftest import ROOT
 
 LOGS = ROOT / "logs" / "bench"
-KINDS = ("optimize", "serve", "burst", "apply")
+KINDS = ("optimize", "burst", "apply")
 
 
 def test_the_results_page_has_every_log() -> None:

@@ -7,18 +7,28 @@ requests; other requests in every round. The engines have vLLM's own defaults.
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
-from slot_vllm.bench.command_line import add_engine_flag, add_result_flags, give, positive, say
+from slot_vllm.bench.command_line import add_result_flags, give, positive, say
 from slot_vllm.bench.machine import describe_machine
-from slot_vllm.bench.serve import engine_arguments, environment, find_shape
-from slot_vllm.bench.workload import make_prompts
 from slot_vllm.params import SlotParams
 
+# There where the repository is; an installation that is not editable does not bring it.
+SHAPES = Path(__file__).parents[2] / "configs" / "shapes"
+# What changes vLLM's processes and threads, and our kernels.
+_ENVIRONMENT = (
+    "OMP_NUM_THREADS",
+    "SLOT_CPU_KERNELS",
+    "VLLM_CPU_NUM_OF_RESERVED_CPU",
+    "VLLM_CPU_OMP_THREADS_BIND",
+    "VLLM_USE_V2_MODEL_RUNNER",
+)
 # None: without the plugin.
 ARMS: dict[str, dict[str, Any] | None] = {
     "plain": None,
@@ -57,7 +67,14 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--steps", type=positive, default=SlotParams().steps)
     parser.add_argument("--rounds", type=positive, default=5, help="after one that warms up")
     parser.add_argument("--kv-cache-mb", type=positive, default=1024, help="of each engine, MiB")
-    add_engine_flag(parser, "max_num_batched_tokens=8192")
+    parser.add_argument(
+        "--engine",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="engine arguments of vLLM: max_num_batched_tokens=8192",
+    )
     add_result_flags(parser)
     parser.set_defaults(run=run)
 
@@ -65,7 +82,7 @@ def add_command(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     from slot_vllm.bench.standard_output import to_standard_error
 
-    shape, engine = find_shape(options.shape), engine_arguments(options.engine)
+    shape, engine = _find_shape(options.shape), _engine_arguments(options.engine)
     with to_standard_error():
         result = measure(options, shape, engine)
     give(result, _table(result), options)
@@ -78,8 +95,7 @@ def measure(options: argparse.Namespace, shape: Path, engine: dict[str, Any]) ->
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     import vllm
 
-    from slot_vllm.bench.burst_loop import BurstFigures, burst_figures, serve_burst
-    from slot_vllm.bench.latency import spread
+    from slot_vllm.bench.burst_loop import BurstFigures, burst_figures, serve_burst, spread
 
     machine = describe_machine("cuda" if torch.cuda.is_available() else "cpu")
     arguments = {
@@ -94,8 +110,8 @@ def measure(options: argparse.Namespace, shape: Path, engine: dict[str, Any]) ->
     vocabulary = engines["plain"].model_config.get_vocab_size()
     found: dict[str, list[BurstFigures]] = {name: [] for name in ARMS}
     for number in range(options.rounds + 1):
-        running = make_prompts(options.running, options.running_tokens, vocabulary, 2 * number)
-        burst = make_prompts(options.burst, options.burst_tokens, vocabulary, 2 * number + 1)
+        running = _prompts(options.running, options.running_tokens, vocabulary, 2 * number)
+        burst = _prompts(options.burst, options.burst_tokens, vocabulary, 2 * number + 1)
         # What drifts must not meet one arm always later than the others.
         for name in ARMS if number % 2 else reversed(ARMS):
             slot = {} if ARMS[name] is None else {"slot_steps": options.steps}
@@ -116,7 +132,7 @@ def measure(options: argparse.Namespace, shape: Path, engine: dict[str, Any]) ->
         "machine": machine,
         "vllm": vllm.__version__,
         "engine": arguments,
-        "environment": environment(),
+        "environment": {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
         "settings": {name: getattr(options, name) for name in _SETTINGS},
         "arms": {
             name: {
@@ -143,6 +159,33 @@ def _engine(shape: Path, slot: dict[str, Any] | None, arguments: dict[str, Any])
         additional_config={"slot": slot},
         **arguments,
     )
+
+
+def _find_shape(name: str) -> Path:
+    """The directory of a shape of ``configs/shapes``, or of any ``config.json``."""
+    for path in (SHAPES / name, Path(name)):
+        if (path / "config.json").is_file():
+            return path
+    known = ", ".join(sorted(path.parent.name for path in SHAPES.glob("*/config.json")))
+    raise SystemExit(f"--shape {name}: no config.json there; known: {known}")
+
+
+def _engine_arguments(settings: Sequence[str]) -> dict[str, Any]:
+    """Of KEY=VALUE, with values in YAML."""
+    found = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not key or not equals:
+            raise SystemExit(f"--engine {setting}: KEY=VALUE is required")
+        found[key] = yaml.safe_load(value)
+    return found
+
+
+def _prompts(count: int, tokens: int, vocabulary: int, seed: int) -> list[list[int]]:
+    """Random token ids, equal for equal arguments."""
+    generator = np.random.default_rng(seed)
+    found: list[list[int]] = generator.integers(vocabulary, size=(count, tokens)).tolist()
+    return found
 
 
 def _optimized(llm: Any, arm: str) -> int:

@@ -2,17 +2,34 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
-from vllm import LLM
-
-from slot_vllm.bench.closed_loop import Served, greedy
+from vllm import LLM, SamplingParams
+from vllm.sampling_params import RequestOutputKind
 
 # Tokens of every running request before the burst.
 _BEFORE = 8
+
+
+@dataclass
+class Served:
+    """One request. Seconds, as its client sees them: from handing it to the engine to the first
+    token, and between each output and the next."""
+
+    began: float
+    outputs: list[float] = field(default_factory=list)
+    tokens: int = 0
+
+    @property
+    def first_token_seconds(self) -> float:
+        return self.outputs[0] - self.began
+
+    @property
+    def inter_token_seconds(self) -> list[float]:
+        return [b - a for a, b in zip(self.outputs, self.outputs[1:], strict=False)]
 
 
 class BurstFigures(BaseModel):
@@ -26,6 +43,14 @@ class BurstFigures(BaseModel):
     itl_max: float
     ttft_p50: float
     ttft_max: float
+
+
+class Spread(BaseModel):
+    """Over the rounds."""
+
+    median: float
+    lowest: float
+    highest: float
 
 
 @dataclass(frozen=True)
@@ -59,7 +84,7 @@ def serve_burst(
         names = [f"{kind}-{i}" for i in range(len(rendered))]
         for name, prompt in zip(names, rendered, strict=True):
             served[name] = Served(time.perf_counter())
-            engine.add_request(name, prompt, greedy(tokens, slot))
+            engine.add_request(name, prompt, _greedy(tokens, slot))
         return names
 
     def step_until(names: Sequence[str], tokens: int) -> None:
@@ -106,4 +131,19 @@ def burst_figures(found: Burst, window: int) -> BurstFigures:
         itl_max=max(during),
         ttft_p50=float(np.median(first)),
         ttft_max=max(first),
+    )
+
+
+def spread(values: Sequence[float]) -> Spread:
+    return Spread(median=float(np.median(values)), lowest=min(values), highest=max(values))
+
+
+def _greedy(output_tokens: int, slot: dict[str, Any]) -> SamplingParams:
+    return SamplingParams(
+        temperature=0,
+        max_tokens=output_tokens,
+        ignore_eos=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+        extra_args=slot,
     )

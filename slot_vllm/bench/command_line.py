@@ -20,18 +20,6 @@ def add_result_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, help="also write the JSON to this file")
 
 
-def add_engine_flag(parser: argparse.ArgumentParser, example: str) -> None:
-    """Adds ``--engine``, which ``serve.engine_arguments`` reads."""
-    parser.add_argument(
-        "--engine",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help=f"engine arguments of vLLM: {example}",
-    )
-
-
 def give(result: dict[str, Any], table: str, options: argparse.Namespace) -> None:
     """Writes and prints as the flags of ``add_result_flags`` say."""
     text = json.dumps(result, indent=2)

@@ -23,12 +23,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def table(files: Sequence[Path]) -> str:
-    """The files in their order, kind by kind: optimize, serve, burst, apply.
+    """The files in their order, kind by kind: optimize, burst, apply.
 
     Raises ValueError for a file of another kind.
     """
     results: dict[str, list[tuple[Path, dict[str, Any]]]] = {
-        kind: [] for kind in ("optimize", "serve", "burst", "apply")
+        kind: [] for kind in ("optimize", "burst", "apply")
     }
     for file in files:
         result = json.loads(file.read_text(encoding="utf-8"))
@@ -44,9 +44,6 @@ def table(files: Sequence[Path]) -> str:
         options = [row for one in results["optimize"] for row in _option_rows(*one)]
         if options:
             parts.append(_markdown(_OPTIONS, options))
-    if results["serve"]:
-        rows = (row for one in results["serve"] for row in _serve_rows(*one))
-        parts.append(_markdown(_SERVE, rows))
     if results["burst"]:
         rows = (row for one in results["burst"] for row in _burst_rows(*one))
         parts.append(_markdown(_BURST, rows))
@@ -121,37 +118,6 @@ def _option_rows(file: Path, result: dict[str, Any]) -> Iterable[list[str]]:
                 f"{variants[name]['peak_extra_bytes'] / 2**20:.0f}",
                 f"`{file.name}`",
             ]
-
-
-_SERVE = (
-    "device",
-    "shape",
-    "workload",
-    "concurrency",
-    "tokens/s without",
-    "tokens/s with",
-    "throughput",
-    "TTFT p50",
-    "TTFT p99",
-    "ITL p50",
-    "ITL p99",
-    "file",
-)
-
-
-def _serve_rows(file: Path, result: dict[str, Any]) -> Iterable[list[str]]:
-    for entry in result["workloads"]:
-        without, adapted = (entry[arm]["throughput"]["median"] for arm in ("off", "on"))
-        yield [
-            _device(result),
-            result["shape"],
-            entry["workload"] + (" (changed)" if entry["changed"] else ""),
-            str(entry["concurrency"]),
-            f"{without:.1f}",
-            f"{adapted:.1f}",
-            *(_ratio(entry["ratio"][name]) for name in entry["ratio"]),
-            f"`{file.name}`",
-        ]
 
 
 _BURST = (
@@ -241,10 +207,6 @@ def _seconds(value: float) -> str:
 
 def _error(value: float | None) -> str:
     return "" if value is None else f"{value:.1e}"
-
-
-def _ratio(spread: dict[str, float]) -> str:
-    return f"{spread['median']:.3f} [{spread['lowest']:.3f}, {spread['highest']:.3f}]"
 
 
 def _interval(spread: dict[str, float], unit: float) -> str:

@@ -5,8 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from slot_vllm.bench.burst_loop import Burst, burst_figures
-from slot_vllm.bench.closed_loop import Served
+import pytest
+
+from slot_vllm.bench.__main__ import main
+from slot_vllm.bench.burst import SHAPES
+from slot_vllm.bench.burst_loop import Burst, Served, burst_figures
 from slot_vllm.bench.table import table
 
 ROOT = Path(__file__).parents[2]
@@ -47,3 +50,32 @@ def test_only_what_comes_after_the_burst_counts() -> None:
     # 4 and 1; 2 and 5.
     assert (found.itl_p50, found.itl_max) == (3, 5)
     assert (found.ttft_p50, found.ttft_max) == (4.5, 5.5)
+
+
+def test_the_shapes_are_those_of_the_models() -> None:
+    known = {
+        "qwen2.5-0.5b": (896, 151936, 24, True),
+        "qwen2.5-7b": (3584, 152064, 28, False),
+        "llama-3-70b": (8192, 128256, 80, False),
+    }
+    for name, expected in known.items():
+        model = json.loads((SHAPES / name / "config.json").read_text())
+        keys = ("hidden_size", "vocab_size", "num_hidden_layers", "tie_word_embeddings")
+        assert tuple(model[key] for key in keys) == expected
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (["--shape", "qwen"], "known: llama-3-70b, qwen2.5-0.5b, qwen2.5-7b"),
+        (["--shape", "qwen2.5-7b", "--engine", "eager"], "KEY=VALUE is required"),
+        (["--shape", "qwen2.5-7b", "--rounds", "0"], "--rounds"),
+    ],
+)
+def test_bad_flags_are_errors_before_anything_starts(
+    bad: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(["burst", *bad])
+    said = capsys.readouterr()
+    assert error.value.code and message in f"{said.err}{error.value.code}" and not said.out
