@@ -34,13 +34,9 @@ supported=$(cd "$patches" && printf '%s ' vllm-*.patch | sed 's/vllm-\([0-9.]*\)
 [ -f "$patch" ] || fail "no patch for vLLM ${version:-of unknown version} in $target; there is one for: $supported"
 backup="$target/vllm/.slot_vllm_backup"
 
-# A file's hash as the patch's index lines have it; zeros for one that is not there.
+# A file's hash as the patch's index lines have it; nothing for one that is not there.
 hash_of() {
-    if [ ! -e "$1" ]; then
-        printf '%040d\n' 0
-    else
-        { printf 'blob %d\0' "$(stat -c %s "$1")"; cat "$1"; } | sha1sum | cut -d ' ' -f 1
-    fi
+    [ ! -e "$1" ] || { printf 'blob %d\0' "$(stat -c %s "$1")"; cat "$1"; } | sha1sum | cut -d ' ' -f 1
 }
 
 # Lines of "path, hash before, hash after".
@@ -69,13 +65,12 @@ restore() {
     local path before after
     while read -r path before after; do
         [ "$(hash_of "$target/$path")" = "$after" ] || continue
-        [[ $before =~ ^0+$ ]] || [ "$(hash_of "$backup/$path")" = "$before" ] ||
+        [ "$(hash_of "$backup/$path")" = "$before" ] ||
             fail "$path is patched, and its original is not in $backup; nothing was changed; reinstall vLLM $version"
     done <<<"$files"
     while read -r path before after; do
         [ "$(hash_of "$target/$path")" = "$after" ] || continue
-        if [[ $before =~ ^0+$ ]]; then rm "$target/$path"
-        else cp -p "$backup/$path" "$target/$path"; fi
+        cp -p "$backup/$path" "$target/$path"
     done <<<"$files"
 }
 
@@ -91,7 +86,6 @@ case $command in
             fail "the patch does not apply to $target; nothing was changed"
         rm -rf "$backup"
         for path in "${clean[@]}"; do
-            [ -e "$target/$path" ] || continue
             mkdir -p "$backup/$(dirname "$path")"
             cp -p "$target/$path" "$backup/$path"
         done

@@ -8,7 +8,7 @@ from xdist.scheduler import LoadScopeScheduling
 # Long, and shares nothing with the tests of its file: by the start of its id.
 ALONE = (
     "tests/engine/test_own_process.py::",
-    "tests/engine/test_patched_vllm.py::test_without_the_plugin[",
+    "tests/engine/test_patched_vllm.py::test_its_hooks_are_called[",
     "tests/engine/test_v2_runner.py::",
     "tests/kernels/test_own_process.py::",
     "tests/scripts/test_check_architectures.py::test_they_are_exact_or_refused[",

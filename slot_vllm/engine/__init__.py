@@ -2,9 +2,9 @@
 
 What is touched, why, and when it can go. Names are those of vLLM 0.32; only that release is tested.
 ``contacts`` has every name relied on as data, for the check of a release (``compat``): at start-up
-of the vLLM that runs, by ``scripts/check_vllm.py`` of any other's source. A vLLM that was patched
-with one of ``patches/`` calls ``native`` instead, and nothing below is wrapped; ``hooks`` has what
-is looked for there.
+of the vLLM that runs, by ``scripts/check_vllm.py`` of any other's source. In a vLLM that was patched
+with one of ``patches/`` (``own_hooks``) the model runners and the logits processor call hooks of
+their own, and are not wrapped.
 
 At start-up, in the class:
 
@@ -25,7 +25,7 @@ At start-up, in the class:
   ``instrument_manual`` (``tracing``; wrapped once an engine asks for SLOT and for traces): to add
   attributes to the request spans. Can go when spans can be extended.
 - the field ``vllm_xargs`` of the server's request models (``raw_settings``; once an engine asks for
-  SLOT, in a patched vLLM too): what pydantic makes of a JSON boolean must not pass for an integer.
+  SLOT): what pydantic makes of a JSON boolean must not pass for an integer.
   Can go when vLLM keeps the types of custom arguments.
 - ``BeamSearchOfflineMixin.beam_search``, ``BeamSearchOnlineMixin.beam_search`` (``beam_search``):
   mark their requests (``origins``), which look like prompts but are not, and are many for one. Can

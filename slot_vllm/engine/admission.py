@@ -18,7 +18,7 @@ from vllm.v1.engine.input_processor import InputProcessor
 from slot_vllm import __version__
 from slot_vllm.chat_turns import UndeterminedError
 from slot_vllm.engine.lora import HeadAdapters
-from slot_vllm.engine.origins import MARK, origin_of
+from slot_vllm.engine.origins import current_origin
 from slot_vllm.engine.startup import asks_for_slot, is_wrapped, mark, read_config
 from slot_vllm.loss_tokens import LossTokens
 from slot_vllm.params import (
@@ -177,7 +177,7 @@ class Admission:
         extra_args = sampling_params.extra_args
         if extra_args and isinstance(extra_args.get(RESOLVED), ResolvedDict):
             return
-        origin = origin_of(extra_args)
+        origin = current_origin()
         reason = (
             origin.reason
             if origin
@@ -197,7 +197,7 @@ class Admission:
         counted = origin is None or origin.counts()
         resolved = Resolved(request_id, params, bypassed, request.cache_salt, spans, counted)
         sampling_params.extra_args = {
-            **{key: value for key, value in (extra_args or {}).items() if key != MARK},
+            **(extra_args or {}),
             RESOLVED: ResolvedDict(asdict(resolved) | {"params": params.model_dump(mode="json")}),
         }
         if params.steps and bypassed is None and self.config.hidden_cache == "off":

@@ -9,7 +9,7 @@ import importlib
 import inspect
 import logging
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,15 +33,10 @@ def release_of(version: str) -> str:
     return ".".join(version.split(".")[:2])
 
 
-def lacking_in(tree: Source, contacts: Iterable[Contact]) -> list[tuple[Contact, str]]:
-    """Those that a source tree lacks, and what is wrong with each."""
-    problems = ((c, _look_in_source(tree, c)) for c in contacts)
-    return [(contact, problem) for contact, problem in problems if problem is not None]
-
-
 def missing_in(tree: Source, *parts: Part) -> list[tuple[Contact, str]]:
-    """The same of these parts."""
-    return lacking_in(tree, (c for c in CONTACTS if c.part in parts))
+    """What of these parts a source tree lacks, and what is wrong with each."""
+    problems = ((c, _look_in_source(tree, c)) for c in CONTACTS if c.part in parts)
+    return [(contact, problem) for contact, problem in problems if problem is not None]
 
 
 def missing(*parts: Part) -> list[tuple[Contact, str]]:

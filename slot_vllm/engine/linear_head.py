@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 
-from slot_vllm.engine import native
+from slot_vllm.engine.own_hooks import has_own_hooks
 from slot_vllm.engine.ranks import ALONE, Ranks
 from slot_vllm.kernels.apply_delta import add_bias_rows
 from slot_vllm.optim.head import Head
@@ -51,6 +51,18 @@ class Additions:
         if self.factors is None:
             return table[self.rows]
         return (table[self.rows].float() * self.factors.unsqueeze(1)).to(table.dtype)
+
+
+@dataclass(frozen=True)
+class LogitsHook:
+    """What a patched vLLM finds as the processor's ``slot_hook``.
+
+    take(): this step's additions, or None. logits(additions, lm_head, hidden_states, ...): what its
+    forward returns then.
+    """
+
+    take: Callable[[], Additions | None]
+    logits: Callable[..., Tensor | None]
 
 
 class Attempt(Protocol):
@@ -239,8 +251,8 @@ class LinearHead:
                 return logits
             return adding(additions, *args, **kwargs)
 
-        if native.available():
-            processor.slot_hook = native.LogitsHook(take, adding)
+        if has_own_hooks(type(processor), {"forward": ('"slot_hook"',)}):
+            processor.slot_hook = LogitsHook(take, adding)
         else:
             processor.forward = forward
 

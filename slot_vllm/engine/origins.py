@@ -1,12 +1,8 @@
 """Requests that vLLM submits itself, for a search or for scores: SLOT must not learn on them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
-
-# In the extra_args of the requests of a patched vLLM, which sets no context.
-MARK = "slot.origin"
 
 
 class Origin:
@@ -16,10 +12,6 @@ class Origin:
     def __init__(self, reason: str, prompts: int | None = None) -> None:
         self.reason = reason
         self._left = prompts
-
-    def __deepcopy__(self, memo: Any) -> "Origin":
-        # vLLM copies the parameters of each request; they count together.
-        return self
 
     def counts(self) -> bool:
         """Whether the next request counts; to be asked once for each."""
@@ -42,8 +34,6 @@ def submitting(origin: Origin) -> Iterator[None]:
         _current.reset(token)
 
 
-def origin_of(extra_args: Mapping[str, Any] | None) -> Origin | None:
+def current_origin() -> Origin | None:
     """Of the request that is being submitted; None for one that a caller asked for."""
-    mark = (extra_args or {}).get(MARK)
-    # A client may send the key, but no such object.
-    return mark if isinstance(mark, Origin) else _current.get()
+    return _current.get()

@@ -2,14 +2,13 @@
 
 It wraps ``EngineArgs.create_engine_config``, a start-up function, and nothing else. What else a
 SLOT engine needs is put in place when an engine asks for it, on objects that belong to that engine.
-A patched vLLM (``native``) calls ``expand`` and ``configure`` itself: then no method is wrapped.
 """
 
 import functools
 import logging
 from typing import Any
 
-from slot_vllm.engine import compat, native, raw_settings, startup
+from slot_vllm.engine import compat, raw_settings, startup
 from slot_vllm.params import SlotError
 
 logger = logging.getLogger("vllm.slot_vllm")
@@ -20,26 +19,26 @@ def register() -> None:
     from vllm.engine.arg_utils import EngineArgs
 
     original = EngineArgs.create_engine_config
-    if startup.is_wrapped(original) or native.configures(original):
+    if startup.is_wrapped(original):
         return
 
     @functools.wraps(original)
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
-        expand(self)
+        _expand(self)
         vllm_config = original(self, *args, **kwargs)
-        configure(vllm_config, _usage_context(*args, **kwargs))
+        _configure(vllm_config, _usage_context(*args, **kwargs))
         return vllm_config
 
     EngineArgs.create_engine_config = startup.mark(create_engine_config)
 
 
-def expand(arguments: Any) -> None:
+def _expand(arguments: Any) -> None:
     """The bare name: resolve_obj_by_qualname, which the workers use, needs a dot."""
     if arguments.worker_extension_cls == startup.BARE_NAME:
         arguments.worker_extension_cls = startup.EXTENSION
 
 
-def configure(vllm_config: Any, usage_context: Any) -> None:
+def _configure(vllm_config: Any, usage_context: Any) -> None:
     """Prepare an engine that asks for SLOT; leave others alone. Raises SlotError."""
     if startup.asks_for_slot(vllm_config):
         _prepare(vllm_config, usage_context)
@@ -57,7 +56,6 @@ def _usage_context(usage_context: Any = None, *_args: Any, **_kwargs: Any) -> An
 
 
 def _prepare(vllm_config: Any, usage_context: Any) -> None:
-    patched = native.available()
     # Before anything is imported that another release may lack.
     serves = startup.serves(usage_context)
     compat.check_front_end(serves)
@@ -82,8 +80,6 @@ def _prepare(vllm_config: Any, usage_context: Any) -> None:
     if traces:
         compat.require("tracing")
     raw_settings.install()
-    if patched:
-        return
     from slot_vllm.engine import admission, beam_search, metrics, scoring, server, tracing
 
     admission.install()

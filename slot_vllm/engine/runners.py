@@ -2,13 +2,12 @@
 are computed, ``Deltas`` sees its hidden states and says what each row of logits gets.
 
 Only methods of the given instance are replaced, so other engines of the process keep theirs; a
-patched vLLM (``native``) calls the hook itself. What is raised in what we add is contained; what
+patched vLLM (``own_hooks``) calls the hook itself. What is raised in what we add is contained; what
 vLLM's own method raises passes through.
 """
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,17 +15,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from slot_vllm.engine import native
 from slot_vllm.engine.batch import BatchView
 from slot_vllm.engine.cpu_generators import keep_states
 from slot_vllm.engine.deltas import Deltas
 from slot_vllm.engine.failures import Failure
+from slot_vllm.engine.own_hooks import has_own_hooks
 
 if TYPE_CHECKING:
     from slot_vllm.engine.hidden_cache import HiddenCache
 
 logger = logging.getLogger("vllm.slot_vllm")
 
+# What a patched runner's methods call.
+V1_CALLS = {"execute_model": ("slot_hook.begin_step(", "slot_hook.before_logits(")}
+V2_CALLS = {
+    "execute_model": ("slot_hook.begin_step(",),
+    "sample": ("slot_hook.before_logits(", "slot_hook.after_logits("),
+}
 # Methods of the worker.
 CHANGES_WEIGHTS = (
     "reload_weights",
@@ -49,20 +54,6 @@ class Hook:
     begin_step: Callable[..., None]
     before_logits: Callable[..., None]
     after_logits: Callable[[], None]
-
-
-@dataclass(frozen=True)
-class WorkerHook:
-    """What it finds as ``worker.slot_hook``.
-
-    kv_cache_ready(kv_cache_config): once it is allocated. warming_up(): a context around vLLM's own
-    warm-up. weights_change(): before they do. add_lora(lora_request): before an adapter is loaded.
-    """
-
-    kv_cache_ready: Callable[[Any], None]
-    warming_up: Callable[[], AbstractContextManager[None]]
-    weights_change: Callable[[], None]
-    add_lora: Callable[[Any], None]
 
 
 def hook_v1(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
@@ -130,7 +121,7 @@ def hook_v1(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
             read=None if cache is None else read,
         )
 
-    if native.available():
+    if has_own_hooks(type(runner), V1_CALLS):
         runner.slot_hook = Hook(
             partial(begin_step, deltas),
             lambda output, indices: before_logits(output, lambda: indices),
@@ -191,7 +182,7 @@ def hook_v2(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
             read=None if cache is None else read,
         )
 
-    if native.available():
+    if has_own_hooks(type(runner), V2_CALLS):
         runner.slot_hook = Hook(partial(begin_step, deltas), before_logits, deltas.unstage)
         return
     runner.execute_model = hooked_execute_model
@@ -227,26 +218,6 @@ def watch(worker: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
     """Either runner: say what the hidden states cost once the KV cache is there, take no notice of
     vLLM's own warm-up requests, and share no delta across a change of weights."""
 
-    def report(kv_cache_config: Any) -> None:
-        if cache is not None:
-            cost = cache.measure(kv_cache_config)
-            logger.info("SLOT keeps hidden states in the KV cache: %s", cost.describe())
-
-    @contextmanager
-    def warming_up() -> Iterator[None]:
-        deltas.serving = False
-        try:
-            yield
-        finally:
-            deltas.serving = True
-
-    def forget_replaced(lora_request: Any) -> None:
-        if lora_request.load_inplace:
-            deltas.forget_adapter(lora_request.lora_name)
-
-    if native.available():
-        worker.slot_hook = WorkerHook(report, warming_up, deltas.forget_shared, forget_replaced)
-        return
     runner = worker.model_runner
     warm_up = worker.compile_or_warm_up_model
     initialize_kv_cache = runner.initialize_kv_cache
@@ -255,15 +226,21 @@ def watch(worker: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
     def hooked_initialize_kv_cache(kv_cache_config: Any, *args: Any, **kwargs: Any) -> None:
         initialize_kv_cache(kv_cache_config, *args, **kwargs)
         # Before 0.29 the V2 runner takes nothing else.
-        if not kwargs.get("is_profiling", args[0] if args else False):
-            report(kv_cache_config)
+        profiles = kwargs.get("is_profiling", args[0] if args else False)
+        if cache is not None and not profiles:
+            cost = cache.measure(kv_cache_config)
+            logger.info("SLOT keeps hidden states in the KV cache: %s", cost.describe())
 
     def hooked_warm_up(*args: Any, **kwargs: Any) -> Any:
-        with warming_up():
+        deltas.serving = False
+        try:
             return warm_up(*args, **kwargs)
+        finally:
+            deltas.serving = True
 
     def hooked_add_lora(lora_request: Any) -> Any:
-        forget_replaced(lora_request)
+        if lora_request.load_inplace:
+            deltas.forget_adapter(lora_request.lora_name)
         return add_lora(lora_request)
 
     def forgetting(method: Callable[..., Any]) -> Callable[..., Any]:

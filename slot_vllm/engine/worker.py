@@ -12,7 +12,7 @@ from vllm.distributed.parallel_state import get_pp_group, get_tp_group
 from vllm.v1.worker.gpu_worker import Worker
 
 from slot_vllm import __version__
-from slot_vllm.engine import compat, native
+from slot_vllm.engine import compat
 from slot_vllm.engine.agreement import common_config
 from slot_vllm.engine.deltas import Deltas
 from slot_vllm.engine.linear_head import LinearHead
@@ -31,13 +31,6 @@ class SlotWorkerExtension:
     """Methods for ``collective_rpc``; each returns one value per worker. The tensor-parallel ranks
     of the last pipeline stage all know the deltas; the workers of the other stages know nothing,
     and answer with what is empty."""
-
-    def slot_model_loaded(self) -> None:
-        """A patched vLLM's ``Worker.load_model`` calls it at its end; nothing else may."""
-        worker: Any = self
-        # vLLM extends the class of all workers of the process.
-        if asks_for_slot(worker.vllm_config) and not hasattr(worker.model_runner, "slot_deltas"):
-            install(worker)
 
     def slot_stats(self) -> dict[str, int | float]:
         """Counters since start (optimized, shared, bypassed, failed, prompt_tokens,
@@ -208,5 +201,4 @@ def _wrap_load_model() -> None:
     Worker.load_model = load_model
 
 
-if not native.available():
-    _wrap_load_model()
+_wrap_load_model()

@@ -14,7 +14,8 @@ from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import BeamSearchParams
 from vllm.v1.engine import EngineCoreRequest
 
-from slot_vllm.engine.admission import RESOLVED, AcceptedDict, Admission
+from slot_vllm.engine.admission import LONG_PROMPT, RESOLVED, AcceptedDict, Admission
+from slot_vllm.engine.server import check_generation
 from slot_vllm.params import SlotConfig, SlotError
 from tests.engine.cases import Case, assert_tokens_equal, random_tokens, reference
 from tests.engine.generate import delta_of, run, sampling_params, stats_of, tokens_of
@@ -293,3 +294,13 @@ def test_prefixes_and_deltas_under_an_adapter_stay_apart(
             assert tokens_of([mine]) == tokens_of([other])
             difference = torch.tensor(delta_of(llm, mine)) - torch.tensor(delta_of(cold, other))
             assert difference.abs().max() <= 2e-4
+
+
+def test_tools_of_a_response_make_prompts_that_are_no_error_any_more() -> None:
+    admission = Admission(SlotConfig(max_prompt_tokens=3))
+    params = SamplingParams(extra_args={"slot_steps": 2})
+    long, short = ({"type": "token", "prompt_token_ids": [1] * n} for n in (4, 3))
+    with pytest.raises(VLLMValidationError, match="long_prompt"):
+        check_generation(admission, long, params, None)
+    check_generation(admission, short, params, None)
+    assert admission.check(params.extra_args, LONG_PROMPT)[1] == LONG_PROMPT

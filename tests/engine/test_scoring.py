@@ -1,7 +1,6 @@
 """Both scoring endpoints: which of their requests have SLOT (none), and which are refused."""
 
 import asyncio
-import copy
 import importlib
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 
-from slot_vllm.engine import native, scoring
+from slot_vllm.engine import scoring
 from slot_vllm.engine.admission import RESOLVED, Admission
 from slot_vllm.engine.contacts import SCORING_ENDPOINTS
 from slot_vllm.params import SlotConfig
@@ -58,19 +57,6 @@ def test_what_is_scored_is_left_alone(endpoint: Any) -> None:
         assert resolved["counted"]
     # What is asked afterwards is an answer again.
     assert asyncio.run(serving.engine_client.ask())[RESOLVED]["bypassed"] is None
-
-
-def test_a_patched_vllm_marks_the_parameters() -> None:
-    admission = Admission(SlotConfig(steps=5))
-    shared = SamplingParams(max_tokens=1)
-    native.mark_scoring([shared, shared])
-    for _ in range(2):
-        made = unadmitted()
-        made.sampling_params = copy.deepcopy(shared)
-        admission.admit(made, "x")
-        resolved = made.sampling_params.extra_args[RESOLVED]
-        assert resolved["bypassed"] == "scoring"
-        assert resolved["counted"]
 
 
 @pytest.mark.parametrize("body", [{"slot_steps": 3}, {"vllm_xargs": {"a": 1, "slot_steps": 0}}])
