@@ -9,15 +9,14 @@ is wrong, or fails in vLLM itself.
 """
 
 import argparse
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from make_tiny_model import ARCHITECTURES, TIED
+from make_tiny_model import ARCHITECTURES, TIED, make_tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]
 # The reference is the test suite's.
@@ -28,10 +27,10 @@ from tests.engine.cases import (  # noqa: E402
     NEAR_TIE,
     Answer,
     Case,
-    computed,
     delta_tolerance,
     mixed_cases,
 )
+from tests.engine.reference import answers  # noqa: E402
 
 ON_OWN = "exact on vLLM's hidden states"
 # Far more than float32's rounding.
@@ -107,10 +106,7 @@ def compare(
 
 def check(architecture: str, directory: Path) -> Row:
     model = str(directory / architecture)
-    command = [sys.executable, str(ROOT / "scripts/make_tiny_model.py"), model]
-    command += ["--architecture", architecture]
-    command += [] if architecture in TIED else ["--untied"]
-    subprocess.run(command, check=True, capture_output=True)
+    make_tiny_model(Path(model), architecture, tied=architecture in TIED)
     try:
         outcome = run_architecture(model, CASES)
     except RuntimeError as error:
@@ -118,9 +114,13 @@ def check(architecture: str, directory: Path) -> Row:
         lines = [line for line in str(error).splitlines() if "Error: " in line] or ["see above"]
         return Row(architecture, "", "", f"vLLM fails: {lines[-1][:200].replace('|', '/')}")
     # A refused head may be one that the reference does not know either.
-    expected = [] if outcome.refused else computed(model, CASES)
+    expected = [] if outcome.refused else reference(model)
     row = compare(architecture, outcome, CASES, expected)
     return row if row.good else blame(row, model, outcome, expected)
+
+
+def reference(model: str) -> list[Answer]:
+    return [Answer(**answer) for answer in answers(model, [asdict(case) for case in CASES])]
 
 
 def blame(row: Row, model: str, outcome: Outcome, expected: Sequence[Answer]) -> Row:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -91,15 +92,20 @@ def answer(model: Watched, case: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    request = json.load(sys.stdin)
-    torch.set_num_threads(1)
+def answers(directory: str, cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """In a process that runs no vLLM, which changes some of transformers' classes in place."""
     model = AutoModelForCausalLM.from_pretrained(
-        request["model"], dtype=torch.float32, attn_implementation="eager"
+        directory, dtype=torch.float32, attn_implementation="eager"
     ).eval()
     with torch.no_grad():
         watched = Watched(model)
-    json.dump([answer(watched, case) for case in request["cases"]], sys.stdout)
+    return [answer(watched, case) for case in cases]
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    torch.set_num_threads(1)
+    json.dump(answers(request["model"], request["cases"]), sys.stdout)
 
 
 if __name__ == "__main__":

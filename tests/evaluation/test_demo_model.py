@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,23 +61,30 @@ def test_the_held_out_problems() -> None:
     assert made.stdout == PROBLEMS.read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def every_eighth(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def every_eighth(tmp_path: Path) -> Path:
     """50 of the problems, of all formats."""
-    path = tmp_path_factory.mktemp("data") / "demo.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in problems()[::8]))
+    return write(tmp_path, problems()[::8])
+
+
+def write(directory: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    path = directory / "demo.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
+@pytest.mark.parametrize("count", [16, pytest.param(400, marks=pytest.mark.full)])
 def test_transformers_and_vllm_give_equal_tokens(
-    run_main: RunMain, every_eighth: Path, monkeypatch: pytest.MonkeyPatch
+    run_main: RunMain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
+    rows = problems()
+    data = write(tmp_path, rows[:: len(rows) // count])
     arms = [{"name": f"lr{s['lr']}", **s} for s in SETTINGS]
-    settings = [f"tasks.0.data={every_eighth}", f"arms={json.dumps(arms)}"]
+    settings = [f"tasks.0.data={data}", f"arms={json.dumps(arms)}"]
     monkeypatch.chdir(ROOT)
     run = configuration.load(RUN, settings)
     [task] = load(run)
-    assert len(task.docs) == 50
+    assert len(task.docs) == count
     model = SlotModel(ModelConfig(model_name=run.model), run)
     assert engine_options(run)["dtype"] == "float32"
     got = []
