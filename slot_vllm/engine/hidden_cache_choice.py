@@ -10,7 +10,7 @@ from typing import Any
 
 from vllm import envs
 
-from slot_vllm.engine import compat
+from slot_vllm.engine.vllm_contract import release
 from slot_vllm.params import SlotConfig, SlotError
 
 logger = logging.getLogger("vllm.slot_vllm")
@@ -52,9 +52,9 @@ def _obstacle(vllm_config: Any) -> str | None:
     speculative = vllm_config.speculative_config
     layer_types = set(getattr(text, "layer_types", None) or ())
     local = sorted(layer_types - {"full_attention"})
-    lacking = compat.missing_in(compat.installed(), "hidden-state cache")
+    lacking = release.missing_in(release.installed(), "hidden-state cache")
     reasons = {
-        f"a vLLM in which {compat.describe(lacking)}": bool(lacking),
+        f"a vLLM in which {release.describe(lacking)}": bool(lacking),
         f"the quantized KV cache dtype {cache.cache_dtype}": (
             cache.cache_dtype not in ("auto", "bfloat16", "float16", "float32")
         ),

@@ -8,7 +8,8 @@ import functools
 import logging
 from typing import Any
 
-from slot_vllm.engine import compat, raw_settings, startup
+from slot_vllm.engine import raw_settings, startup
+from slot_vllm.engine.vllm_contract import release
 from slot_vllm.params import SlotError
 
 logger = logging.getLogger("vllm.slot_vllm")
@@ -58,27 +59,27 @@ def _usage_context(usage_context: Any = None, *_args: Any, **_kwargs: Any) -> An
 def _prepare(vllm_config: Any, usage_context: Any) -> None:
     # Before anything is imported that another release may lack.
     serves = startup.serves(usage_context)
-    compat.check_front_end(serves)
+    release.check_front_end(serves)
     startup.refuse_what_cannot_work(vllm_config, usage_context)
     config = startup.resolve_config(vllm_config)
     if config.max_concurrent is not None:
-        compat.require("limited scheduler")
+        release.require("limited scheduler")
         from slot_vllm.engine.scheduler import limit_completions
 
         limit_completions(vllm_config)
-    lacking = compat.missing("metrics") if serves else []
+    lacking = release.missing("metrics") if serves else []
     if lacking:
-        logger.warning("SLOT shows nothing on /metrics: %s", compat.describe(lacking))
-    unknown = compat.missing("scoring") if serves else []
+        logger.warning("SLOT shows nothing on /metrics: %s", release.describe(lacking))
+    unknown = release.missing("scoring") if serves else []
     if unknown:
         logger.warning(
             "SLOT does not find all that it knows to score texts; if it is elsewhere in this "
             "release, SLOT learns from what is scored there: %s",
-            compat.describe(unknown),
+            release.describe(unknown),
         )
     traces = vllm_config.observability_config.otlp_traces_endpoint is not None
     if traces:
-        compat.require("tracing")
+        release.require("tracing")
     raw_settings.install()
     from slot_vllm.engine import admission, beam_search, metrics, scoring, server, tracing
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from vllm.exceptions import VLLMValidationError
 
-from slot_vllm.engine.contacts import SCORING_ENDPOINTS
 from slot_vllm.engine.origins import Origin, submitting
 from slot_vllm.engine.startup import is_wrapped, mark
+from slot_vllm.engine.vllm_contract.server import SCORING_ENDPOINTS
 from slot_vllm.params import named
 
 

@@ -12,7 +12,6 @@ from vllm.distributed.parallel_state import get_pp_group, get_tp_group
 from vllm.v1.worker.gpu_worker import Worker
 
 from slot_vllm import __version__
-from slot_vllm.engine import compat
 from slot_vllm.engine.agreement import common_config
 from slot_vllm.engine.deltas import Deltas
 from slot_vllm.engine.linear_head import LinearHead
@@ -20,6 +19,7 @@ from slot_vllm.engine.ranks import Ranks
 from slot_vllm.engine.receipt_dict import ReceiptDict
 from slot_vllm.engine.runners import hook_v1, hook_v2, watch
 from slot_vllm.engine.startup import asks_for_slot
+from slot_vllm.engine.vllm_contract import release
 from slot_vllm.engine.worker_metrics import WorkerMetrics
 from slot_vllm.optim.optimize import Learned
 from slot_vllm.params import PAPER_STEPS, SlotConfig, SlotError
@@ -120,9 +120,9 @@ def install(worker: Any) -> None:
     v2 = worker.use_v2_model_runner
 
     def check(config: SlotConfig) -> None:
-        compat.check_worker(v2, config.hidden_cache == "on")
+        release.check_worker(v2, config.hidden_cache == "on")
         if get_tp_group().world_size > 1:
-            compat.require("tensor parallel")
+            release.require("tensor parallel")
 
     config = common_config(worker.vllm_config, check)
     if not get_pp_group().is_last_rank:

@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel, ConfigDict
-from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 
 from slot_vllm.engine import scoring
 from slot_vllm.engine.admission import RESOLVED, Admission
-from slot_vllm.engine.contacts import SCORING_ENDPOINTS
+from slot_vllm.engine.vllm_contract.server import SCORING_ENDPOINTS
 from slot_vllm.params import SlotConfig
 from tests.engine.unadmitted import unadmitted
 

@@ -12,10 +12,10 @@ import pytest
 from vllm.engine.arg_utils import EngineArgs
 
 from slot_vllm import __version__
-from slot_vllm.engine import compat
 from slot_vllm.engine.hidden_cache_choice import choose
-from slot_vllm.engine.source import Source
 from slot_vllm.engine.startup import EXTENSION, asks_for_slot, read_config
+from slot_vllm.engine.vllm_contract import release
+from slot_vllm.engine.vllm_contract.source import Source
 from slot_vllm.params import SlotConfig, SlotError
 
 
@@ -117,9 +117,9 @@ def test_draft_models_layouts_and_old_releases_keep_no_hidden_states(
     # Up to 0.28 the cache is laid out otherwise.
     path = Path("vllm/model_executor/models/extract_hidden_states.py")
     (tmp_path / path).parent.mkdir(parents=True)
-    text = (compat.installed().root / path).read_text()
+    text = (release.installed().root / path).read_text()
     (tmp_path / path).write_text(text.replace("block_size, :, slot_mapping", "block_size, slot"))
-    monkeypatch.setattr(compat, "installed", lambda: Source(tmp_path))
+    monkeypatch.setattr(release, "installed", lambda: Source(tmp_path))
     assert choose(settings, vllm_config).hidden_cache == "off"
     with pytest.raises(SlotError, match=r"HiddenStateCacheSpec is not there.*basic_cache does not"):
         choose(SlotConfig(hidden_cache="on"), vllm_config)

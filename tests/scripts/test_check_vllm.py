@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import vllm
 
-from slot_vllm.engine.compat import CHECKED, TESTED, release_of
+from slot_vllm.engine.vllm_contract.release import CHECKED, TESTED, release_of
 from tests.conftest import ROOT
 
 SCRIPT = ROOT / "scripts/check_vllm.py"
@@ -40,6 +40,13 @@ def cache(tmp_path: Path) -> Path:
         if entry.name != "exceptions.py":
             (bad / "vllm" / entry.name).symlink_to(entry)
     return tmp_path
+
+
+def test_the_list_of_contacts_is_made_from_the_code(tmp_path: Path) -> None:
+    done = run("--contacts", str(tmp_path / "contacts.md"))
+    assert (done.returncode, done.stderr) == (0, "")
+    made = (tmp_path / "contacts.md").read_text()
+    assert made == (ROOT / "docs/contacts.md").read_text()
 
 
 def test_a_release_that_has_everything(cache: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import vllm
 
-from slot_vllm.engine.compat import TESTED, release_of
+from slot_vllm.engine.vllm_contract.release import TESTED, release_of
 from tests.conftest import ROOT
 
 PATCH = ROOT / "patches/vllm-0.32.0.patch"

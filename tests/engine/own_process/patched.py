@@ -1,4 +1,4 @@
-"""For a patched vLLM: SLOT works, and neither a model runner nor the logits processor is wrapped."""
+"""For a patched vLLM: SLOT works, and no runner and no logits processor is wrapped."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import vllm
 
-from slot_vllm.engine import compat, contacts, plugin
-from slot_vllm.engine.contacts import CONTACTS, PARTS, Contact
-from slot_vllm.engine.source import Source
+from slot_vllm.engine import plugin
+from slot_vllm.engine.vllm_contract import release
+from slot_vllm.engine.vllm_contract.contact import PARTS, Contact
+from slot_vllm.engine.vllm_contract.contacts import CONTACTS
+from slot_vllm.engine.vllm_contract.source import Source
 from slot_vllm.params import SlotConfig, SlotError
 from tests.conftest import ROOT
 
@@ -25,8 +27,8 @@ def contact(name: str) -> Contact:
 
 
 def test_the_installed_release_has_everything_and_both_looks_agree() -> None:
-    assert compat.missing(*PARTS) == []
-    assert compat.missing_in(compat.installed(), *PARTS) == []
+    assert release.missing(*PARTS) == []
+    assert release.missing_in(release.installed(), *PARTS) == []
 
 
 # Each kind of contact, changed so that vLLM does not fulfil it.
@@ -54,11 +56,11 @@ def test_what_is_missing_is_named_by_both_looks(
     name: str, changes: dict[str, Any], part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = replace(contact(name), **changes)
-    monkeypatch.setattr(compat, "CONTACTS", (contact(name), wrong))
-    live = compat.missing(wrong.part)
+    monkeypatch.setattr(release, "CONTACTS", (contact(name), wrong))
+    live = release.missing(wrong.part)
     assert [c for c, _ in live] == [wrong]
     assert part in live[0][1]
-    source = compat.missing_in(compat.installed(), wrong.part)
+    source = release.missing_in(release.installed(), wrong.part)
     assert [c for c, _ in source] == [wrong]
     if "no module" not in source[0][1]:
         assert source == live
@@ -73,7 +75,7 @@ def test_the_error_names_the_piece_and_the_tested_releases(
     with monkeypatch.context() as patch:
         patch.delattr(InputProcessor, "assign_request_id")
         with pytest.raises(SlotError) as error:
-            compat.check_front_end(serves=False)
+            release.check_front_end(serves=False)
     said = str(error.value)
     assert f"SLOT cannot work with vLLM {vllm.__version__}" in said
     assert "vllm.v1.engine.input_processor.InputProcessor.assign_request_id is not there" in said
@@ -83,16 +85,16 @@ def test_the_error_names_the_piece_and_the_tested_releases(
     annotations = {k: v for k, v in NewRequestData.__annotations__.items() if k != "req_id"}
     monkeypatch.setattr(NewRequestData, "__annotations__", annotations)
     with pytest.raises(SlotError, match="NewRequestData has no req_id"):
-        compat.check_worker(v2=False, hidden_cache=True)
+        release.check_worker(v2=False, hidden_cache=True)
 
 
 def test_a_worker_needs_nothing_of_the_other_runner(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
     monkeypatch.delattr(GPUModelRunner, "sample")
-    compat.check_worker(v2=False, hidden_cache=True)
+    release.check_worker(v2=False, hidden_cache=True)
     with pytest.raises(SlotError, match=r"model_runner\.GPUModelRunner\.sample is not there"):
-        compat.check_worker(v2=True, hidden_cache=False)
+        release.check_worker(v2=True, hidden_cache=False)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +112,7 @@ def test_a_release_that_is_not_tested_warns(
     slot_log: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(vllm, "__version__", version)
-    compat.check_front_end(serves=True)
+    release.check_front_end(serves=True)
     warnings = [r.getMessage() for r in slot_log.records if "not tested with" in r.getMessage()]
     assert bool(warnings) == (said is not None)
     if said is not None:
@@ -122,11 +124,11 @@ def test_a_tested_release_on_another_device_warns(
 ) -> None:
     from vllm.platforms import current_platform
 
-    compat.check_front_end(serves=False)
+    release.check_front_end(serves=False)
     assert not slot_log.records
     monkeypatch.setattr(current_platform, "device_type", "cuda")
     monkeypatch.setattr(current_platform, "device_name", "a GPU")
-    compat.check_front_end(serves=False)
+    release.check_front_end(serves=False)
     (record,) = slot_log.records
     said = "SLOT is not tested on this device, a GPU. Tested: vLLM 0.32 on cpu"
     assert record.getMessage() == said
@@ -182,7 +184,7 @@ def test_a_worker_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(v2: bool, hidden_cache: bool) -> None:
         raise SlotError(f"{v2} {hidden_cache}")
 
-    monkeypatch.setattr(compat, "check_worker", refuse)
+    monkeypatch.setattr(release, "check_worker", refuse)
     monkeypatch.setattr(agreement, "read_config", lambda _: SlotConfig(hidden_cache="on"))
     for group in ("get_tp_group", "get_pp_group"):
         monkeypatch.setattr(agreement, group, lambda: SimpleNamespace(world_size=1))
@@ -225,7 +227,7 @@ def test_another_source_tree(
     file = copied(tmp_path, path) / path
     file.write_text(change(file.read_text()))
     wanted = contact(f"{RUNNER}.sample")
-    found = dict(compat.missing_in(Source(tmp_path), "V2 runner")).get(wanted)
+    found = dict(release.missing_in(Source(tmp_path), "V2 runner")).get(wanted)
     assert (found is None) == (problem is None)
     assert problem is None or (found is not None and found.startswith(problem))
 
@@ -263,7 +265,7 @@ def test_every_import_of_vllm_in_the_engine_is_a_contact() -> None:
                 for alias in node.names:
                     assert (node.module, alias.name) in known, (
                         f"{file.name} imports {alias.name} of {node.module}, which is no contact: "
-                        "add it to slot_vllm/engine/contacts.py"
+                        "add it to slot_vllm/engine/vllm_contract"
                     )
 
 
@@ -279,11 +281,11 @@ def test_a_renamed_method_of_the_server_s_stops_a_server(monkeypatch: pytest.Mon
     from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 
     monkeypatch.delattr(OpenAIServingResponses, "_generate_with_builtin_tools")
-    compat.check_front_end(serves=False)
+    release.check_front_end(serves=False)
     with pytest.raises(SlotError, match="_generate_with_builtin_tools is not there"):
-        compat.check_front_end(serves=True)
+        release.check_front_end(serves=True)
 
 
 def test_contacts_are_stated_once() -> None:
-    names = [(c.part, c.path, c.name) for c in contacts.CONTACTS]
+    names = [(c.part, c.path, c.name) for c in CONTACTS]
     assert len(names) == len(set(names))

@@ -14,9 +14,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from slot_vllm.engine import source
-from slot_vllm.engine.contacts import CONTACTS, Contact, Part
-from slot_vllm.engine.source import Parameter, Source
+from slot_vllm.engine.vllm_contract import source
+from slot_vllm.engine.vllm_contract.contact import Contact, Part
+from slot_vllm.engine.vllm_contract.contacts import CONTACTS
+from slot_vllm.engine.vllm_contract.source import Parameter, Source
 from slot_vllm.params import SlotError
 
 logger = logging.getLogger("vllm.slot_vllm")

@@ -1,0 +1,1 @@
+"""What of vLLM is relied on, each thing once."""

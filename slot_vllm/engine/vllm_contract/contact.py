@@ -1,0 +1,59 @@
+"""One thing of vLLM that is relied on, as data. Imports nothing of vLLM."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+# Where a contact is needed: in every front end (start-up, admission), in the OpenAI-compatible
+# server's, in every worker, in one with that model runner, to keep hidden states in the KV cache;
+# for max_concurrent, for SLOT's part of /metrics, to leave scoring endpoints alone, for traces,
+# among several tensor-parallel ranks.
+Part = Literal[
+    "front end",
+    "server",
+    "worker",
+    "V1 runner",
+    "V2 runner",
+    "hidden-state cache",
+    "hidden-state cache, V1 runner",
+    "hidden-state cache, V2 runner",
+    "limited scheduler",
+    "metrics",
+    "scoring",
+    "tracing",
+    "tensor parallel",
+]
+PARTS: tuple[Part, ...] = get_args(Part)
+
+
+@dataclass(frozen=True)
+class Contact:
+    """One name of vLLM.
+
+    path: the module. name: dotted, below it: a class, a function or a method. why: what SLOT uses
+    it for. attributes: what the class or its instances must have. parameters: of a function, those
+    that must come first, in this order, ``self`` left out. keywords: parameters that it must have,
+    wherever. only: whether it may require no others. calls: what its body must call, by the last
+    name. returns: what it must return first, as variables of its body. contains: expressions that
+    its body must have, as ``ast.unparse`` writes them. until: of what is replaced or extended, when
+    that can end; None for what is only read or called.
+    """
+
+    part: Part
+    path: str
+    name: str
+    why: str
+    attributes: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
+    keywords: tuple[str, ...] = ()
+    only: bool = False
+    calls: tuple[str, ...] = ()
+    returns: tuple[str, ...] = ()
+    contains: tuple[str, ...] = ()
+    until: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.path}.{self.name}"
+
+
+# Why admission is wrapped, wherever that is.
+ADMISSION = "an admission hook may refuse a request, as HTTP 400, and rewrite its parameters"

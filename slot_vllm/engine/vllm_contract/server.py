@@ -1,0 +1,150 @@
+"""The OpenAI-compatible server: its checks, what it shows, and the endpoints that score."""
+
+from slot_vllm.engine.vllm_contract.contact import ADMISSION, Contact
+
+_XARGS = "vLLM keeps the JSON types of custom arguments"
+_SPANS = "request spans can be extended"
+
+# Both read probabilities of the next token: /generative_scoring and /v1/systemone.
+SCORING_ENDPOINTS = (
+    (
+        "vllm.entrypoints.generate.generative_scoring.serving",
+        "ServingGenerativeScoring",
+        "create_generative_scoring",
+    ),
+    (
+        "vllm.entrypoints.generate.structured_decisions.serving",
+        "ServingStructuredDecisions",
+        "create_decision",
+    ),
+)
+
+SERVER: tuple[Contact, ...] = (
+    # The OpenAI-compatible server.
+    Contact(
+        "front end", "vllm.entrypoints.generate.base.serving", "GenerateBaseServing.__init__",
+        "reaches the serving objects of an engine that asks for SLOT",
+        parameters=("engine_client",),
+        until=ADMISSION,
+    ),
+    Contact(
+        "front end", "vllm.entrypoints.generate.base.serving", "GenerateBaseServing._log_inputs",
+        "the last place where an error is HTTP 400 for a streaming request",
+        parameters=("request_id", "inputs", "params", "lora_request"),
+        until=ADMISSION,
+    ),
+    *(
+        Contact(
+            "front end", f"vllm.entrypoints.openai.{path}.protocol", name,
+            "keeps the settings of a request as they were sent", attributes=("vllm_xargs",),
+            until=_XARGS,
+        )
+        for path, name in (
+            ("chat_completion", "ChatCompletionRequest"),
+            ("completion", "CompletionRequest"),
+            ("responses", "ResponsesRequest"),
+        )
+    ),
+    Contact(
+        "front end", "vllm.entrypoints.anthropic.protocol", "AnthropicMessagesRequest",
+        "keeps the settings of a request as they were sent",
+        until=_XARGS,
+    ),
+    Contact(
+        "server", "vllm.entrypoints.openai.chat_completion.serving",
+        "OpenAIServingChat.create_chat_completion", "checks a chat request's settings",
+        parameters=("request", "raw_request"), only=True,
+        until=ADMISSION,
+    ),
+    Contact(
+        "server", "vllm.entrypoints.openai.chat_completion.serving", "OpenAIServingChat",
+        "every chat request passes the check", calls=("_log_inputs",),
+    ),
+    Contact(
+        "server", "vllm.entrypoints.openai.chat_completion.batch_serving",
+        "OpenAIServingChatBatch.create_batch_chat_completion",
+        "checks the settings of a batch of chats", parameters=("request", "raw_request"), only=True,
+        until=ADMISSION,
+    ),
+    Contact(
+        "server", "vllm.entrypoints.openai.completion.serving",
+        "OpenAIServingCompletion.create_completion", "checks a completion request's settings",
+        parameters=("request", "raw_request"), only=True,
+        until=ADMISSION,
+    ),
+    Contact(
+        "server", "vllm.entrypoints.openai.completion.serving", "OpenAIServingCompletion",
+        "every completion request passes the check", calls=("_log_inputs",),
+    ),
+    Contact(
+        "server", "vllm.entrypoints.openai.responses.serving",
+        "OpenAIServingResponses.create_responses", "checks a response request's settings",
+        parameters=("request", "raw_request"), only=True,
+        until=ADMISSION,
+    ),
+    Contact(
+        "server", "vllm.entrypoints.openai.responses.serving", "OpenAIServingResponses",
+        "every response request passes the check",
+        calls=("_log_inputs", "_generate_with_builtin_tools"),
+    ),
+    Contact(
+        "server", "vllm.entrypoints.openai.responses.serving",
+        "OpenAIServingResponses._generate_with_builtin_tools",
+        "checks a response's prompt before its generator starts",
+        keywords=("engine_input", "sampling_params", "lora_request"),
+        until=ADMISSION,
+    ),
+    Contact(
+        "server", "vllm.v1.engine.async_llm", "AsyncLLM", "reaches the engine's admission",
+        attributes=("input_processor", "vllm_config"),
+    ),
+    Contact(
+        "server", "vllm.entrypoints.anthropic.serving",
+        "AnthropicServingMessages.create_messages", "checks a message request's settings",
+        parameters=("request", "raw_request"), only=True,
+        until=ADMISSION,
+    ),
+    *(
+        Contact(
+            "scoring", path, f"{name}.{method}", "leaves what scores alone",
+            parameters=("request", "raw_request"), only=True,
+            until="the requests of endpoints that score say so",
+        )
+        for path, name, method in SCORING_ENDPOINTS
+    ),
+    # What a server shows.
+    Contact(
+        "metrics", "vllm.entrypoints.serve.instrumentator.metrics", "attach_router",
+        "appends to what /metrics answers", parameters=("app",), only=True,
+        until="vLLM serves the metrics of a plugin's workers",
+    ),
+    Contact(
+        "metrics", "vllm.v1.engine.core_client", "AsyncMPClient", "which engines there are",
+        attributes=("engine_ranks_managed",),
+    ),
+    Contact(
+        "metrics", "vllm.v1.engine.core_client", "AsyncMPClient.call_utility_all_async",
+        "asks every engine", parameters=("method",),
+    ),
+    Contact(
+        "metrics", "vllm.v1.engine.async_llm", "AsyncLLM", "reaches the engines",
+        attributes=("engine_core", "collective_rpc"),
+    ),
+    Contact(
+        "tracing", "vllm.v1.engine.output_processor", "instrument_manual",
+        "adds attributes to the request spans", keywords=("attributes",),
+        until=_SPANS,
+    ),
+    Contact(
+        "tracing", "vllm.v1.engine.output_processor", "OutputProcessor.do_tracing",
+        "knows whose span is being made",
+        parameters=("engine_core_output", "req_state", "iteration_stats"), only=True,
+        calls=("instrument_manual",),
+        until=_SPANS,
+    ),
+    Contact(
+        "tracing", "vllm.v1.engine.output_processor", "RequestState.from_new_request",
+        "keeps a request's settings for its span", keywords=("request",),
+        until=_SPANS,
+    ),
+)  # fmt: skip
