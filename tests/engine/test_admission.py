@@ -14,8 +14,9 @@ from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import BeamSearchParams
 from vllm.v1.engine import EngineCoreRequest
 
-from slot_vllm.engine.admission import LONG_PROMPT, RESOLVED, AcceptedDict, Admission
-from slot_vllm.engine.server import check_generation
+from slot_vllm.engine.frontend.admission import LONG_PROMPT, AcceptedDict, Admission
+from slot_vllm.engine.frontend.server import check_generation
+from slot_vllm.engine.wire.resolved import RESOLVED
 from slot_vllm.params import SlotConfig, SlotError
 from tests.engine.cases import Case, assert_tokens_equal, random_tokens, reference
 from tests.engine.generate import delta_of, run, sampling_params, stats_of, tokens_of

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from slot_vllm.engine import agreement
-from slot_vllm.engine.agreement import common_config, differences
+from slot_vllm.engine.worker import agreement
+from slot_vllm.engine.worker.agreement import common_config, differences
 from slot_vllm.params import SlotConfig, SlotError
 from tests.conftest import ROOT
 from tests.engine.vllm_command import vllm_command

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from slot_vllm.engine import batched
-from slot_vllm.engine.batched import MOST_NAMES, PAUSE_SECONDS, Batched
+from slot_vllm.engine.frontend import batched
+from slot_vllm.engine.frontend.batched import MOST_NAMES, PAUSE_SECONDS, Batched
 
 
 class Engine:

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from slot_vllm.engine import coalesced
-from slot_vllm.engine.coalesced import Coalesced
+from slot_vllm.engine.frontend import coalesced
+from slot_vllm.engine.frontend.coalesced import Coalesced
 
 
 class Engine:

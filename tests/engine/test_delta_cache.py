@@ -2,7 +2,8 @@ from types import SimpleNamespace
 
 import torch
 
-from slot_vllm.engine.delta_cache import DeltaCache, prompt_key
+from slot_vllm.engine.wire.prompt_key import prompt_key
+from slot_vllm.engine.worker.delta_cache import DeltaCache
 from slot_vllm.optim.optimize import Learned
 from slot_vllm.params import SlotParams
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from slot_vllm import __version__
-from slot_vllm.engine.admission import RESOLVED
-from slot_vllm.engine.batch import BatchView
-from slot_vllm.engine.deltas import Deltas
-from slot_vllm.engine.linear_head import LinearHead
+from slot_vllm.engine.wire.resolved import RESOLVED
+from slot_vllm.engine.worker.batch import BatchView
+from slot_vllm.engine.worker.deltas import Deltas
+from slot_vllm.engine.worker.linear_head import LinearHead
 from slot_vllm.optim.head import Head
 from slot_vllm.optim.optimize import Prompt
 from slot_vllm.optim.oracle import oracle

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from slot_vllm.engine.failures import REASONS, Failure, Failures
-from slot_vllm.engine.runners import begin_step
+from slot_vllm.engine.worker.failures import REASONS, Failure, Failures
+from slot_vllm.engine.worker.runners import begin_step
 from slot_vllm.optim.optimize import optimize
 from tests.conftest import ROOT
 from tests.engine.test_deltas import (
@@ -67,7 +67,7 @@ def test_a_group_that_does_not_fit_is_learned_one_by_one(monkeypatch: pytest.Mon
             raise torch.OutOfMemoryError("injected")
         return optimize(head, prompts, *args, **kwargs)
 
-    monkeypatch.setattr("slot_vllm.engine.deltas.optimize", only_alone)
+    monkeypatch.setattr("slot_vllm.engine.worker.deltas.optimize", only_alone)
     deltas = make_deltas()
     begin(deltas, [arrival("a-1", TOKENS), arrival("b-1", OTHER)])
     additions = step(deltas, ("a-1", TOKENS, 0), ("b-1", OTHER, 0))

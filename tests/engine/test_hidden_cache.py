@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from slot_vllm.engine.hidden_cache import HiddenCache
+from slot_vllm.engine.worker.hidden_cache import HiddenCache
 
 BLOCKS, BLOCK, SIZE = 6, 32, 5
 

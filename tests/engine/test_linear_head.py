@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 
-from slot_vllm.engine.linear_head import Additions, LinearHead
-from slot_vllm.engine.ranks import Ranks
+from slot_vllm.engine.worker.linear_head import Additions, LinearHead
+from slot_vllm.engine.worker.ranks import Ranks
 from slot_vllm.params import SlotError
 from tests.optim.test_shard import Group
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from slot_vllm.engine import beam_search
-from slot_vllm.engine import deltas as deltas_module
-from slot_vllm.engine.origins import submitting
-from slot_vllm.engine.scheduler import LimitedCompletions
+from slot_vllm.engine.frontend import beam_search
+from slot_vllm.engine.frontend.origins import submitting
+from slot_vllm.engine.frontend.scheduler import LimitedCompletions
+from slot_vllm.engine.worker import deltas as deltas_module
 from tests.engine.cases import Case, random_tokens
 from tests.engine.engines import runner_of
 from tests.engine.generate import run, sampling_params, stats_of

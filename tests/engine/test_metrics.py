@@ -15,12 +15,12 @@ from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 from vllm.entrypoints.serve.instrumentator import metrics as instrumentator
 
-from slot_vllm.engine import coalesced, metrics
-from slot_vllm.engine.histogram import Histogram
-from slot_vllm.engine.loss_drops import BOUNDS, LossDrops
-from slot_vllm.engine.startup import EXTENSION
-from slot_vllm.engine.step_timer import StepTimer
-from slot_vllm.engine.worker_metrics import WorkerMetrics
+from slot_vllm.engine.frontend import coalesced, metrics
+from slot_vllm.engine.wire.engine_settings import EXTENSION
+from slot_vllm.engine.wire.histogram import Histogram
+from slot_vllm.engine.wire.worker_metrics import WorkerMetrics
+from slot_vllm.engine.worker.loss_drops import BOUNDS, LossDrops
+from slot_vllm.engine.worker.step_timer import StepTimer
 from tests.conftest import ROOT
 from tests.engine.test_deltas import TOKENS, Deltas, arrival, begin, make_deltas, step
 

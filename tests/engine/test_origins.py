@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 from vllm import SamplingParams
 
-from slot_vllm.engine import beam_search
-from slot_vllm.engine.admission import RESOLVED, Admission
-from slot_vllm.engine.origins import submitting
+from slot_vllm.engine.frontend import beam_search
+from slot_vllm.engine.frontend.admission import Admission
+from slot_vllm.engine.frontend.origins import submitting
+from slot_vllm.engine.wire.resolved import RESOLVED
 from slot_vllm.params import SlotConfig
 from tests.engine.unadmitted import unadmitted
 

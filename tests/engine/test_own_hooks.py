@@ -7,8 +7,8 @@ import pytest
 import vllm
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-from slot_vllm.engine.own_hooks import has_own_hooks
-from slot_vllm.engine.runners import V1_CALLS, V2_CALLS
+from slot_vllm.engine.worker.own_hooks import has_own_hooks
+from slot_vllm.engine.worker.runners import V1_CALLS, V2_CALLS
 from slot_vllm.params import SlotError
 from tests.conftest import ROOT
 

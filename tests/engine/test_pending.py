@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from slot_vllm.engine import pending
-from slot_vllm.engine.pending import PendingRows
+from slot_vllm.engine.worker import pending
+from slot_vllm.engine.worker.pending import PendingRows
 
 
 def test_a_cpu_keeps_all_and_counts() -> None:

@@ -13,9 +13,9 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from vllm.exceptions import VLLMValidationError
 
-from slot_vllm.engine import raw_settings
-from slot_vllm.engine.admission import Admission
-from slot_vllm.engine.server import check_entry
+from slot_vllm.engine.frontend import raw_settings
+from slot_vllm.engine.frontend.admission import Admission
+from slot_vllm.engine.frontend.server import check_entry
 from slot_vllm.params import SlotConfig
 from tests.bad_settings import BAD_SETTINGS, MAX_STEPS
 

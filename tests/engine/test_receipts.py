@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from slot_vllm.engine import deltas as deltas_module
-from slot_vllm.engine.last_finished import LastFinished
-from slot_vllm.engine.receipt_dict import MOST_SECONDS
-from slot_vllm.engine.receipts import Receipts
+from slot_vllm.engine.wire.receipt_dict import MOST_SECONDS
+from slot_vllm.engine.worker import deltas as deltas_module
+from slot_vllm.engine.worker.last_finished import LastFinished
+from slot_vllm.engine.worker.receipts import Receipts
 from slot_vllm.optim.optimize import Prompt, optimize
 from slot_vllm.optim.oracle import oracle
 from slot_vllm.optim.safeguards import Safeguards

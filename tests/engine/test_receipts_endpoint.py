@@ -7,7 +7,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from slot_vllm import __version__
-from slot_vllm.engine import batched
+from slot_vllm.engine.frontend import batched
 from slot_vllm.params import SlotConfig
 from tests.engine.test_deltas import TOKENS, Deltas, arrival, begin, make_deltas, step
 from tests.engine.test_metrics import EngineClient

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import vllm
 
-from slot_vllm.engine import plugin
+from slot_vllm.engine.frontend import plugin
 from slot_vllm.engine.vllm_contract import release
 from slot_vllm.engine.vllm_contract.contact import PARTS, Contact
 from slot_vllm.engine.vllm_contract.contacts import CONTACTS
@@ -179,7 +179,7 @@ def test_an_engine_that_asks_for_slot_is_checked(
 
 
 def test_a_worker_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    from slot_vllm.engine import agreement, worker
+    from slot_vllm.engine.worker import agreement, extension
 
     def refuse(v2: bool, hidden_cache: bool) -> None:
         raise SlotError(f"{v2} {hidden_cache}")
@@ -189,7 +189,7 @@ def test_a_worker_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     for group in ("get_tp_group", "get_pp_group"):
         monkeypatch.setattr(agreement, group, lambda: SimpleNamespace(world_size=1))
     with pytest.raises(SlotError, match="True True"):
-        worker.install(
+        extension.install(
             SimpleNamespace(model_runner=None, vllm_config=None, use_v2_model_runner=True)
         )
 
@@ -270,7 +270,7 @@ def test_every_import_of_vllm_in_the_engine_is_a_contact() -> None:
 
 
 def test_every_method_of_the_server_s_that_is_replaced_is_a_contact() -> None:
-    from slot_vllm.engine import server
+    from slot_vllm.engine.frontend import server
 
     names = {c.name.rpartition(".")[2] for c in CONTACTS if c.part in ("front end", "server")}
     assert set(server._ENTRIES) <= names

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from slot_vllm.engine.runners import CHANGES_WEIGHTS, watch
+from slot_vllm.engine.worker.runners import CHANGES_WEIGHTS, watch
 
 
 @pytest.mark.parametrize("name", CHANGES_WEIGHTS)

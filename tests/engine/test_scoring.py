@@ -9,9 +9,10 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 from vllm.exceptions import VLLMValidationError
 
-from slot_vllm.engine import scoring
-from slot_vllm.engine.admission import RESOLVED, Admission
+from slot_vllm.engine.frontend import scoring
+from slot_vllm.engine.frontend.admission import Admission
 from slot_vllm.engine.vllm_contract.server import SCORING_ENDPOINTS
+from slot_vllm.engine.wire.resolved import RESOLVED
 from slot_vllm.params import SlotConfig
 from tests.engine.unadmitted import unadmitted
 

@@ -12,10 +12,10 @@ import pytest
 from vllm.engine.arg_utils import EngineArgs
 
 from slot_vllm import __version__
-from slot_vllm.engine.hidden_cache_choice import choose
-from slot_vllm.engine.startup import EXTENSION, asks_for_slot, read_config
+from slot_vllm.engine.frontend.hidden_cache_choice import choose
 from slot_vllm.engine.vllm_contract import release
 from slot_vllm.engine.vllm_contract.source import Source
+from slot_vllm.engine.wire.engine_settings import EXTENSION, asks_for_slot, read_config
 from slot_vllm.params import SlotConfig, SlotError
 
 
@@ -144,7 +144,7 @@ def test_a_limit_of_completions_sets_the_scheduler(
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
     from vllm.v1.core.sched.scheduler import Scheduler
 
-    from slot_vllm.engine.scheduler import LimitedAsyncScheduler, LimitedScheduler
+    from slot_vllm.engine.frontend.scheduler import LimitedAsyncScheduler, LimitedScheduler
 
     check = CpuPlatform.check_and_update_config
 
@@ -169,7 +169,7 @@ def test_a_limit_of_completions_sets_the_scheduler(
 def test_other_schedulers_are_refused_with_a_limit_of_completions(tiny_model: str) -> None:
     from vllm.v1.core.sched.scheduler import Scheduler
 
-    from slot_vllm.engine.scheduler import LimitedCompletions
+    from slot_vllm.engine.frontend.scheduler import LimitedCompletions
 
     limited = {"additional_config": {"slot": {"max_concurrent": 1}}}
     own = type("Own", (Scheduler,), {})
@@ -186,7 +186,9 @@ class Combined:
     """Stands for a user's own extension that builds on ours."""
 
 
-@pytest.mark.parametrize("name", ["slot_vllm.engine.worker.SlotWorkerExtension", "subclass"])
+@pytest.mark.parametrize(
+    "name", ["slot_vllm.engine.worker.extension.SlotWorkerExtension", "subclass"]
+)
 def test_other_names_of_the_extension_ask_for_slot_too(
     name: str, tiny_model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,7 +239,7 @@ def test_a_worker_with_another_version_refuses(
     tiny_model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vllm_config = config(tiny_model)
-    monkeypatch.setattr("slot_vllm.engine.startup.__version__", "9.9")
+    monkeypatch.setattr("slot_vllm.engine.wire.engine_settings.__version__", "9.9")
     monkeypatch.setattr("platform.node", lambda: "second-node")
     with pytest.raises(SlotError) as error:
         read_config(vllm_config)
@@ -251,7 +253,7 @@ def test_a_workspace_too_small_for_the_head_is_refused(
     with pytest.raises(SlotError, match=r"slot.workspace_mb=1: too small .* allowed: \d+ or more"):
         import torch
 
-        from slot_vllm.engine.deltas import Deltas
+        from slot_vllm.engine.worker.deltas import Deltas
         from slot_vllm.optim.head import Head
         from slot_vllm.params import SlotConfig
 
@@ -289,7 +291,8 @@ for owner in (runner, engine.input_processor, runner.model.logits_processor):
     assert not mine, (owner, mine)
 loaded = sorted(m for m in sys.modules if m.startswith("slot_vllm"))
 print("loaded", loaded)
-assert "slot_vllm.engine.worker" not in loaded and "slot_vllm.engine.admission" not in loaded
+assert "slot_vllm.engine.worker.extension" not in loaded
+assert "slot_vllm.engine.frontend.admission" not in loaded
 """
 
 
@@ -298,7 +301,7 @@ def test_installed_but_not_asked_for_it_wraps_one_start_up_function(tiny_model: 
         [sys.executable, "-c", PLAIN, tiny_model], capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "slot_vllm.engine.plugin" in result.stdout
+    assert "slot_vllm.engine.frontend.plugin" in result.stdout
 
 
 PLAIN_SERVER = """
@@ -353,7 +356,8 @@ async def main():
 if __name__ == "__main__":
     asyncio.run(main())
     loaded = sorted(m for m in sys.modules if m.startswith("slot_vllm"))
-    assert "slot_vllm.engine.server" not in loaded and "slot_vllm.engine.admission" not in loaded
+    assert "slot_vllm.engine.frontend.server" not in loaded
+    assert "slot_vllm.engine.frontend.admission" not in loaded
 """
 
 

@@ -12,7 +12,7 @@ from vllm.entrypoints.serve.exception_handling.register import init_exception_ha
 from vllm.plugins import load_endpoint_plugins
 from vllm.plugins.endpoint_plugins.interface import EndpointPlugin
 
-from slot_vllm.engine.stats_endpoint import PATH, StatsEndpoint
+from slot_vllm.engine.frontend.stats_endpoint import PATH, StatsEndpoint
 from tests.engine.test_deltas import TOKENS, arrival, begin, make_deltas, step
 from tests.engine.test_metrics import EngineClient, worker
 

@@ -61,10 +61,6 @@ FRONT_END: tuple[Contact, ...] = (
         attributes=("OPENAI_API_SERVER",),
     ),
     Contact(
-        "front end", "vllm.utils.import_utils", "resolve_obj_by_qualname",
-        "whether another extension is a subclass of ours", parameters=("qualname",),
-    ),
-    Contact(
         "front end", "vllm.platforms", "current_platform", "whether this device is a tested one",
     ),
     Contact(

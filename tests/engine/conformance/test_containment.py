@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from slot_vllm.engine import deltas as deltas_module
-from slot_vllm.engine import linear_head, runners
+from slot_vllm.engine.worker import deltas as deltas_module
+from slot_vllm.engine.worker import linear_head, runners
 from tests.engine.cases import (
     Case,
     assert_delta_equal,

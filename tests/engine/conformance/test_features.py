@@ -202,7 +202,7 @@ def test_a_failure_of_the_optimizer_costs_only_the_delta(
         raise RuntimeError("injected")
 
     with monkeypatch.context() as patch:
-        patch.setattr("slot_vllm.engine.deltas.optimize", broken)
+        patch.setattr("slot_vllm.engine.worker.deltas.optimize", broken)
         (output,) = run(llm, [case])
     plain = Case(case.tokens, 0, 0.1, NEW)
     assert_tokens_equal(tokens_of([output]), reference(tiny_model, [plain]))

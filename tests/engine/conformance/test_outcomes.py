@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from slot_vllm.engine.metrics import OUTCOMES
+from slot_vllm.engine.frontend.metrics import OUTCOMES
 from tests.engine.cases import Case, random_tokens
 from tests.engine.engines import scheduler_of
 from tests.engine.generate import run

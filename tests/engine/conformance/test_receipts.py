@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from slot_vllm.engine import deltas as deltas_module
-from slot_vllm.engine.beam_search import search
-from slot_vllm.engine.origins import submitting
+from slot_vllm.engine.frontend.beam_search import search
+from slot_vllm.engine.frontend.origins import submitting
+from slot_vllm.engine.worker import deltas as deltas_module
 from tests.engine.cases import Answer, Case, computed, mixed_cases, random_tokens
 from tests.engine.conformance.test_safeguards import mixed
 from tests.engine.engines import scheduler_of

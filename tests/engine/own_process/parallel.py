@@ -329,8 +329,8 @@ def _failing(at_call: int) -> Wrap:
         ("slot_vllm.optim.two_pass_form.TwoPassForm", "__init__", 1, ()),
         # In the midst of a trust region's search.
         ("slot_vllm.optim.scaled_rows.ScaledRows", "divergences", 20, (("preset", "safe"),)),
-        ("slot_vllm.engine.hidden_cache.HiddenCache", "read", 1, ()),
-        ("slot_vllm.engine.deltas.Deltas", "_key", 1, ()),
+        ("slot_vllm.engine.worker.hidden_cache.HiddenCache", "read", 1, ()),
+        ("slot_vllm.engine.worker.deltas.Deltas", "_key", 1, ()),
     ],
 )
 def test_what_fails_on_one_rank_costs_one_delta_on_both(
@@ -396,7 +396,9 @@ def test_what_is_not_added_on_one_rank_is_added_on_none(
     llm = parallel(tiny_model, **{**TP2, "dtype": "bfloat16"})
     case, other = (Case(random_tokens(30 + i, 840 + i), 5, 0.1, 8) for i in range(2))
     (plain,) = run(llm, [replace(case, steps=0)])
-    llm.collective_rpc(on_rank(1, _failing(1), "slot_vllm.engine.linear_head", "add_bias_rows"))
+    llm.collective_rpc(
+        on_rank(1, _failing(1), "slot_vllm.engine.worker.linear_head", "add_bias_rows")
+    )
     (output,) = run(llm, [case])
     assert tokens_of([output]) == tokens_of([plain])
     assert [s["failed.logits"] for s in llm.collective_rpc("slot_stats")] == [1, 1]
@@ -411,8 +413,12 @@ def test_what_people_read_of_a_step_may_be_missing_on_one_rank(
     llm = parallel(tiny_model, **TP2)
     case = Case(random_tokens(30, 850), 5, 0.1, 8)
     before = [stats["failed"] for stats in llm.collective_rpc("slot_stats")]
-    llm.collective_rpc(on_rank(1, _failing(1), "slot_vllm.engine.loss_drops.LossDrops", "observe"))
-    llm.collective_rpc(on_rank(1, _failing(1), "slot_vllm.engine.deltas.Deltas", "_log_not_finite"))
+    llm.collective_rpc(
+        on_rank(1, _failing(1), "slot_vllm.engine.worker.loss_drops.LossDrops", "observe")
+    )
+    llm.collective_rpc(
+        on_rank(1, _failing(1), "slot_vllm.engine.worker.deltas.Deltas", "_log_not_finite")
+    )
     (output,) = run(llm, [case])
     assert_tokens_equal(tokens_of([output]), reference(tiny_model, [case]))
     assert [stats["failed"] for stats in llm.collective_rpc("slot_stats")] == before
@@ -430,11 +436,11 @@ def test_ranks_that_differ_are_found(tiny_model: str, parallel: Callable[..., An
             learned.delta[3] += 1e-7
             return [learned]
 
-        import slot_vllm.engine.deltas as deltas
+        import slot_vllm.engine.worker.deltas as deltas
 
         return optimize
 
-    llm.collective_rpc(on_rank(0, wrap, "slot_vllm.engine.deltas", "optimize"))
+    llm.collective_rpc(on_rank(0, wrap, "slot_vllm.engine.worker.deltas", "optimize"))
     (output,) = run(llm, [case])
     assert_tokens_equal(tokens_of([output]), reference(tiny_model, [replace(case, steps=0)]))
     for stats, errors in zip(
@@ -491,7 +497,7 @@ def test_how_often_the_hosts_agree(tiny_model: str, parallel: Callable[..., Any]
 
         return largest
 
-    llm.collective_rpc(on_rank(0, counting, "slot_vllm.engine.ranks.Ranks", "largest"))
+    llm.collective_rpc(on_rank(0, counting, "slot_vllm.engine.worker.ranks.Ranks", "largest"))
     run(llm, [Case(random_tokens(41, 830), 5, 0.1, 3)])
     (agreements, _) = llm.collective_rpc(lambda worker: getattr(worker, "agreements", None))
     # check_ranks, which is for debugging, has another three.

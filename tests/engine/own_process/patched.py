@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from slot_vllm.engine import linear_head
+from slot_vllm.engine.worker import linear_head
 from tests.engine.cases import (
     Case,
     assert_delta_equal,

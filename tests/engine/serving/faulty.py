@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from slot_vllm.engine import deltas as deltas_module
-from slot_vllm.engine.worker import SlotWorkerExtension
+from slot_vllm.engine.worker import deltas as deltas_module
+from slot_vllm.engine.worker.extension import SlotWorkerExtension
 
 # Requests with this learning rate are those that ``poison`` hits.
 POISONED_LR = 0.0625

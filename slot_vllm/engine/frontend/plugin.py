@@ -1,0 +1,96 @@
+"""Entry point of vLLM's general plugins, loaded in every process of every engine.
+
+It wraps ``EngineArgs.create_engine_config``, a start-up function, and nothing else. What else a
+SLOT engine needs is put in place when an engine asks for it, on objects that belong to that engine.
+"""
+
+import functools
+import logging
+from typing import Any
+
+from slot_vllm.engine.frontend import raw_settings, startup
+from slot_vllm.engine.frontend.wraps import is_wrapped, mark
+from slot_vllm.engine.vllm_contract import release
+from slot_vllm.engine.wire.engine_settings import EXTENSION, asks_for_slot
+from slot_vllm.params import SlotError
+
+logger = logging.getLogger("vllm.slot_vllm")
+
+
+def register() -> None:
+    """Idempotent: vLLM may load plugins more than once in a process."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    original = EngineArgs.create_engine_config
+    if is_wrapped(original):
+        return
+
+    @functools.wraps(original)
+    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+        _expand(self)
+        vllm_config = original(self, *args, **kwargs)
+        _configure(vllm_config, _usage_context(*args, **kwargs))
+        return vllm_config
+
+    EngineArgs.create_engine_config = mark(create_engine_config)
+
+
+def _expand(arguments: Any) -> None:
+    """The bare name: workers look an extension up by a name with a dot."""
+    if arguments.worker_extension_cls == startup.BARE_NAME:
+        arguments.worker_extension_cls = EXTENSION
+
+
+def _configure(vllm_config: Any, usage_context: Any) -> None:
+    """Prepare an engine that asks for SLOT; leave others alone. Raises SlotError."""
+    if asks_for_slot(vllm_config):
+        _prepare(vllm_config, usage_context)
+    elif startup.names_settings(vllm_config):
+        raise SlotError(
+            'additional_config["slot"] is set but the engine does not ask for SLOT: its worker '
+            f"extension is {vllm_config.parallel_config.worker_extension_cls or None!r}; "
+            f"add --worker-extension {startup.BARE_NAME} (in Python: "
+            f'worker_extension_cls="{EXTENSION}")'
+        )
+
+
+def _usage_context(usage_context: Any = None, *_args: Any, **_kwargs: Any) -> Any:
+    return usage_context
+
+
+def _prepare(vllm_config: Any, usage_context: Any) -> None:
+    # Before anything is imported that another release may lack.
+    serves = startup.serves(usage_context)
+    release.check_front_end(serves)
+    startup.refuse_what_cannot_work(vllm_config, usage_context)
+    config = startup.resolve_config(vllm_config)
+    if config.max_concurrent is not None:
+        release.require("limited scheduler")
+        from slot_vllm.engine.frontend.scheduler import limit_completions
+
+        limit_completions(vllm_config)
+    lacking = release.missing("metrics") if serves else []
+    if lacking:
+        logger.warning("SLOT shows nothing on /metrics: %s", release.describe(lacking))
+    unknown = release.missing("scoring") if serves else []
+    if unknown:
+        logger.warning(
+            "SLOT does not find all that it knows to score texts; if it is elsewhere in this "
+            "release, SLOT learns from what is scored there: %s",
+            release.describe(unknown),
+        )
+    traces = vllm_config.observability_config.otlp_traces_endpoint is not None
+    if traces:
+        release.require("tracing")
+    raw_settings.install()
+    from slot_vllm.engine.frontend import admission, beam_search, metrics, scoring, server, tracing
+
+    admission.install()
+    beam_search.install()
+    server.install()
+    if serves and not lacking:
+        metrics.install()
+    if serves:
+        scoring.install({contact.path for contact, _ in unknown})
+    if traces:
+        tracing.install()

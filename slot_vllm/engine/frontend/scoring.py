@@ -1,0 +1,54 @@
+"""Endpoints that score texts: SLOT adapts answers, not scores, so that their requests have none."""
+
+import functools
+import importlib
+from collections.abc import Container
+from typing import Any
+
+from vllm.exceptions import VLLMValidationError
+
+from slot_vllm.engine.frontend.origins import Origin, submitting
+from slot_vllm.engine.frontend.wraps import is_wrapped, mark
+from slot_vllm.engine.vllm_contract.server import SCORING_ENDPOINTS
+from slot_vllm.params import named
+
+
+def scores() -> Origin:
+    """Of the requests of one call; each counts."""
+    return Origin("scoring")
+
+
+def check_scoring(request: Any) -> None:
+    """A request to one of these endpoints. Raises VLLMValidationError if it names a setting."""
+    beside = request.model_extra or {}
+    within = beside.get("vllm_xargs")
+    keys = [*named(beside), *named(within if isinstance(within, dict) else None)]
+    if keys:
+        raise VLLMValidationError(
+            f"{', '.join(keys)}: SLOT adapts answers, and this endpoint scores; allowed: no slot_* "
+            "key"
+        )
+
+
+def install(absent: Container[str] = ()) -> None:
+    """From now on the endpoints of SLOT engines submit requests that have no SLOT. Idempotent.
+    absent: modules that this release does not have."""
+    for path, class_name, method in SCORING_ENDPOINTS:
+        if path in absent:
+            continue
+        serving = getattr(importlib.import_module(path), class_name)
+        original = getattr(serving, method)
+        if not is_wrapped(original):
+            setattr(serving, method, mark(_wrapped(original)))
+
+
+def _wrapped(original: Any) -> Any:
+    @functools.wraps(original)
+    async def scored(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        if getattr(self.engine_client.input_processor, "slot_admission", None) is None:
+            return await original(self, request, *args, **kwargs)
+        check_scoring(request)
+        with submitting(scores()):
+            return await original(self, request, *args, **kwargs)
+
+    return scored

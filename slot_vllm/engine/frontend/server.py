@@ -1,0 +1,124 @@
+"""Checks of the OpenAI-compatible server, made before a response is started.
+
+For a streaming request the error of ``process_inputs`` comes only after the 200 header is out, and
+pydantic has made integers of JSON booleans by then.
+"""
+
+import functools
+from typing import Any
+
+from vllm.exceptions import VLLMValidationError
+from vllm.sampling_params import SamplingParams
+
+from slot_vllm.engine.frontend.admission import AcceptedDict, Admission
+from slot_vllm.engine.frontend.wraps import is_wrapped, mark
+from slot_vllm.engine.wire.engine_settings import asks_for_slot
+from slot_vllm.params import REQUEST_PREFIX
+
+# The methods that answer a request with `vllm_xargs`, of whichever serving class has them.
+_ENTRIES = (
+    "create_chat_completion",
+    "create_batch_chat_completion",
+    "create_completion",
+    "create_responses",
+    "create_messages",
+)
+
+
+def install() -> None:
+    """From now on each new serving object of a SLOT engine checks its requests. Idempotent."""
+    from vllm.entrypoints.generate.base.serving import GenerateBaseServing
+
+    original = GenerateBaseServing.__init__
+    if is_wrapped(original):
+        return
+
+    @functools.wraps(original)
+    def __init__(self: Any, engine_client: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, engine_client, *args, **kwargs)
+        if asks_for_slot(engine_client.vllm_config):
+            _hook(self, engine_client.input_processor.slot_admission)
+
+    GenerateBaseServing.__init__ = mark(__init__)
+
+
+def _hook(serving: Any, admission: Admission) -> None:
+    for name in _ENTRIES:
+        if hasattr(serving, name):
+            setattr(serving, name, _checked(getattr(serving, name), admission))
+    log_inputs = serving._log_inputs
+
+    def hooked_log_inputs(
+        request_id: str, inputs: Any, params: Any, lora_request: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        check_inputs(admission, inputs, params, lora_request)
+        return log_inputs(request_id, inputs, params, lora_request, *args, **kwargs)
+
+    serving._log_inputs = hooked_log_inputs
+    if not hasattr(serving, "_generate_with_builtin_tools"):
+        return
+    generate = serving._generate_with_builtin_tools
+
+    # Of /v1/responses, where _log_inputs is called once the response has begun, for each of the
+    # prompts that the calls of tools make. Not async: it answers before the generator starts.
+    def checked_generate(
+        *args: Any, engine_input: Any, sampling_params: Any, lora_request: Any, **kwargs: Any
+    ) -> Any:
+        check_generation(admission, engine_input, sampling_params, lora_request)
+        return generate(
+            *args,
+            engine_input=engine_input,
+            sampling_params=sampling_params,
+            lora_request=lora_request,
+            **kwargs,
+        )
+
+    serving._generate_with_builtin_tools = checked_generate
+
+
+def _checked(entry: Any, admission: Admission) -> Any:
+    @functools.wraps(entry)
+    async def checked(request: Any, raw_request: Any = None, *args: Any, **kwargs: Any) -> Any:
+        await check_entry(admission, request, raw_request)
+        return await entry(request, raw_request, *args, **kwargs)
+
+    return checked
+
+
+async def check_entry(admission: Admission, request: Any, raw_request: Any) -> None:
+    """A request as it came. Raises VLLMValidationError."""
+    settings = getattr(request, "vllm_xargs", None)
+    outside: Any = getattr(request, "model_extra", None) or {}
+    if raw_request is not None:
+        body = await raw_request.json()
+        outside = body if isinstance(body, dict) else {}
+        settings = outside.get("vllm_xargs")
+    for key in outside:
+        if key.startswith(REQUEST_PREFIX):
+            raise VLLMValidationError(f"{key}: settings of SLOT stand in vllm_xargs, not beside it")
+    # The parameters of a beam search do not carry these settings any further.
+    beams = getattr(request, "use_beam_search", False)
+    admission.check(settings, "beam_search" if beams else None)
+
+
+def check_inputs(admission: Admission, inputs: Any, params: Any, lora_request: Any) -> None:
+    """The last call before generation starts that has the prompt, its settings and its adapter.
+    Raises VLLMValidationError."""
+    if isinstance(params, SamplingParams) and isinstance(inputs, dict):
+        reason = admission.obstacle(
+            multimodal=inputs.get("type") == "multimodal",
+            embeddings=inputs.get("type") == "embeds",
+            resumable=False,
+            lora_request=lora_request,
+            prompt_tokens=len(inputs.get("prompt_token_ids") or ()),
+        )
+        settings, bypassed = admission.check(params.extra_args, reason)
+        if bypassed is None:
+            admission.spans(params.extra_args, settings, inputs.get("prompt_token_ids", ()))
+
+
+def check_generation(admission: Admission, inputs: Any, params: Any, lora_request: Any) -> None:
+    """As ``check_inputs``, for the first prompt of a request whose later ones tool calls make: what
+    stands in the way of those is no error any more. Raises VLLMValidationError."""
+    check_inputs(admission, inputs, params, lora_request)
+    params.extra_args = AcceptedDict(params.extra_args or {})

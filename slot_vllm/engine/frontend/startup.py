@@ -1,0 +1,77 @@
+"""What an engine asks for, and what can be refused before it starts."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from vllm import envs
+from vllm.usage.usage_lib import UsageContext
+
+from slot_vllm import __version__
+from slot_vllm.engine.frontend import hidden_cache_choice
+from slot_vllm.engine.wire.engine_settings import CHECKED, SETTINGS
+from slot_vllm.params import SlotConfig, SlotError
+
+BARE_NAME = "slot_vllm"
+
+
+def names_settings(vllm_config: Any) -> bool:
+    """Whether ``additional_config`` has settings for SLOT."""
+    additional = vllm_config.additional_config
+    return isinstance(additional, Mapping) and SETTINGS in additional
+
+
+def resolve_config(vllm_config: Any) -> SlotConfig:
+    """The engine's settings, written back so that every process reads the same ones; the caller's
+    dict is left as it was. Raises SlotError."""
+    additional = vllm_config.additional_config
+    if not isinstance(additional, Mapping):
+        raise SlotError(f"additional_config: a mapping is required, not {type(additional)}")
+    config = SlotConfig.load(additional.get(SETTINGS), os.environ)
+    config = hidden_cache_choice.choose(config, vllm_config)
+    settings = config.model_dump(mode="json")
+    vllm_config.additional_config = {**additional, SETTINGS: settings, CHECKED: __version__}
+    return config
+
+
+def serves(usage_context: Any) -> bool:
+    """Whether the engine is the OpenAI-compatible server's."""
+    return bool(usage_context == UsageContext.OPENAI_API_SERVER)
+
+
+def refuse_what_cannot_work(vllm_config: Any, usage_context: Any) -> None:
+    """Raise SlotError for an engine that cannot serve SLOT at all: what vLLM refuses for prompt
+    logprobs, and what this package does not do."""
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    speculative = vllm_config.speculative_config
+    reasons = {
+        "the Rust front end (VLLM_USE_RUST_FRONTEND), whose requests pass no admission": (
+            serves(usage_context) and envs.VLLM_USE_RUST_FRONTEND
+        ),
+        f"a {model.runner_type} model (only generative ones have a next-token loss)": (
+            model.runner_type != "generate"
+        ),
+        "an encoder-decoder model": model.is_encoder_decoder,
+        "a diffusion model": model.is_diffusion,
+        "--kv-sharing-fast-prefill (it skips the prompt's hidden states)": (
+            vllm_config.cache_config.kv_sharing_fast_prefill
+        ),
+        "--kv-transfer-config (prompts that arrive as KV blocks have no hidden states)": (
+            vllm_config.kv_transfer_config is not None
+        ),
+        # Neither is there before 0.28.
+        "batch-sharded sampling": getattr(parallel, "enable_batch_sharded_sampling", False),
+        "adaptive verification of drafts": (
+            getattr(speculative, "enable_adaptive_verification", False)
+        ),
+        **{
+            f"{name} {getattr(parallel, name)} (allowed: 1)": getattr(parallel, name) != 1
+            for name in (
+                "prefill_context_parallel_size",
+                "decode_context_parallel_size",
+            )
+        },
+    }
+    found = [reason for reason, holds in reasons.items() if holds]
+    if found:
+        raise SlotError(f"SLOT cannot work with {'; '.join(found)}")

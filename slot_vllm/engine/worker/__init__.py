@@ -1,0 +1,1 @@
+"""In the workers: what happens in a step of the model runner."""

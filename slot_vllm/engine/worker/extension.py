@@ -1,0 +1,204 @@
+"""The worker extension: its RPC methods, and SLOT's way onto the worker's model runner.
+
+vLLM imports this module in a worker process when an engine names the extension. Importing it wraps
+``Worker.load_model``, a start-up function: a mixed-in extension class can only add methods.
+"""
+
+import functools
+import logging
+from typing import Any
+
+from vllm.distributed.parallel_state import get_pp_group, get_tp_group
+from vllm.v1.worker.gpu_worker import Worker
+
+from slot_vllm import __version__
+from slot_vllm.engine.vllm_contract import release
+from slot_vllm.engine.wire.engine_settings import asks_for_slot
+from slot_vllm.engine.wire.receipt_dict import ReceiptDict
+from slot_vllm.engine.wire.worker_metrics import WorkerMetrics
+from slot_vllm.engine.worker.agreement import common_config
+from slot_vllm.engine.worker.deltas import Deltas
+from slot_vllm.engine.worker.linear_head import LinearHead
+from slot_vllm.engine.worker.ranks import Ranks
+from slot_vllm.engine.worker.runners import hook_v1, hook_v2, watch
+from slot_vllm.optim.optimize import Learned
+from slot_vllm.params import PAPER_STEPS, SlotConfig, SlotError
+
+logger = logging.getLogger("vllm.slot_vllm")
+
+
+class SlotWorkerExtension:
+    """Methods for ``collective_rpc``; each returns one value per worker. The tensor-parallel ranks
+    of the last pipeline stage all know the deltas; the workers of the other stages know nothing,
+    and answer with what is empty."""
+
+    def slot_stats(self) -> dict[str, int | float]:
+        """Counters since start (optimized, shared, bypassed, failed, prompt_tokens,
+        optimize_seconds as seen by the host) and what is alive now."""
+        deltas = _deltas(self)
+        return {} if deltas is None else deltas.stats()
+
+    def slot_metrics(self) -> WorkerMetrics | None:
+        """``slot_stats`` and the histograms, for the server's ``/metrics``."""
+        deltas = _deltas(self)
+        if deltas is None:
+            return None
+        return {"stats": deltas.stats(), "histograms": deltas.histograms()}
+
+    def slot_forget_shared(self) -> None:
+        """Let no later request use a delta that was learned until now. To be called with
+        ``reset_prefix_cache`` whenever the weights were changed by other means than vLLM's."""
+        deltas = _deltas(self)
+        if deltas is not None:
+            deltas.forget_shared()
+
+    def slot_errors(self) -> list[str]:
+        """The most recent tracebacks, oldest first."""
+        deltas = _deltas(self)
+        return [] if deltas is None else list(deltas.errors)
+
+    def slot_delta(self, request_id: str) -> list[float] | None:
+        """The d floats learned for the request whose output shows ``request_id``; None if there
+        are none, or none are kept (``keep_deltas``)."""
+        learned = _find(self, request_id)
+        return None if learned is None else learned.delta.tolist()
+
+    def slot_losses(self, request_id: str) -> list[float] | None:
+        """Mean prompt loss (nats per token) before each step and, with ``report_loss``, after the
+        last one; None as for ``slot_delta``."""
+        learned = _find(self, request_id)
+        return None if learned is None else learned.losses.tolist()
+
+    def slot_scale(self, request_id: str) -> float | None:
+        """What safeguards (``slot_guard``, ``slot_max_kl``) multiplied the request's delta by, from
+        0 to 1; 1 without any. None as for ``slot_delta``."""
+        learned = _find(self, request_id)
+        return None if learned is None else learned.scale.item()
+
+    def slot_receipt(self, request_id: str) -> ReceiptDict | None:
+        """What SLOT did to the request whose output shows ``request_id``; see ``ReceiptDict``. None
+        before its prompt is complete, once it is too long ago, and unless ``receipts`` is set."""
+        deltas = _deltas(self)
+        return None if deltas is None else deltas.receipt(request_id)
+
+    def slot_receipts(self, response_ids: list[str]) -> dict[str, list[ReceiptDict]]:
+        """The same for a server, by the ids of its responses: one for each of a response's
+        prompts."""
+        deltas = _deltas(self)
+        return {} if deltas is None else deltas.receipts_of(response_ids)
+
+    def slot_token_shifts(self, request_id: str) -> bytes | None:
+        """W delta of the request: what it adds to the logit of each of the V tokens, before the
+        model's soft cap and scale, at every position alike. V is without the padding.
+
+        V float32 in the machine's byte order, for ``np.frombuffer(shifts, np.float32)``: vLLM's
+        messages between processes carry bytes, but no arrays. With ``slot_rounding: model`` the
+        logits get what rounding leaves of it. None as for ``slot_delta``. The tensor-parallel ranks
+        put it together, so that each returns all of it.
+        """
+        deltas = _deltas(self)
+        shifts = None if deltas is None else deltas.token_shifts(request_id)
+        return None if shifts is None else shifts.cpu().numpy().tobytes()
+
+
+def _deltas(worker: Any) -> Deltas | None:
+    """None on a pipeline stage that does not have the head."""
+    if not hasattr(worker.model_runner, "slot_deltas"):
+        raise SlotError("this engine was started without SLOT (--worker-extension slot_vllm)")
+    deltas: Deltas | None = worker.model_runner.slot_deltas
+    return deltas
+
+
+def _find(worker: Any, request_id: str) -> Learned | None:
+    deltas = _deltas(worker)
+    return None if deltas is None else deltas.find(request_id)
+
+
+def install(worker: Any) -> None:
+    """Put SLOT onto the model runner of ``worker``, whose model is loaded. Raises SlotError."""
+    runner = worker.model_runner
+    v2 = worker.use_v2_model_runner
+
+    def check(config: SlotConfig) -> None:
+        release.check_worker(v2, config.hidden_cache == "on")
+        if get_tp_group().world_size > 1:
+            release.require("tensor parallel")
+
+    config = common_config(worker.vllm_config, check)
+    if not get_pp_group().is_last_rank:
+        runner.slot_deltas = runner.slot_hidden_cache = None
+        return
+    ranks = Ranks(get_tp_group())
+    model = runner.get_model()
+    hidden_size = worker.vllm_config.model_config.get_hidden_size()
+    linear_head = LinearHead(model, hidden_size, runner.dtype, ranks)
+    deltas = Deltas(config, linear_head, runner.max_num_reqs, runner.device, ranks)
+    cache = None
+    if config.hidden_cache == "on":
+        # Only here: a vLLM without HiddenStateCacheSpec cannot import it.
+        from slot_vllm.engine.worker.hidden_cache import HiddenCache
+
+        cache = HiddenCache(worker.vllm_config, hidden_size, ranks)
+    (hook_v2 if v2 else hook_v1)(runner, deltas, cache)
+    watch(worker, deltas, cache)
+    linear_head.hook(deltas.take, deltas.attempt)
+    runner.slot_deltas = deltas
+    runner.slot_hidden_cache = cache
+    logger.info(
+        "SLOT %s on the %s model runner; head %s; hidden cache %s; delta cache %d MiB (%d deltas); "
+        "workspace %d MiB (%s); defaults: steps %d, lr %g, betas %s, eps %g, weight_decay %g, "
+        "rounding %s; at most %d steps%s; report_loss %s, keep_deltas %d, "
+        "receipts %d",
+        __version__,
+        "V2" if v2 else "V1",
+        linear_head.describe(),
+        config.hidden_cache,
+        config.delta_cache_mb,
+        deltas.shared.capacity,
+        deltas.workspace_size.mb,
+        deltas.workspace_size.reason,
+        config.steps,
+        config.lr,
+        config.betas,
+        config.eps,
+        config.weight_decay,
+        config.rounding,
+        config.max_steps,
+        _limits(config),
+        "on" if config.report_loss else "off",
+        config.keep_deltas,
+        config.receipts,
+    )
+    if not config.steps:
+        logger.info(
+            "Requests that name no slot_* key have no SLOT; for all: "
+            """--additional-config '{"slot": {"steps": %d}}' or SLOT_STEPS=%d""",
+            PAPER_STEPS,
+            PAPER_STEPS,
+        )
+
+
+def _limits(config: SlotConfig) -> str:
+    """Those that are set."""
+    limits = ""
+    if config.max_prompt_tokens is not None:
+        tokens, longer = config.max_prompt_tokens, config.long_prompts
+        limits += f", max_prompt_tokens {tokens} (long_prompts {longer})"
+    if config.max_concurrent is not None:
+        limits += f", max_concurrent {config.max_concurrent}"
+    return limits
+
+
+def _wrap_load_model() -> None:
+    original = Worker.load_model
+
+    @functools.wraps(original)
+    def load_model(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        if asks_for_slot(self.vllm_config):
+            install(self)
+
+    Worker.load_model = load_model
+
+
+_wrap_load_model()

@@ -1,0 +1,360 @@
+"""The model's head: found by watching it work, checked to be linear, hooked where W h is made."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from inspect import signature
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from vllm.model_executor.layers.logits_processor import LogitsProcessor
+
+from slot_vllm.engine.worker.own_hooks import has_own_hooks
+from slot_vllm.engine.worker.ranks import ALONE, Ranks
+from slot_vllm.kernels.apply_delta import add_bias_rows
+from slot_vllm.optim.head import Head
+from slot_vllm.optim.shard import Shard
+from slot_vllm.params import SlotError
+
+_PROBE_ROWS = 4
+# What the model computes and what f(h W^T) gives may differ by the rounding of the logits.
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+
+@dataclass(frozen=True)
+class Additions:
+    """What one step adds, per row of logits.
+
+    look_up: gives each row's row in the tables, (r,) int64. biases, rounded: see DeltaTable; None
+    where no request of the step uses it. fade: gives ``factors``; None where all of them are 1.
+    """
+
+    look_up: Callable[[], Tensor]
+    biases: Tensor | None
+    rounded: Tensor | None
+    fade: Callable[[], Tensor] | None = None
+
+    @cached_property
+    def factors(self) -> Tensor | None:
+        """(r,) float32, what each row's row of the tables is multiplied by."""
+        return None if self.fade is None else self.fade()
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """(r,) int64, each row's row in the tables; 0 where nothing is left of it."""
+        rows = self.look_up()
+        return rows if self.factors is None else torch.where(self.factors > 0, rows, 0)
+
+    def of(self, table: Tensor) -> Tensor:
+        """(r, m), what each row gets of ``table`` (1 + capacity, m), in its dtype."""
+        if self.factors is None:
+            return table[self.rows]
+        return (table[self.rows].float() * self.factors.unsqueeze(1)).to(table.dtype)
+
+
+@dataclass(frozen=True)
+class LogitsHook:
+    """What a patched vLLM finds as the processor's ``slot_hook``.
+
+    take(): this step's additions, or None. logits(additions, lm_head, hidden_states, ...): what its
+    forward returns then.
+    """
+
+    take: Callable[[], Additions | None]
+    logits: Callable[..., Tensor | None]
+
+
+class Attempt(Protocol):
+    """What ``work`` gives, which exchanges nothing; None, on all ranks, if it raises on one."""
+
+    def __call__(self, work: Callable[[], Tensor]) -> Tensor | None: ...
+
+
+class LinearHead:
+    """The head of ``model``, or this rank's part of it. Raises SlotError if it is not
+    f(h W^T + bias), or not sharded over the vocabulary where there are several ranks.
+
+    vocabulary: of the whole head, without its padding. columns: those of this rank, [first, stop).
+    vLLM pads the vocabulary at its end and divides it evenly: the last ranks may have few columns
+    or none.
+    """
+
+    def __init__(
+        self, model: Any, hidden_size: int, dtype: torch.dtype, ranks: Ranks = ALONE
+    ) -> None:
+        name = type(model).__name__
+        self._ranks = ranks
+        probe = torch.randn(
+            _PROBE_ROWS, hidden_size, generator=torch.Generator().manual_seed(0)
+        ).to(dtype)
+        try:
+            calls, logits = _watch(model, probe)
+        except Exception as error:
+            raise SlotError(
+                f"SLOT needs a head for hidden states of size {hidden_size}; "
+                f"{name}.compute_logits failed on them: {error}"
+            ) from error
+        if len(calls) != 1 or logits is None:
+            raise SlotError(
+                f"SLOT needs one linear head; {name}.compute_logits used {len(calls)} "
+                "logits processors"
+            )
+        self._processor, self._lm_head, self._bias = calls[0]
+        weight = getattr(self._lm_head, "weight", None)
+        if (
+            not isinstance(weight, Tensor)
+            or weight.dtype not in _TOLERANCE
+            or weight.dim() != 2
+            or weight.shape[1] != hidden_size
+        ):
+            found = "none" if weight is None else f"{tuple(weight.shape)} of {weight.dtype}"
+            raise SlotError(
+                f"SLOT needs the unquantized weight (vocabulary x {hidden_size}) of a linear head; "
+                f"{name}'s {type(self._lm_head).__name__} has {found}"
+            )
+        self.vocabulary: int = self._processor.org_vocab_size
+        self.columns = self._own_columns(name, weight.shape[0])
+        head = self.head()
+        z = probe.to(weight.device).float() @ head.weight.float().T
+        if head.bias is not None:
+            z += head.bias.float()
+        expected = head.activate(z)
+        shape = (_PROBE_ROWS, self.vocabulary)
+        if logits.shape != shape:
+            raise SlotError(
+                f"SLOT needs logits = f(h W^T) of shape {shape}; "
+                f"{name}.compute_logits gives {tuple(logits.shape)}"
+            )
+        scale = logits.float().abs().max().clamp(min=1e-3)
+        errors = (logits[:, slice(*self.columns)].float() - expected).abs() / scale
+        difference = errors.max().item() if errors.numel() else 0.0
+        if not difference <= _TOLERANCE[weight.dtype]:
+            raise SlotError(
+                f"SLOT needs logits = f(h W^T); {name}.compute_logits differs from that by "
+                f"{difference:.2g} of the largest logit (allowed: {_TOLERANCE[weight.dtype]:.2g})"
+            )
+
+    def _own_columns(self, name: str, rows: int) -> tuple[int, int]:
+        if self._ranks.size == 1:
+            return 0, self.vocabulary
+        if getattr(self._lm_head, "tp_size", 1) != self._ranks.size:
+            raise SlotError(
+                f"SLOT needs a head that is sharded over the vocabulary by the "
+                f"{self._ranks.size} tensor-parallel ranks; every rank has all of {name}'s"
+            )
+        if getattr(self._lm_head, "num_added_embeddings", 0):
+            raise SlotError(
+                f"SLOT under tensor parallelism needs a vocabulary without added embeddings; "
+                f"{name}'s head has {self._lm_head.num_added_embeddings}"
+            )
+        first = min(self._ranks.rank * rows, self.vocabulary)
+        return first, min(first + rows, self.vocabulary)
+
+    def head(self) -> Head:
+        """The head as it is now, this rank's columns: a reload of the weights replaces tensors."""
+        first, stop = self.columns
+        return Head(
+            self._lm_head.weight[: stop - first],
+            None if self._bias is None else self._bias[: stop - first],
+            self._processor.soft_cap,
+            self._processor.scale,
+        )
+
+    def shard(self) -> Shard | None:
+        """What the optimizer needs to know of the other ranks; None if there are none."""
+        if self._ranks.size == 1:
+            return None
+        rows = self._lm_head.weight.shape[0]
+        return Shard(
+            self.columns[0],
+            min(rows, self.vocabulary),
+            self._ranks.gather,
+            lambda flag: bool(self._ranks.largest([flag])[0]),
+        )
+
+    def whole(self, columns: Tensor) -> Tensor:
+        """(r, V) from this rank's (r, its columns); all ranks call it."""
+        if self._ranks.size == 1:
+            return columns
+        widest = min(self._lm_head.weight.shape[0], self.vocabulary)
+        padded = columns.new_zeros(len(columns), widest)
+        padded[:, : columns.shape[1]] = columns
+        return self._ranks.gather_columns(padded)[:, : self.vocabulary]
+
+    def describe(self) -> str:
+        head = self.head()
+        parts = [f"{self.vocabulary} x {head.hidden_size} {head.weight.dtype}"]
+        if self._ranks.size > 1:
+            parts.append(f"columns {self.columns[0]} to {self.columns[1]} on this rank")
+        if head.bias is not None:
+            parts.append("bias")
+        if head.soft_cap is not None:
+            parts.append(f"soft cap {head.soft_cap}")
+        if head.scale != 1.0:
+            parts.append(f"scale {head.scale:.4g}")
+        return ", ".join(parts)
+
+    def hook(self, take: Callable[[], Additions | None], attempt: Attempt) -> None:
+        """From now on the processor adds what ``take`` returns; None leaves it as it is. What may
+        fail in adding it is an ``attempt``; where one fails, nothing is added. What the model's own
+        head raises is in none."""
+        processor, original = self._processor, self._processor.forward
+
+        def adding(
+            additions: Additions,
+            lm_head: nn.Module,
+            hidden_states: Tensor,
+            embedding_bias: Tensor | None = None,
+            skip_gather: bool = False,
+        ) -> Tensor | None:
+            """``original`` is a patched vLLM's too, which finds nothing more to take."""
+
+            def unchanged(rows: Tensor = hidden_states) -> Tensor | None:
+                logits: Tensor | None = original(
+                    lm_head, rows, embedding_bias, **_skipping(skip_gather)
+                )
+                return logits
+
+            adapted = hidden_states
+            if additions.rounded is not None:
+                sums = attempt(lambda: _with_rounded(hidden_states, additions))
+                if sums is None:
+                    return unchanged()
+                adapted = sums
+            if additions.biases is None:
+                return unchanged(adapted)
+            together = self._ranks.size > 1 and not skip_gather
+            # Of this rank's columns alone, if its part of W delta is added to these.
+            alone = together and self._adds_before_gathering
+            own: Tensor | None = processor._get_logits(
+                adapted, lm_head, embedding_bias, **_skipping(skip_gather or alone)
+            )
+            if own is None:
+                return None
+            if together and not alone:
+                work = partial(_columns, additions)
+            else:
+                work = partial(self._shifted, own, additions, activate=not alone)
+            found = attempt(work)
+            if found is None:
+                # Not ``own``: part of it may be shifted.
+                return unchanged()
+            if alone:
+                return self._gathered(found, own.dtype, additions)
+            return self._spread(found, own, additions) if together else found
+
+        def forward(*args: Any, **kwargs: Any) -> Tensor | None:
+            additions = take()
+            if additions is None:
+                logits: Tensor | None = original(*args, **kwargs)
+                return logits
+            return adding(additions, *args, **kwargs)
+
+        if has_own_hooks(type(processor), {"forward": ('"slot_hook"',)}):
+            processor.slot_hook = LogitsHook(take, adding)
+        else:
+            processor.forward = forward
+
+    @property
+    def _adds_before_gathering(self) -> bool:
+        # A LoRA wrapper of the processor adds to gathered logits and refuses to skip the gather;
+        # before 0.29 nothing can skip it.
+        return (
+            self._ranks.size > 1
+            and isinstance(self._processor, LogitsProcessor)
+            and "skip_gather" in signature(self._processor._get_logits).parameters
+        )
+
+    def _shifted(self, own: Tensor, additions: Additions, activate: bool) -> Tensor:
+        """``own``, this rank's columns, with W delta."""
+        head, z = self.head(), own.float()
+        columns = z[:, : head.vocabulary]
+        add_bias_rows(columns, _biases(additions), additions.rows, additions.factors)
+        return _activated(head, z, own, additions.rows) if activate else z
+
+    def _gathered(self, shifted: Tensor, dtype: torch.dtype, additions: Additions) -> Tensor | None:
+        """All columns, of which each rank has shifted its own."""
+        gathered = self._processor._gather_logits(shifted)
+        if gathered is None:
+            return None
+        z = gathered[..., : self.vocabulary]
+        # float32 carried the rows without a delta as they were.
+        return _activated(self.head(), z, z.to(dtype), additions.rows)
+
+    def _spread(self, columns: Tensor, own: Tensor, additions: Additions) -> Tensor:
+        """``own``, which are all columns, with what each rank adds to its own."""
+        # A copy, as ``own`` is kept for the rows without a delta.
+        return _activated(self.head(), own.float() + self.whole(columns), own, additions.rows)
+
+
+def _skipping(skip_gather: bool) -> dict[str, bool]:
+    """Releases before 0.29 do not know the argument, and there nobody gives it."""
+    return {"skip_gather": True} if skip_gather else {}
+
+
+def _with_rounded(hidden_states: Tensor, additions: Additions) -> Tensor:
+    if additions.rounded is None:
+        return hidden_states
+    # Out of place: a drafter reads these rows too.
+    return hidden_states + additions.of(additions.rounded)
+
+
+def _biases(additions: Additions) -> Tensor:
+    assert additions.biases is not None
+    return additions.biases
+
+
+def _columns(additions: Additions) -> Tensor:
+    return additions.of(_biases(additions))
+
+
+def _activated(head: Head, z: Tensor, own: Tensor, rows: Tensor) -> Tensor:
+    """f(z), in place, in float32, the sampler's dtype; rows without a delta are what the model's
+    own f makes of ``own``, in its dtype."""
+    plain = None
+    if own.dtype != torch.float32 and (head.soft_cap is not None or head.scale != 1.0):
+        plain = head.activate(own).float()
+    if head.soft_cap is not None:
+        z.div_(head.soft_cap).tanh_().mul_(head.soft_cap)
+    if head.scale != 1.0:
+        z.mul_(head.scale)
+    return z if plain is None else torch.where((rows == 0).unsqueeze(1), plain, z)
+
+
+def _watch(model: Any, probe: Tensor) -> tuple[list[tuple[Any, Any, Tensor | None]], Tensor | None]:
+    """The (processor, lm_head, bias) of each logits processor that compute_logits calls."""
+    calls: list[tuple[Any, Any, Tensor | None]] = []
+    # A LoRA wrapper stands in for the processor and calls the processor's class, not the instance.
+    processors = [m for m in model.modules() if _is_processor(m)]
+    originals = [m.forward for m in processors]
+
+    def recorder(processor: nn.Module, original: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(
+            lm_head: nn.Module,
+            hidden_states: Tensor,
+            embedding_bias: Tensor | None = None,
+            *rest: Any,
+            **options: Any,
+        ) -> Any:
+            calls.append((processor, getattr(lm_head, "base_layer", lm_head), embedding_bias))
+            return original(lm_head, hidden_states, embedding_bias, *rest, **options)
+
+        return forward
+
+    device = next(model.parameters()).device
+    try:
+        for processor, original in zip(processors, originals, strict=True):
+            processor.forward = recorder(processor, original)
+        with torch.inference_mode():
+            logits = model.compute_logits(probe.to(device))
+    finally:
+        for processor in processors:
+            del processor.forward
+    return calls, logits
+
+
+def _is_processor(module: nn.Module) -> bool:
+    return isinstance(module, LogitsProcessor) or isinstance(
+        getattr(module, "base_layer", None), LogitsProcessor
+    )

@@ -1,0 +1,166 @@
+"""What SLOT did to a request, for those who want to know (``receipts``).
+
+Nothing waits for the device until a receipt is read: it holds what was learned where it is.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import isfinite
+from typing import Any
+
+from torch import Tensor
+
+from slot_vllm.engine.wire.receipt_dict import MOST_SECONDS, Outcome, ReceiptDict
+from slot_vllm.engine.wire.resolved import BEAM_SEARCH, RESOLVED
+from slot_vllm.engine.wire.response_ids import place, response_ids, without_beam
+from slot_vllm.engine.worker.last_finished import LastFinished
+from slot_vllm.engine.worker.request import Request
+from slot_vllm.engine.worker.step_timer import StepTime
+from slot_vllm.optim.optimize import Learned
+from slot_vllm.params import SlotParams
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """request_id: as its caller knows it. learned: without the delta, where there is one. learning:
+    of the step in which the request's own delta was learned."""
+
+    request_id: str
+    outcome: Outcome
+    reason: str | None = None
+    params: SlotParams | None = None
+    learned: Learned | None = None
+    learning: StepTime | None = None
+
+    @classmethod
+    def of(cls, request: Request) -> "Receipt | None":
+        """None until its prompt is complete."""
+        learned = request.learned
+        if learned is None:
+            return None
+        name, params = request.external_id, request.params
+        if request.failure is not None:
+            return cls(name, "failed", request.failure.reason, params)
+        # A copy of nothing: a part of delta would keep all of it.
+        learned = replace(learned, delta=learned.delta[:0].clone())
+        if request.shares:
+            return cls(name, "shared", None, params, learned)
+        return cls(name, "applied", None, params, learned, request.learning)
+
+    def read(self) -> ReceiptDict:
+        """Waits for the device."""
+        outcome, reason, learned, learning = self.outcome, self.reason, self.learned, self.learning
+        if learned is not None and not learned.finite:
+            outcome, reason, learned, learning = "failed", "non_finite", None, None
+        if learned is not None and not learned.losses.numel():
+            outcome, learned, learning = "one_token", None, None
+        losses = learned.losses.tolist() if learned else [None]
+        held = None if learned is None else learned.held_losses
+        return {
+            "request_id": self.request_id,
+            "outcome": outcome,
+            "reason": reason,
+            "steps": self.params.steps if self.params else None,
+            "lr": self.params.lr if self.params else None,
+            "tokens": learned.rows if learned else None,
+            "loss_before": losses[0],
+            "loss_after": losses[-1],
+            "held_out_gain": None if held is None else _finite(held[0] - held[1]),
+            "last_kl": _finite(learned.last_kl) if learned else None,
+            "scale": _finite(learned.scale) if learned else None,
+            "seconds": learning.seconds if learning else None,
+            "prompts": learning.prompts if learning else None,
+        }
+
+
+class Receipts:
+    """Those of the requests that run and, ``limit`` of them and none for longer than
+    ``MOST_SECONDS``, of those that finished. With a limit of 0 there are none at all."""
+
+    def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit = limit
+        # Of those that run without SLOT.
+        self._without: dict[str, Receipt] = {}
+        self._finished: LastFinished[Receipt] = LastFinished(limit, MOST_SECONDS, clock)
+
+    def without(
+        self,
+        new: Any,
+        outcome: Outcome,
+        reason: str | None = None,
+        params: SlotParams | None = None,
+    ) -> None:
+        """``new``, as the scheduler names it, goes without SLOT."""
+        if not self._limit:
+            return
+        name = _external_id(new)
+        if reason == BEAM_SEARCH:
+            # Of a search, the request of its first step.
+            name = without_beam(name)
+        self._without[new.req_id] = Receipt(name, outcome, reason, params)
+
+    def finish(self, req_id: str, request: Request | None) -> None:
+        """request: None for one that went without SLOT."""
+        if not self._limit:
+            return
+        receipt = self._without.pop(req_id, None)
+        if request is not None:
+            receipt = Receipt.of(request)
+        if receipt is not None:
+            self._finished.put(req_id, receipt)
+
+    def find(self, request_id: str, running: Iterable[Request]) -> Receipt | None:
+        """Of the request whose output shows ``request_id``. running: those with SLOT."""
+        found = [r for r in self._newest_first(running) if r.request_id == request_id]
+        return _telling(found) if found else None
+
+    def of_responses(
+        self, names: Collection[str], running: Iterable[Request]
+    ) -> dict[str, list[Receipt]]:
+        """By ``names``, the ids of a server's responses: those of their prompts, in order."""
+        found: dict[str, dict[str, list[Receipt]]] = {name: defaultdict(list) for name in names}
+        for receipt in self._newest_first(running):
+            for name in response_ids(receipt.request_id):
+                if name in found:
+                    found[name][receipt.request_id].append(receipt)
+        return {
+            name: [_telling(own[request_id]) for request_id in sorted(own, key=place)]
+            for name, own in found.items()
+        }
+
+    def _newest_first(self, running: Iterable[Request]) -> Iterator[Receipt]:
+        if not self._limit:
+            return
+        for request in reversed(list(running)):
+            receipt = Receipt.of(request)
+            if receipt is not None:
+                yield receipt
+        yield from reversed(self._without.values())
+        yield from reversed(self._finished.values())
+
+
+def _telling(found: list[Receipt]) -> Receipt:
+    """The newest of those with one id, which is that of several requests with ``n`` above 1, or
+    where a client used it twice. If it has another one's delta, that one."""
+    newest = found[0]
+    for other in found if newest.learned is not None else ():
+        assert newest.learned is not None
+        same = other.learned is not None and other.learned.losses is newest.learned.losses
+        if other.outcome == "applied" and same:
+            return other
+    return newest
+
+
+def _external_id(new: Any) -> str:
+    """Of any request, whatever is wrong with it."""
+    extra_args = getattr(getattr(new, "sampling_params", None), "extra_args", None)
+    resolved = extra_args.get(RESOLVED) if isinstance(extra_args, Mapping) else None
+    name = resolved.get("request_id") if isinstance(resolved, Mapping) else None
+    return str(name or new.req_id)
+
+
+def _finite(value: Tensor | None) -> float | None:
+    number = None if value is None else float(value)
+    return number if number is not None and isfinite(number) else None

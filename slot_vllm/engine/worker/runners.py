@@ -1,0 +1,259 @@
+"""Where the two model runners are touched. Both end in the same hook: before the step's logits
+are computed, ``Deltas`` sees its hidden states and says what each row of logits gets.
+
+Only methods of the given instance are replaced, so other engines of the process keep theirs; a
+patched vLLM (``own_hooks``) calls the hook itself. What is raised in what we add is contained; what
+vLLM's own method raises passes through.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from slot_vllm.engine.worker.batch import BatchView
+from slot_vllm.engine.worker.cpu_generators import keep_states
+from slot_vllm.engine.worker.deltas import Deltas
+from slot_vllm.engine.worker.failures import Failure
+from slot_vllm.engine.worker.own_hooks import has_own_hooks
+
+if TYPE_CHECKING:
+    from slot_vllm.engine.worker.hidden_cache import HiddenCache
+
+logger = logging.getLogger("vllm.slot_vllm")
+
+# What a patched runner's methods call.
+V1_CALLS = {"execute_model": ("slot_hook.begin_step(", "slot_hook.before_logits(")}
+V2_CALLS = {
+    "execute_model": ("slot_hook.begin_step(",),
+    "sample": ("slot_hook.before_logits(", "slot_hook.after_logits("),
+}
+# Methods of the worker.
+CHANGES_WEIGHTS = (
+    "reload_weights",
+    "reset_weights",
+    "update_weights",
+    "finish_weight_update",
+    "sleep",
+    "wake_up",
+)
+
+
+@dataclass(frozen=True)
+class Hook:
+    """What a patched vLLM finds as ``runner.slot_hook`` and calls.
+
+    begin_step(scheduler_output): before a step. before_logits: V1, (model_output, logits_indices);
+    V2, (hidden_states, input_batch). after_logits(): V2, once they are made.
+    """
+
+    begin_step: Callable[..., None]
+    before_logits: Callable[..., None]
+    after_logits: Callable[[], None]
+
+
+def hook_v1(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
+    """``vllm.v1.worker.gpu_model_runner.GPUModelRunner``."""
+    execute_model = runner.execute_model
+    prepare_inputs = runner._prepare_inputs
+    model_forward = runner._model_forward
+    prepared: list[Any] = []
+
+    def hooked_execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        begin_step(deltas, scheduler_output)
+        return execute_model(scheduler_output, *args, **kwargs)
+
+    def hooked_prepare_inputs(*args: Any, **kwargs: Any) -> Any:
+        result = prepare_inputs(*args, **kwargs)
+        prepared[:] = [result]
+        return result
+
+    def hooked_model_forward(*args: Any, **kwargs: Any) -> Any:
+        output = model_forward(*args, **kwargs)
+        inputs = prepared.copy()
+        prepared.clear()
+        before_logits(output, lambda: inputs[0][0])
+        return output
+
+    def before_logits(output: Any, logits_indices: Callable[[], torch.Tensor]) -> None:
+        hidden_states = output[0] if isinstance(output, tuple) else output
+        if runner.input_batch.generators and runner.device.type == "cpu":
+            try:
+                keep_states(runner)
+            except Exception as error:
+                failure = Failure.of(error, "batch")
+                deltas.failures.report(failure, "vLLM cannot rewind a seeded request")
+        if cache is not None:
+            write(cache, deltas, hidden_states, lambda: slots(cache))
+        if deltas.requests:
+            deltas.stage(hidden_states, lambda: view(logits_indices()))
+
+    def slots(cache: "HiddenCache") -> torch.Tensor:
+        rows = int(runner.query_start_loc.np[runner.input_batch.num_reqs])
+        mapping: torch.Tensor = block_table(cache).slot_mapping.gpu[:rows]
+        return mapping
+
+    def block_table(cache: "HiddenCache") -> Any:
+        return runner.input_batch.block_table[cache.group(runner.kv_cache_config)]
+
+    def read(i: int, start: int, stop: int) -> torch.Tensor:
+        assert cache is not None
+        table = block_table(cache)
+        return cache.read(table.block_table.gpu[i], table.block_size, start, stop)
+
+    def view(indices: torch.Tensor) -> BatchView:
+        req_ids = runner.input_batch.req_ids
+        count = len(req_ids)
+        starts = [runner.requests[req_id].num_computed_tokens for req_id in req_ids]
+        ends = runner.query_start_loc.gpu[1 : count + 1]
+        return BatchView(
+            req_ids=req_ids,
+            starts=np.array(starts),
+            query_start=runner.query_start_loc.np[: count + 1],
+            slots=np.arange(count),
+            row_slots=torch.searchsorted(ends, indices.to(ends.dtype), right=True),
+            num_slots=count,
+            positions=lambda: runner.positions[indices],
+            read=None if cache is None else read,
+        )
+
+    if has_own_hooks(type(runner), V1_CALLS):
+        runner.slot_hook = Hook(
+            partial(begin_step, deltas),
+            lambda output, indices: before_logits(output, lambda: indices),
+            deltas.unstage,
+        )
+        return
+    runner.execute_model = hooked_execute_model
+    runner._prepare_inputs = hooked_prepare_inputs
+    runner._model_forward = hooked_model_forward
+
+
+def hook_v2(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
+    """``vllm.v1.worker.gpu.model_runner.GPUModelRunner``."""
+    execute_model = runner.execute_model
+    sample = runner.sample
+
+    def hooked_execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        if not kwargs.get("dummy_run"):
+            begin_step(deltas, scheduler_output)
+        return execute_model(scheduler_output, *args, **kwargs)
+
+    def hooked_sample(
+        hidden_states: torch.Tensor, input_batch: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        before_logits(hidden_states, input_batch)
+        try:
+            return sample(hidden_states, input_batch, *args, **kwargs)
+        finally:
+            deltas.unstage()
+
+    def before_logits(hidden_states: torch.Tensor, input_batch: Any) -> None:
+        if cache is not None and cache.allocated:
+            write(cache, deltas, hidden_states, lambda: slots(cache, input_batch.num_tokens))
+        if deltas.requests:
+            deltas.stage(hidden_states, lambda: view(input_batch))
+
+    def slots(cache: "HiddenCache", rows: int) -> torch.Tensor:
+        # The mapping is the forward pass's own.
+        group = cache.group(runner.kv_cache_config)
+        mapping: torch.Tensor = runner.block_tables.slot_mappings[group, :rows]
+        return mapping
+
+    def view(input_batch: Any) -> BatchView:
+        def read(i: int, start: int, stop: int) -> torch.Tensor:
+            assert cache is not None
+            group = cache.group(runner.kv_cache_config)
+            blocks = runner.block_tables.block_tables[group].gpu[input_batch.idx_mapping_np[i]]
+            return cache.read(blocks, runner.block_tables.block_sizes[group], start, stop)
+
+        return BatchView(
+            req_ids=input_batch.req_ids,
+            starts=input_batch.num_computed_tokens_np,
+            query_start=input_batch.query_start_loc_np,
+            slots=input_batch.idx_mapping_np,
+            row_slots=input_batch.expanded_idx_mapping,
+            num_slots=runner.max_num_reqs,
+            positions=lambda: input_batch.positions[input_batch.logits_indices],
+            read=None if cache is None else read,
+        )
+
+    if has_own_hooks(type(runner), V2_CALLS):
+        runner.slot_hook = Hook(partial(begin_step, deltas), before_logits, deltas.unstage)
+        return
+    runner.execute_model = hooked_execute_model
+    runner.sample = hooked_sample
+
+
+def begin_step(deltas: Deltas, scheduler_output: Any) -> None:
+    """Before a step, whoever calls it."""
+    try:
+        deltas.begin_step(scheduler_output)
+    except Exception as error:
+        deltas.give_up(Failure.of(error, "arrival"), scheduler_output)
+
+
+def write(
+    cache: "HiddenCache",
+    deltas: Deltas,
+    hidden_states: torch.Tensor,
+    slots: Callable[[], torch.Tensor],
+) -> None:
+    """Keep the step's hidden states, of all requests: whoever hits these blocks later may have
+    SLOT. slots: gives vLLM's slot mapping, (r,)."""
+    try:
+        mapping = slots()
+        cache.write(hidden_states[: len(mapping)], mapping)
+    except Exception as error:
+        cache.invalidate(slots)
+        # Other ranks hear of it when a prompt needs these rows.
+        deltas.not_written(Failure.of(error, "hidden_cache"))
+
+
+def watch(worker: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
+    """Either runner: say what the hidden states cost once the KV cache is there, take no notice of
+    vLLM's own warm-up requests, and share no delta across a change of weights."""
+
+    runner = worker.model_runner
+    warm_up = worker.compile_or_warm_up_model
+    initialize_kv_cache = runner.initialize_kv_cache
+    add_lora = worker.add_lora
+
+    def hooked_initialize_kv_cache(kv_cache_config: Any, *args: Any, **kwargs: Any) -> None:
+        initialize_kv_cache(kv_cache_config, *args, **kwargs)
+        # Before 0.29 the V2 runner takes nothing else.
+        profiles = kwargs.get("is_profiling", args[0] if args else False)
+        if cache is not None and not profiles:
+            cost = cache.measure(kv_cache_config)
+            logger.info("SLOT keeps hidden states in the KV cache: %s", cost.describe())
+
+    def hooked_warm_up(*args: Any, **kwargs: Any) -> Any:
+        deltas.serving = False
+        try:
+            return warm_up(*args, **kwargs)
+        finally:
+            deltas.serving = True
+
+    def hooked_add_lora(lora_request: Any) -> Any:
+        if lora_request.load_inplace:
+            deltas.forget_adapter(lora_request.lora_name)
+        return add_lora(lora_request)
+
+    def forgetting(method: Callable[..., Any]) -> Callable[..., Any]:
+        def hooked(*args: Any, **kwargs: Any) -> Any:
+            deltas.forget_shared()
+            return method(*args, **kwargs)
+
+        return hooked
+
+    runner.initialize_kv_cache = hooked_initialize_kv_cache
+    worker.compile_or_warm_up_model = hooked_warm_up
+    worker.add_lora = hooked_add_lora
+    for name in CHANGES_WEIGHTS:
+        # There is no reset_weights before 0.32.
+        if hasattr(worker, name):
+            setattr(worker, name, forgetting(getattr(worker, name)))
