@@ -118,9 +118,6 @@ LossTokens = Annotated[
         f"1 to {_MOST_TOKENS}"
     ),
 ]
-Guard = Literal["none", "holdout"]
-Divergence = Annotated[float, Field(ge=0, le=10)]
-MaxKL = Annotated[Divergence | None, _or_none(_number), Allowed("'none' or a number from 0 to 10")]
 
 
 class SlotParams(BaseModel):
@@ -136,10 +133,6 @@ class SlotParams(BaseModel):
     reduction: of the gradient over the rows; ``mean_over_rows`` divides the mean by their number.
     loss_tokens: which tokens of the prompt are learned from: all, those of the turns of one role or
         of several, all but special tokens (``text``), or the last K.
-    guard: ``holdout`` applies that one of ``optim.holdout.SCALES`` times delta that has the least
-        loss on positions of the prompt that were not learned from.
-    max_kl: a bound in nats on KL(adapted || own) of the next-token distribution, for the prompt's
-        last position and for the mean over its positions; delta is scaled to keep it. None: none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=False)
@@ -155,8 +148,6 @@ class SlotParams(BaseModel):
     half_life: HalfLife = None
     reduction: Reduction = "mean"
     loss_tokens: LossTokens = "all"
-    guard: Guard = "none"
-    max_kl: MaxKL = None
 
     @property
     def words(self) -> str | tuple[str, ...] | None:
@@ -321,14 +312,6 @@ def named(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _check_together(params: SlotParams, prefix: str) -> None:
-    if params.rounding == "model" and (params.guard != "none" or params.max_kl is not None):
-        name, value = (
-            ("guard", params.guard) if params.guard != "none" else ("max_kl", params.max_kl)
-        )
-        raise SlotError(
-            f"{prefix}{name}={value!r}: judges W delta as it is, not as the model's dtype rounds "
-            f"it; allowed: {prefix}rounding='exact'"
-        )
     # Each step multiplies delta by 1 - lr * weight_decay.
     if params.lr * params.weight_decay > 1:
         raise SlotError(

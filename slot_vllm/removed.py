@@ -20,12 +20,17 @@ class Removal:
     why: str = "it showed no use on a real model, see docs/study.md"
 
 
+_LESS = "for a smaller change use fewer slot_steps or a smaller slot_lr"
+
 # By a setting's name; a preset is ``preset=NAME``, and its default says nothing.
 REMOVED = {
     "optimizer": Removal("adamw", "AdamW takes the steps; use slot_lr and slot_steps"),
     "lr_schedule": Removal("constant", "the rate is slot_lr in every step; use a smaller one"),
     "tolerance": Removal(0.0, "all steps are taken; use fewer slot_steps"),
     "target": Removal("hidden", "delta on the hidden states is what is learned; leave it out"),
+    "guard": Removal("none", f"all of delta is applied; {_LESS}"),
+    "max_kl": Removal(None, f"all of delta is applied; {_LESS}"),
+    "preset=safe": Removal(None, f"it left nothing of delta; {_LESS}"),
 }
 
 

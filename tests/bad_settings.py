@@ -5,7 +5,7 @@ from typing import Any
 # For an engine that allows 20 steps.
 MAX_STEPS = 20
 BAD_SETTINGS: dict[str, tuple[Any, str]] = {
-    "slot_preset": ("save", "'paper', 'paper-vllm' or 'safe'"),
+    "slot_preset": ("save", "'paper' or 'paper-vllm'"),
     "slot_steps": (-1, "an integer from 0 to 20"),
     "slot_lr": (101, "a number from 0 to 100"),
     "slot_betas": ([0.9], "a list of 2, each a number from 0 to 0.9999999"),
@@ -20,6 +20,4 @@ BAD_SETTINGS: dict[str, tuple[Any, str]] = {
         "'all', 'text', 'system', 'user', 'assistant', a list of these roles, or an integer from "
         "1 to 2147483647",
     ),
-    "slot_guard": (1, "'none' or 'holdout'"),
-    "slot_max_kl": (11, "'none' or a number from 0 to 10"),
 }

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from slot_vllm.params import REQUEST_KEYS, SlotConfig, SlotError, SlotParams
-from slot_vllm.removed import REMOVED, Removal, of_stored_run, split
+from slot_vllm.removed import REMOVED, of_stored_run, split
 
-NAMES = ["optimizer", "lr_schedule", "tolerance", "target"]
+NAMES = ["optimizer", "lr_schedule", "tolerance", "target", "guard", "max_kl"]
 SAID = r"removed in 0\.2\.0 \(it showed no use on a real model, see docs/study\.md\): "
 
 
@@ -28,10 +28,11 @@ def test_a_setting_that_never_was_is_unknown() -> None:
         SlotConfig().resolve({"slot_optimiser": "sgd"})
 
 
-def test_a_preset_may_be_removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(REMOVED, "preset=old", Removal(None, "use slot_preset: paper", "9.9"))
-    with pytest.raises(SlotError, match=r"^slot_preset=old: removed in 9\.9 .*: use slot_preset"):
-        SlotConfig().resolve({"slot_preset": "old"})
+def test_a_removed_preset() -> None:
+    with pytest.raises(SlotError, match=rf"^slot_preset=safe: {SAID}it left nothing of delta; "):
+        SlotConfig().resolve({"slot_lr": "x", "slot_preset": "safe"})
+    with pytest.raises(SlotError, match=rf"^slot\.preset=safe: {SAID}"):
+        SlotConfig.load({"preset": "safe"}, {})
     assert SlotConfig().resolve({"slot_preset": "paper"}) == SlotParams()
 
 

@@ -26,10 +26,6 @@ PLAIN_FORM = "ours, plain form"
 # with those of ``OURS``, which has the paper's.
 OPTIONS: dict[str, dict[str, Any]] = {
     "preset=paper-vllm": {"preset": "paper-vllm"},
-    "preset=safe": {"preset": "safe"},
-    "guard=holdout": {"guard": "holdout"},
-    "max_kl=0.05": {"max_kl": 0.05},
-    "max_kl=10": {"max_kl": 10.0},
     "reduction=mean_over_rows": {"reduction": "mean_over_rows"},
     "loss_tokens=16": {"loss_tokens": 16},
     # Of half of the tokens: those of the first turn of two, say.

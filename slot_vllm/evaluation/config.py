@@ -113,7 +113,7 @@ class Task(Strict):
 class SweepSettings(Strict):
     """A grid of arms: all numbers of steps with all learning rates. Steps 0 are the baseline.
 
-    settings: what all cells have besides, as an arm says it: ``{preset: safe}``.
+    settings: what all cells have besides, as an arm says it: ``{preset: paper-vllm}``.
     """
 
     steps: Annotated[list[Integer], Field(min_length=1)]

@@ -30,7 +30,6 @@ class Completion:
     """The answers to one request: ``sampling["n"]`` texts, their tokens and why they ended.
 
     losses: the prompt's loss before the first step of SLOT, ..., after the last; None without SLOT.
-    scale: what safeguards multiplied delta by, 0 to 1; None without SLOT.
     """
 
     request_id: str
@@ -38,7 +37,6 @@ class Completion:
     tokens: list[list[int]]
     finish_reasons: list[str]
     losses: list[float] | None
-    scale: float | None
 
 
 @dataclass(frozen=True)
@@ -196,9 +194,7 @@ class VllmEngine:
                 on_tokens(output.request_id, count)
                 if output.finished:
                     del running[output.request_id]
-                    losses = self._reported("slot_losses", answers.request)
-                    scale = self._reported("slot_scale", answers.request)
-                    yield answers.completion(losses, scale)
+                    yield answers.completion(self._losses(answers.request))
 
     def token_shifts(self, requests: Sequence[Request]) -> Iterator[Shifted]:
         for completion in self.generate(requests, lambda request_id, count: None):
@@ -207,11 +203,11 @@ class VllmEngine:
             found = None if shifts is None else np.frombuffer(shifts, np.float32)
             yield Shifted(completion.request_id, found)
 
-    def _reported(self, call: str, request: Request) -> Any:
-        """What the first worker that knows the request says of it; None without SLOT."""
+    def _losses(self, request: Request) -> list[float] | None:
+        """As the first worker that knows the request says; None without SLOT."""
         if not request.sampling.get("extra_args", {}).get("slot_steps"):
             return None
-        reports = self._llm.collective_rpc(call, args=(request.id,))
+        reports = self._llm.collective_rpc("slot_losses", args=(request.id,))
         return next((report for report in reports if report is not None), None)
 
     def close(self) -> None:
@@ -236,6 +232,6 @@ class _Answers:
         self._finish_reasons[part.index] = part.finish_reason or ""
         return len(part.token_ids)
 
-    def completion(self, losses: list[float] | None, scale: float | None) -> Completion:
+    def completion(self, losses: list[float] | None) -> Completion:
         texts = ["".join(parts) for parts in self._texts]
-        return Completion(self.request.id, texts, self._tokens, self._finish_reasons, losses, scale)
+        return Completion(self.request.id, texts, self._tokens, self._finish_reasons, losses)

@@ -90,7 +90,6 @@ class Sample(Recorded):
         step and after its last; null without SLOT.
     finish_reason: ``stop``, or ``length`` for an answer that was cut off.
     seconds: of wall time, from the start of the run's answers to the end of this one.
-    scale: what safeguards multiplied delta by, 0 to 1; null without SLOT.
     """
 
     arm: str
@@ -113,7 +112,6 @@ class Sample(Recorded):
     prompt_tokens: int
     generated_tokens: int
     seconds: float
-    scale: float | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -198,10 +196,9 @@ class Result(Metric):
     arm: its name and all of its settings; None where an earlier release does not say. removed: its
     settings that this release has no more, where they were used.
     samples: problems; unscored: those among them whose answers a scorer failed on, which are in no
-    mean. first_loss, last_loss: means over the answers, nats per prompt token. scale: the mean of
-    what safeguards multiplied delta by; applied: the share of answers where that was above 0; None
-    without SLOT. truncated: the share of answers that a limit on their length cut off. pass_at_k:
-    by k, where several answers per problem are right or wrong.
+    mean. first_loss, last_loss: means over the answers, nats per prompt token.
+    truncated: the share of answers that a limit on their length cut off. pass_at_k: by k, where
+    several answers per problem are right or wrong.
     breakdown: the score by why answers ended, and by the groups of problems that the data has.
     words: of every metric.
     """
@@ -218,8 +215,6 @@ class Result(Metric):
     removed: dict[str, Any] = Field(default={}, exclude_if=lambda removed: not removed)
     first_loss: float | None = None
     last_loss: float | None = None
-    scale: float | None = None
-    applied: float | None = None
     metrics: dict[str, Metric] = {}
     pass_at_k: dict[str, Estimate] = {}
     truncated: float | None = None
@@ -252,8 +247,6 @@ class Cell(Compared):
     lr: float | None = None
     first_loss: float | None = None
     last_loss: float | None = None
-    scale: float | None = None
-    applied: float | None = None
     truncated: float | None = None
     unscored: int = 0
 

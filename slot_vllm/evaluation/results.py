@@ -53,7 +53,6 @@ def result(
         )
         for name, value in values.items()
     }
-    scales = [sample.scale for sample in samples if sample.scale is not None]
     return Result(
         name=arm.name,
         task=task.name,
@@ -70,8 +69,6 @@ def result(
         arm=arm,
         first_loss=mean([sample.first_loss for sample in samples]),
         last_loss=mean([sample.last_loss for sample in samples]),
-        scale=mean(scales),
-        applied=mean([float(scale > 0) for scale in scales]),
         metrics=metrics,
         pass_at_k=_pass_at_k(metrics, samples),
         truncated=metrics[CUT_OFF].value,

@@ -169,7 +169,6 @@ def _samples(part: Part, answer: Answer, seconds: float) -> list[Sample]:
             prompt_tokens=len(answer.response.input_tokens),
             generated_tokens=len(completion.tokens[index]),
             seconds=round(seconds, 3),
-            scale=completion.scale,
         )
         for index, text in enumerate(completion.texts)
     ]

@@ -17,7 +17,8 @@ from slot_vllm.chat_turns import UndeterminedError
 from slot_vllm.hf.linear_head import LinearHead, find_head, last_hidden_state
 from slot_vllm.loss_tokens import LossTokens, flags
 from slot_vllm.optim.fading import WHOLE, factors, limits
-from slot_vllm.optim.optimize import Prompt, optimize, smallest_workspace_for_all
+from slot_vllm.optim.form import smallest_workspace
+from slot_vllm.optim.optimize import Prompt, optimize
 from slot_vllm.optim.workspace import Workspace, choose_size
 from slot_vllm.params import SlotConfig, SlotError, SlotParams
 
@@ -82,14 +83,13 @@ class Slot:
     that row's prompt without padding, and uses it for all tokens of the row. Other calls of the
     model are left as they are.
 
-    deltas: (B, d) float32, of the last generate call; None before. losses, scales: per row of that
-    call, as ``Learned.losses`` and ``Learned.scale``.
+    deltas: (B, d) float32, of the last generate call; None before. losses: per row of that call,
+    as ``Learned.losses``.
     """
 
     def __init__(self, model: Any, config: SlotConfig, tokenizer: Any = None) -> None:
         self.deltas: Tensor | None = None
         self.losses: list[Tensor] = []
-        self.scales: list[Tensor] = []
         self._loss_tokens = LossTokens(tokenizer)
         self._model = model
         self._config = config
@@ -119,7 +119,7 @@ class Slot:
     def _new_workspace(self) -> Workspace:
         head = self._found.head
         size = choose_size(self._config.workspace_mb, head.weight.device)
-        needed = smallest_workspace_for_all(head)
+        needed = smallest_workspace(head)
         if size.bytes < needed:
             raise SlotError(
                 f"slot.workspace_mb={size.mb}: too small for a vocabulary of "
@@ -144,7 +144,7 @@ class Slot:
         def generate(*args: Any, **kwargs: Any) -> Any:
             _refuse_training(self._model)
             _refuse_modes(self._model, inspect.signature(own).bind(*args, **kwargs).arguments)
-            self.deltas, self.losses, self.scales, self._call = None, [], [], _Call()
+            self.deltas, self.losses, self._call = None, [], _Call()
             try:
                 return own(*args, **kwargs)
             finally:
@@ -199,7 +199,6 @@ class Slot:
         )
         self.deltas = torch.stack([result.delta for result in learned])
         self.losses = [result.losses for result in learned]
-        self.scales = [result.scale for result in learned]
         lost = [i for i, result in enumerate(learned) if not result.finite]
         if lost:
             warnings.warn(

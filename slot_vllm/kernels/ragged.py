@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slot_vllm.kernels.device import to_device
+
 
 class RaggedRows:
     """The rows that have a target, of B requests, R in all.
@@ -25,9 +27,9 @@ class RaggedRows:
                 f"and at least one row each; there are {tuple(targets.shape)} targets"
             )
         self.targets = targets
-        self.offsets = _to_device(np.asarray(self.bounds, dtype=np.int32), targets.device)
-        owners = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
-        self.requests = _to_device(owners, targets.device)
+        self.offsets = to_device(self.bounds, torch.int32, targets.device)
+        owners = np.repeat(np.arange(len(lengths)), lengths)
+        self.requests = to_device(owners, torch.int32, targets.device)
         self._parts: dict[tuple[int, int], RowPart] = {}
 
     def part(self, first: int, stop: int) -> "RowPart":
@@ -82,17 +84,11 @@ class RowPart:
         """
         if size not in self._tiles:
             spans = self.spans()
-            starts = [np.arange(a, b, size, dtype=np.int32) for _, a, b in spans]
+            starts = [np.arange(a, b, size) for _, a, b in spans]
             owners = np.repeat([i for i, _, _ in spans], [len(s) for s in starts])
             device = self.batch.targets.device
             self._tiles[size] = (
-                _to_device(owners.astype(np.int32), device),
-                _to_device(np.concatenate(starts), device),
+                to_device(owners, torch.int32, device),
+                to_device(np.concatenate(starts), torch.int32, device),
             )
         return self._tiles[size]
-
-
-def _to_device(values: np.ndarray, device: torch.device) -> Tensor:
-    """Without waiting for what runs on the device."""
-    host = torch.from_numpy(values)
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host

@@ -6,7 +6,7 @@ at, at first zero; far from it (a range of W delta above ``RANGE``) it is made a
 product.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from slot_vllm.kernels.exponentials import (
 from slot_vllm.kernels.shift import shift
 from slot_vllm.optim.head import Head
 from slot_vllm.optim.prompt import Prompt
-from slot_vllm.optim.rows import Rows, Segment
+from slot_vllm.optim.rows import Rows
 from slot_vllm.optim.workspace import Workspace, aligned
 
 # Of a tile, measured to be the fastest in torch by far.
@@ -46,7 +46,6 @@ class CachedForm:
         # Where E was made. A request with rows outside the cache gives E up instead of moving it.
         self._origins = torch.zeros(len(prompts), head.hidden_size, device=device)
         self._moved = [False] * len(prompts)
-        self._made = [False] * len(prompts)
         self._margins = [
             torch.empty(len(self._rows.cached(i)), device=device) for i in range(len(prompts))
         ]
@@ -54,19 +53,15 @@ class CachedForm:
 
     @staticmethod
     def vector_bytes(head: Head) -> int:
-        """What one request needs besides its rows."""
         return 2 * aligned(head.vocabulary * 4)
 
     @staticmethod
     def smallest_rows_bytes(head: Head) -> int:
-        """What a group needs besides ``vector_bytes``, with tiles of one row."""
         row = aligned(head.vocabulary * head.weight.dtype.itemsize)
         vectors = 2 * aligned(head.vocabulary * 4)
         return vectors + row
 
     def sums(self, active: int, deltas: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Of the first ``active`` requests at ``deltas`` (active, d), None for zero: column sums
-        less those of the targets (active, V) float32, and summed losses (active,) float64."""
         sums = self._sums[:active].zero_()
         losses = torch.zeros(active, dtype=torch.float64)
         moves = [deltas is None] * active
@@ -82,18 +77,6 @@ class CachedForm:
                 self._make(part.request, part.start, part.logits, deltas is not None, losses)
         return sums, losses
 
-    def logits(self, request: int) -> Iterator[Segment]:
-        """The request's rows of Z0, some at a time; each is valid until the next. Rows whose E was
-        made are computed again: its logarithms end some 87 below a row's maximum, and are not
-        rounded as the model's own logits are."""
-        cached = self._cached(request)
-        if len(cached):
-            if self._made[request]:
-                self._rows.refill(request)
-                self._made[request] = False
-            yield Segment(request, 0, len(cached), cached)
-        yield from self._rows.again(request, len(cached))
-
     def _cached(self, i: int) -> Tensor:
         return self._rows.cached(i)[: 0 if self._given_up[i] else None]
 
@@ -102,8 +85,7 @@ class CachedForm:
         low, high = torch.aminmax(shifts, dim=1)
         # One that is not finite is far, too.
         far = ~((high - low) * abs(self._head.scale) <= RANGE)
-        # So is one whose E is gone.
-        moves = [f or not made for f, made in zip(far.tolist(), self._made, strict=False)]
+        moves: list[bool] = far.tolist()
         for i, move in enumerate(moves):
             if not move or not len(self._cached(i)):
                 continue
@@ -113,13 +95,11 @@ class CachedForm:
             if self._moved[i]:
                 shift(self._head.weight, deltas[i : i + 1], shifts[i : i + 1])
             self._origins[i], self._moved[i] = deltas[i], True
-            if self._made[i]:
-                self._rows.refill(i)
+            self._rows.refill(i)
         return moves
 
     def _add_cached(self, i: int, made: bool, shifted: bool, losses: Tensor) -> None:
         if made:
-            self._made[i] = True
             self._make(i, 0, self._cached(i), shifted, losses, self._margins[i])
             return
         cached = self._cached(i)

@@ -3,8 +3,6 @@
 Every option of ``SlotParams`` is here once more, written without regard to cost.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -74,83 +72,48 @@ def _autograd(head: Head, prompt: Prompt, dtype: torch.dtype) -> Learned:
     hidden, weight = prompt.hidden.to(dtype), head.weight.to(dtype)
     bias = None if head.bias is None else head.bias.to(dtype)
     delta = torch.zeros(head.hidden_size, dtype=dtype, device=weight.device)
-    fit, held = _rows(prompt) if prompt.rows and params.steps else ([], [])
-    if not fit:
-        return Learned(delta, delta[:0], torch.tensor(True), torch.tensor(0.0 if held else 1.0))
+    rows = _rows(prompt)
+    if not rows or not params.steps:
+        return Learned(delta, delta[:0], torch.tensor(True))
     delta.requires_grad_()
     optimizer = torch.optim.AdamW(
         [delta], params.lr, betas=params.betas, eps=params.eps, weight_decay=params.weight_decay
     )
 
-    def logits(scale: float = 1.0) -> Tensor:
-        """(n, V), of all rows."""
-        return head.activate(F.linear(hidden + scale * delta, weight, bias))
-
-    def loss(rows: list[int], scale: float = 1.0) -> Tensor:
-        if rows == list(range(prompt.rows)):
-            return F.cross_entropy(logits(scale)[:-1], prompt.tokens[1:])
-        return F.cross_entropy(logits(scale)[rows], prompt.tokens[[row + 1 for row in rows]])
+    def loss() -> Tensor:
+        logits = head.activate(F.linear(hidden + delta, weight, bias))
+        if len(rows) == prompt.rows:
+            return F.cross_entropy(logits[:-1], prompt.tokens[1:])
+        return F.cross_entropy(logits[rows], prompt.tokens[[row + 1 for row in rows]])
 
     losses: list[Tensor] = []
     with torch.enable_grad():
         for _ in range(params.steps):
             optimizer.zero_grad()
-            value = loss(fit)
+            value = loss()
             losses.append(value.detach())
-            (value / (1 if params.reduction == "mean" else len(fit))).backward()
+            (value / (1 if params.reduction == "mean" else len(rows))).backward()
             optimizer.step()
     with torch.no_grad():
-        scale = 1.0
-        if params.guard == "holdout":
-            scale = min((0.0, 0.125, 0.25, 0.5, 1.0), key=lambda s: (float(loss(held, s)), s))
-        chosen = scale
-        if params.max_kl is not None:
-            scale = _within(logits, params.max_kl, scale)
-        losses.append(loss(fit, scale))
-        last = [F.linear(hidden[-1] + s * delta, weight, bias) for s in (0.0, scale)]
+        losses.append(loss())
+        last = (F.linear(h, weight, bias) for h in (hidden[-1], hidden[-1] + delta))
         own, adapted = (head.activate(z).log_softmax(dim=0) for z in last)
         return Learned(
-            (scale * delta).detach(),
+            delta.detach(),
             torch.stack(losses),
             torch.isfinite(delta).all(),
-            torch.tensor(scale),
             None,
-            len(fit),
-            torch.stack([loss(held, s) for s in (0.0, chosen)]) if held else None,
+            len(rows),
             (adapted.exp() * (adapted - own)).sum(),
         )
 
 
-def _rows(prompt: Prompt) -> tuple[list[int], list[int]]:
-    """Those that are learned from, and those that are held out; row i predicts token i + 1."""
+def _rows(prompt: Prompt) -> list[int]:
+    """Those that are learned from; row i predicts token i + 1."""
     rows, wanted = list(range(prompt.rows)), prompt.params.loss_tokens
     if isinstance(wanted, int):
-        rows = rows[-wanted:]
-    elif wanted != "all":
-        assert prompt.counts is not None
-        rows = [row for row in rows if prompt.counts[row + 1]]
-    if prompt.params.guard == "none":
-        return rows, []
-    if len(rows) < 8:
-        return [], rows
-    block = min(8, len(rows) // 8)
-    held = [row for k, row in enumerate(rows) if (k // block) % 4 == 2]
-    return [row for row in rows if row not in held], held
-
-
-def _within(logits: Callable[[float], Tensor], bound: float, scale: float) -> float:
-    """The largest scale up to ``scale`` whose divergences are within ``bound``, by bisection."""
-    own = torch.log_softmax(logits(0.0), dim=1)
-
-    def divergence(scale: float) -> float:
-        adapted = torch.log_softmax(logits(scale), dim=1)
-        rows = (adapted.exp() * (adapted - own)).sum(dim=1)
-        return max(float(rows.mean()), float(rows[-1]))
-
-    if divergence(scale) <= bound:
-        return scale
-    low, high = 0.0, scale
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if divergence(middle) <= bound else (low, middle)
-    return low
+        return rows[-wanted:]
+    if wanted == "all":
+        return rows
+    assert prompt.counts is not None
+    return [row for row in rows if prompt.counts[row + 1]]

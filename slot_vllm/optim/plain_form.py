@@ -1,6 +1,6 @@
 """Column sums by a softmax of f(Z0 + W delta) in every pass: the form that serves every head."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from slot_vllm.kernels.shift import shift
 from slot_vllm.kernels.softmax_sums import add_softmax_sums
 from slot_vllm.optim.head import Head
 from slot_vllm.optim.prompt import Prompt
-from slot_vllm.optim.rows import Rows, Segment
+from slot_vllm.optim.rows import Rows
 from slot_vllm.optim.workspace import Workspace, aligned
 
 # Tiles that stay in a CPU's cache, and tiles that keep a GPU busy.
@@ -33,19 +33,15 @@ class PlainForm:
 
     @staticmethod
     def vector_bytes(head: Head) -> int:
-        """What one request needs besides its rows."""
         return 2 * aligned(head.vocabulary * 4)
 
     @staticmethod
     def smallest_rows_bytes(head: Head) -> int:
-        """What a group needs besides ``vector_bytes``, with tiles of one row."""
         planes = 1 if head.soft_cap is None else 2
         row = aligned(head.vocabulary * head.weight.dtype.itemsize)
         return aligned(planes * head.vocabulary * 4) + row
 
     def sums(self, active: int, deltas: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Of the first ``active`` requests at ``deltas`` (active, d), None for zero: column sums
-        less those of the targets (active, V) float32, and summed losses (active,) float64."""
         sums = self._sums[:active].zero_()
         losses = torch.zeros(active, dtype=torch.float64, device=sums.device)
         shifted = deltas is not None
@@ -57,13 +53,6 @@ class PlainForm:
             for part in tile:
                 self._add(part.request, part.start, part.logits, shifted, losses)
         return sums, losses
-
-    def logits(self, request: int) -> Iterator[Segment]:
-        """The request's rows of Z0, some at a time; each is valid until the next."""
-        cached = self._rows.cached(request)
-        if len(cached):
-            yield Segment(request, 0, len(cached), cached)
-        yield from self._rows.again(request, len(cached))
 
     def _add(self, i: int, start: int, logits: Tensor, shifted: bool, losses: Tensor) -> None:
         step = self._scratch.shape[1]

@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from slot_vllm.kernels.device import to_device
 from slot_vllm.params import SlotParams
 
 
@@ -23,3 +26,31 @@ class Prompt:
     def rows(self) -> int:
         """How many rows have a target: the last one has none."""
         return max(self.hidden.shape[0] - 1, 0)
+
+    def of_rows_that_count(self) -> "Prompt":
+        """Its rows that are learned from, with their targets; one more ends it, as every prompt.
+        Raises ValueError where ``counts`` is needed and missing."""
+        if not self.rows or not self.params.steps or (count := self._count()).all():
+            return self
+        (rows,) = count.nonzero()
+        if not len(rows):
+            return Prompt(self.hidden[:1], self.tokens[:1], self.params)
+        index, targets = (
+            to_device(places, torch.int64, self.tokens.device)
+            for places in (np.append(rows, rows[-1]), np.append(0, rows + 1))
+        )
+        return Prompt(self.hidden[index], self.tokens[targets], self.params)
+
+    def _count(self) -> np.ndarray:
+        """(rows,) bool: of the token that each row predicts, whether it counts."""
+        wanted = self.params.loss_tokens
+        if isinstance(wanted, int):
+            return np.arange(self.rows) >= self.rows - wanted
+        if wanted == "all":
+            return np.ones(self.rows, dtype=bool)
+        if self.counts is None or len(self.counts) != self.rows + 1:
+            raise ValueError(
+                f"loss_tokens={wanted!r}: {self.rows + 1} flags are needed that say which tokens "
+                f"count; there are {None if self.counts is None else len(self.counts)}"
+            )
+        return np.asarray(self.counts, dtype=bool)[1:]

@@ -17,11 +17,10 @@ _FRESH_ROWS = 256
 
 @dataclass(frozen=True)
 class Segment:
-    """Rows [start, stop) of one request's Z0; they may be overwritten."""
+    """Rows ``start`` and on of one request's Z0; they may be overwritten."""
 
     request: int
     start: int
-    stop: int
     logits: Tensor
 
 
@@ -78,12 +77,6 @@ class Rows:
         cached = self.cached(request)
         self._head.product(self._prompts[request].hidden[: len(cached)], out=cached)
 
-    def again(self, request: int, start: int) -> Iterator[Segment]:
-        """Rows [start, ...) of one request, computed a tile at a time; valid as in ``fresh``."""
-        for first in range(start, self._prompts[request].rows, max(1, len(self._tile))):
-            stop = min(self._prompts[request].rows, first + len(self._tile))
-            yield from self._compute([(request, first, stop)])
-
     def fresh(self, starts: Sequence[int]) -> Iterator[list[Segment]]:
         """Rows [starts[i], ...) of the first len(starts) requests, a tile at a time. Each tile is
         valid until the next one."""
@@ -106,7 +99,7 @@ class Rows:
         tile = self._tile[: len(hidden)]
         self._head.product(hidden, out=tile)
         parts = tile.split([stop - start for _, start, stop in wanted])
-        return [Segment(*w, part) for w, part in zip(wanted, parts, strict=True)]
+        return [Segment(i, start, part) for (i, start, _), part in zip(wanted, parts, strict=True)]
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -5,20 +5,10 @@ A group of B prompts with n rows in all takes two all-gathers of float32 per ste
     rows       2 n floats, each row's log-sum-exp and target logit over this rank's columns
     gradients  B d floats, this rank's part of W^T (p - c)
 
-and a last one of 2 n for the loss after the last step, if that is wanted. Rows that are made in
-several chunks, because they are too many or do not stay in the workspace, are gathered chunk by
-chunk. The parts of the gradient are added up by each rank, in the order of the ranks: so all take
-the same step, to the bit, however the group would have reduced them.
-
-Options take more, each gather for all prompts of the group that have the option:
-
-    holdout       once 10 n floats, the losses of the n held-out rows at five scales
-    trust region  16 times 3 n floats, for all rows of the prompts, the last ones included: the
-                  log-sum-exp, its change and the divergence within this rank's columns
-
-What a rank gives of a row suffices for the row's statistic over the whole vocabulary
-(``scaled_rows``), so each is one pass over the rank's logits. The number of gathers never depends
-on what is gathered: no search ends early.
+one of 2 n for the loss after the last step, and one of 3 B for ``last_kl``, where they are wanted.
+Rows that are made in several chunks, because they are too many or do not stay in the workspace, are
+gathered chunk by chunk. The parts of the gradient are added up by each rank, in the order of the
+ranks: so all take the same step, to the bit, however the group would have reduced them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -78,16 +68,6 @@ class Shard:
         for other in others:
             total += other
         return total
-
-
-def widest(head: Head, shard: Shard | None) -> int:
-    """Columns of the largest shard; V where there is one process."""
-    return head.vocabulary if shard is None else shard.widest
-
-
-def bytes_given(shapes: Sequence[tuple[int, ...]]) -> int:
-    """By one rank, float32; it receives as many from each of the others."""
-    return 4 * sum(prod(shape) for shape in shapes)
 
 
 class Exchange:

@@ -5,7 +5,7 @@ the passes are a few kernels, however many prompts there are; only the rows of s
 gathered one by one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,7 +21,6 @@ from slot_vllm.kernels.row_statistics import finish_rows, row_partials
 from slot_vllm.kernels.shift import shift
 from slot_vllm.optim.head import Head
 from slot_vllm.optim.prompt import Prompt
-from slot_vllm.optim.rows import Segment
 from slot_vllm.optim.shard import Shard
 from slot_vllm.optim.workspace import Workspace, aligned
 
@@ -84,23 +83,16 @@ class TwoPassForm:
 
     @staticmethod
     def vector_bytes(head: Head) -> int:
-        """What one request needs besides its rows."""
         return _vectors_bytes(1, head.vocabulary, head.weight.dtype)
 
     @staticmethod
     def smallest_rows_bytes(head: Head) -> int:
-        """What a group needs besides ``vector_bytes``, with chunks of one row."""
         itemsize = head.weight.dtype.itemsize
         row = _padded(head.vocabulary) * itemsize
         return aligned(row) + aligned(head.hidden_size * itemsize)
 
     def sums(self, active: int, deltas: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Of the first ``active`` prompts at ``deltas`` (active, d), None for zero: column sums
-        less those of the targets (active, V) float32, so that W^T sums is the gradient of the
-        summed losses; and those losses (active,) float64.
-
-        The first call fills the cache, other prompts' rows included. Nothing waits for the device.
-        """
+        """The first call fills the cache. Nothing waits for the device."""
         sums = self._sums[:active].zero_()
         losses = torch.zeros(active, dtype=torch.float64, device=sums.device)
         shifts = None
@@ -108,19 +100,21 @@ class TwoPassForm:
             shifts = self._shifts[:active]
             self._shift(deltas, shifts)
         filling, self._filled = not self._filled, True
-        if filling:
-            self._fill(min(self._rows.bounds[active], len(self._cache)))
         for part in self._parts(active, filling):
-            if part.first < len(self._cache):
+            cached = part.first < len(self._cache)
+            if cached:
                 logits = self._cache[part.first : part.stop]
             else:
                 assert self._fresh is not None
                 logits = self._fresh[: len(part)]
-            if filling or part.first >= len(self._cache):
-                self._add_product(part, shifts, logits, sums, losses)
-            else:
+            if cached and not filling:
                 partials = row_partials(logits, shifts, part, self._f)
-                self._add_part(part, shifts, logits, partials, sums, losses)
+            else:
+                hidden, head = self._hidden_of(part), self._head
+                partials = head_product(
+                    hidden, head.weight, head.bias, shifts, part, self._f, out=logits
+                )
+            self._add_part(part, shifts, logits, partials, sums, losses)
         return sums, losses
 
     def chunks(self, active: int, first: bool) -> list[int]:
@@ -136,26 +130,6 @@ class TwoPassForm:
         bounds = [*range(0, cached, step), *range(len(self._cache), stop, self._fresh_rows), stop]
         return [self._rows.part(a, b) for a, b in pairwise(bounds)]
 
-    def logits(self, request: int) -> Iterator[Segment]:
-        """The request's rows of Z0, some at a time; each is valid until the next. Only once the
-        cache is filled."""
-        begin, end = self._rows.bounds[request : request + 2]
-        cached = min(end, len(self._cache))
-        if cached > begin:
-            yield Segment(request, 0, cached - begin, self._cache[begin:cached])
-        for first in range(max(begin, cached), end, self._fresh_rows):
-            part = self._rows.part(first, min(first + self._fresh_rows, end))
-            assert self._fresh is not None
-            logits = self._fresh[: len(part)]
-            self._product(part, None, logits)
-            yield Segment(request, first - begin, part.stop - begin, logits)
-
-    def _fill(self, first: int) -> None:
-        """Rows ``first`` and on of the cache, without their statistics."""
-        for start in range(first, len(self._cache), self._filling_rows):
-            part = self._rows.part(start, min(start + self._filling_rows, len(self._cache)))
-            self._product(part, None, self._cache[part.first : part.stop])
-
     def _shift(self, deltas: Tensor, out: Tensor) -> None:
         weight = self._head.weight
         if weight.device.type == "cpu":
@@ -165,20 +139,6 @@ class TwoPassForm:
         else:
             rounded = self._rounded[: len(deltas)]
             out.copy_(torch.mm(deltas.to(weight.dtype), weight.T, out=rounded))
-
-    def _add_product(
-        self, part: RowPart, shifts: Tensor | None, logits: Tensor, sums: Tensor, losses: Tensor
-    ) -> None:
-        partials = self._product(part, shifts, logits)
-        self._add_part(part, shifts, logits, partials, sums, losses)
-
-    def _product(
-        self, part: RowPart, shifts: Tensor | None, logits: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        head = self._head
-        return head_product(
-            self._hidden_of(part), head.weight, head.bias, shifts, part, self._f, out=logits
-        )
 
     def _add_part(
         self,

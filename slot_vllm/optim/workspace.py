@@ -68,21 +68,14 @@ class Workspace:
         """Take back everything that was handed out."""
         self._used = 0
 
-    def take(
-        self,
-        shape: tuple[int, ...],
-        dtype: torch.dtype,
-        reserved: tuple[int, ...] | None = None,
-    ) -> Tensor:
-        """An uninitialized tensor; it is valid until ``reset``. reserved: a shape at least as
-        large, of which the bytes are used up: ranks with unequal shards then have equally much
-        left. Raises MemoryError."""
-        wanted = math.prod(shape if reserved is None else reserved) * dtype.itemsize
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """An uninitialized tensor; it is valid until ``reset``. Raises MemoryError."""
+        wanted = math.prod(shape) * dtype.itemsize
         if wanted > self.free:
             raise MemoryError(
                 f"the SLOT workspace has {self.free} of {self.size} bytes left, {wanted} are needed"
             )
-        block = self._bytes[self._used : self._used + math.prod(shape) * dtype.itemsize]
+        block = self._bytes[self._used : self._used + wanted]
         self._used = min(self.size, self._used + aligned(wanted))
         return block.view(dtype).view(shape)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from slot_vllm.bench.scaling import Model, learning, prefill
-from slot_vllm.optim.shard import bytes_given
 from slot_vllm.params import SlotParams
 from tests.optim.test_optimize import make_head, make_prompt
 from tests.optim.test_shard import Group, on_ranks
@@ -26,7 +25,7 @@ def test_what_the_ranks_of_a_small_head_exchange(bounds: list[int], rows: int, s
     on_ranks(group, head, [prompt], bounds, 1 << 20, final_loss=False)
     counted = learning(Model(32, bounds[-1], 1, 0, itemsize=4), ranks, rows, steps)
     assert counted.collectives == len(group.shapes)
-    assert counted.received == (ranks - 1) * bytes_given(group.shapes)
+    assert counted.received == (ranks - 1) * group.bytes_given
 
 
 @pytest.mark.parametrize("tokens", [256, 1024, 4096])

@@ -21,7 +21,7 @@ LOCK = Path(__file__).parents[2] / ".cache/answers.lock"
 # Says that what is missing shall be recorded, in processes that tests start too.
 RECORD = "SLOT_TEST_RECORD_ANSWERS"
 # The tolerances are a hundred times as wide, and gaps are compared with 1e-3.
-DIGITS = {"delta": 7, "losses": 7, "gaps": 4, "scale": 7}
+DIGITS = {"delta": 7, "losses": 7, "gaps": 4}
 
 
 def fingerprint(model: Path) -> str:

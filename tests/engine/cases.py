@@ -39,14 +39,13 @@ class Case:
 @dataclass(frozen=True)
 class Answer:
     """tokens: greedy. gaps: difference of the two best logits where each token was chosen.
-    losses: the mean prompt loss before each step and after the last. scale: what safeguards
-    multiplied delta by. last_hidden: (d,), the hidden state of the prompt's last token."""
+    losses: the mean prompt loss before each step and after the last. last_hidden: (d,), the hidden
+    state of the prompt's last token."""
 
     tokens: list[int]
     gaps: list[float]
     delta: list[float]
     losses: list[float]
-    scale: float = 1.0
     last_hidden: list[float] = field(default_factory=list)
 
 

@@ -87,7 +87,6 @@ def answer(model: Watched, case: dict[str, Any]) -> dict[str, Any]:
         "gaps": gaps,
         "delta": delta.tolist(),
         "losses": learned.losses.tolist(),
-        "scale": learned.scale.item(),
         "last_hidden": prompt[-1].tolist(),
     }
 

@@ -465,7 +465,7 @@ def test_a_row_that_was_not_filled_is_nobodys(monkeypatch: pytest.MonkeyPatch) -
 def test_a_delta_has_an_effect_on_all_ranks_or_on_none(vanishes: bool) -> None:
     """The last of eight ranks has no columns, and so no part of W delta."""
     group, whole = Group(8), Model()
-    settings: dict[str, Any] = {"max_kl": 0.0 if vanishes else None}
+    settings: dict[str, Any] = {"lr": 0.0} if vanishes else {}
 
     def work(rank: int) -> tuple[Any, Any]:
         ranks = ThreadRanks(group, rank)

@@ -190,12 +190,12 @@ def test_presets_and_the_turns_of_roles(client: openai.OpenAI) -> None:
     strong: dict[str, Any] = {"slot_preset": "paper", "slot_lr": 1.0}
     texts = [
         _chat(client, {**strong, **more}).choices[0].message.content
-        for more in ({}, {"slot_loss_tokens": ["user", "system"]}, {"slot_max_kl": 0.0})
+        for more in ({}, {"slot_loss_tokens": ["user", "system"]}, {"slot_lr": 0.0})
     ]
     assert len(set(texts)) == 3 and texts[2] == own
-    # An engine's or a preset's bound is turned off by a word: JSON's null is refused by the server.
-    free = {"slot_preset": "safe", "slot_lr": 1.0, "slot_max_kl": "none", "slot_guard": "none"}
-    assert _chat(client, free).choices[0].message.content == texts[0]
+    # By a word, as the server refuses JSON's null.
+    whole = {**strong, "slot_window": "none", "slot_half_life": "none"}
+    assert _chat(client, whole).choices[0].message.content == texts[0]
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -225,7 +225,7 @@ def test_a_worker_whose_front_end_never_loaded_the_plugin_refuses(tiny_model: st
     "options",
     [
         {"tensor_parallel_size": 2},
-        {"tensor_parallel_size": 2, "additional_config": {"slot": {"preset": "safe"}}},
+        {"tensor_parallel_size": 2, "additional_config": {"slot": {"loss_tokens": 9}}},
         {"pipeline_parallel_size": 2, "enforce_eager": False},
         {"data_parallel_size": 2},
         {"tensor_parallel_size": 2, "pipeline_parallel_size": 2, "data_parallel_size": 2},

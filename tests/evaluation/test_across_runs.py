@@ -99,10 +99,10 @@ def test_a_run_that_does_not_record_its_scorer_beside_one_that_does(tmp_path: Pa
 def test_two_arms_of_one_name_and_other_settings(tmp_path: Path) -> None:
     a = store(tmp_path / "a", answers(SCORES))
     rows = entries(answers(SCORES))
-    rows[1]["arm"]["guard"] = "holdout"
+    rows[1]["arm"]["reduction"] = "mean_over_rows"
     b = store(tmp_path / "b", answers(SCORES), arms=rows)
     text = Page(report.write([a, b])).text
-    assert "slot is another arm in each run: guard none and holdout." in text
+    assert "slot is another arm in each run: reduction mean and mean_over_rows." in text
 
 
 def test_a_run_of_the_last_release_beside_one_of_this(tmp_path: Path) -> None:

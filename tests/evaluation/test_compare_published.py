@@ -217,7 +217,6 @@ def test_what_is_printed(write: Write, capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"preset": "safe"}, "guard 'holdout' (theirs 'none')"),
         ({"eps": 1e-6}, "eps 1e-06 (theirs 1e-05)"),
         ({"preset": "paper-vllm", "weight_decay": 0}, "weight_decay 0.0 (theirs 1e-05)"),
         ({"preset": "paper-vllm", "loss_tokens": "user"}, "loss_tokens 'user' (theirs 'all')"),

@@ -11,7 +11,6 @@ import pytest
 
 from slot_vllm.evaluation import config as configuration
 from slot_vllm.evaluation.config import ConfigError
-from slot_vllm.presets import SAFE_MAX_KL
 from tests.conftest import ROOT
 from tests.evaluation.conftest import ARMS, ENGINE, PROBLEMS, RunMain, WriteConfig
 
@@ -201,14 +200,14 @@ def test_a_sweep_is_a_grid_of_arms(write_config: WriteConfig) -> None:
 
 
 def test_what_all_cells_of_a_sweep_have(write_config: WriteConfig) -> None:
-    sweep = {"steps": [0, 2], "lr": [1.0], "settings": {"preset": "safe", "loss_tokens": 3}}
+    sweep = {"steps": [0, 2], "lr": [1.0], "settings": {"preset": "paper-vllm", "loss_tokens": 3}}
     config = configuration.load(write_config(arms=[], sweep=sweep))
     baseline, cell = config.all_arms
     assert baseline.request_args() == {"slot_steps": 0}
     assert (cell.name, cell.steps, cell.lr) == ("steps2-lr1", 2, 1)
-    assert (cell.guard, cell.max_kl, cell.loss_tokens) == ("holdout", SAFE_MAX_KL, 3)
+    assert (cell.eps, cell.reduction, cell.loss_tokens) == (1e-6, "mean_over_rows", 3)
     # The log of the run says what the preset was.
-    assert config.model_dump(mode="json")["sweep"]["settings"]["max_kl"] == SAFE_MAX_KL
+    assert config.model_dump(mode="json")["sweep"]["settings"]["eps"] == 1e-6
     again = configuration.RunConfig(**config.model_dump(mode="json"))
     assert again.all_arms == config.all_arms
 
@@ -217,14 +216,14 @@ def test_what_all_cells_of_a_sweep_have(write_config: WriteConfig) -> None:
     ("settings", "said"),
     [
         (
-            {"sweep": {"steps": [1], "lr": [0.1], "settings": {"gaurd": "holdout"}}},
-            "gaurd: unknown key; allowed: preset, betas",
+            {"sweep": {"steps": [1], "lr": [0.1], "settings": {"widnow": 3}}},
+            "widnow: unknown key; allowed: preset, betas",
         ),
         (
             {"sweep": {"steps": [1], "lr": [0.1], "settings": {"lr": 1}}},
             "sweep.settings={'lr': 1}: lr is not of all cells",
         ),
-        ({"sweep": {"steps": [1], "lr": [0.1], "settings": {"max_kl": -1}}}, "max_kl=-1"),
+        ({"sweep": {"steps": [1], "lr": [0.1], "settings": {"window": -1}}}, "window=-1"),
         ({"sweep": {"steps": [1], "lr": [-1.0]}}, "sweep: lr=-1.0"),
         ({"sweep": {"steps": [1, 1], "lr": [0.1]}}, "two of them are named 'steps1-lr0.1'"),
         ({"sweep": {"steps": [101], "lr": [0.1]}}, "sweep: slot_steps=101"),
@@ -258,18 +257,16 @@ def test_every_slot_setting_of_an_arm_is_named(write_config: WriteConfig) -> Non
         "slot_rounding": "exact",
         "slot_reduction": "mean",
         "slot_loss_tokens": "all",
-        "slot_guard": "none",
-        "slot_max_kl": None,
         "slot_window": None,
         "slot_half_life": None,
     }
 
 
 def test_an_arm_may_name_a_preset_and_override_it(write_config: WriteConfig) -> None:
-    arm = {"name": "safe", "preset": "safe", "lr": 0.01}
-    (safe,) = configuration.load(write_config(arms=[arm])).arms
-    args = safe.request_args()
-    assert (args["slot_guard"], args["slot_max_kl"]) == ("holdout", SAFE_MAX_KL)
+    arm = {"name": "vllm", "preset": "paper-vllm", "lr": 0.01}
+    (vllm,) = configuration.load(write_config(arms=[arm])).arms
+    args = vllm.request_args()
+    assert (args["slot_eps"], args["slot_reduction"]) == (1e-6, "mean_over_rows")
     assert (args["slot_lr"], args["slot_steps"]) == (0.01, 5)
 
 
@@ -279,7 +276,7 @@ def test_the_repository_s_configs_are_valid(path: Path) -> None:
     assert config.name == path.stem
     if config.sweep is None:
         names = [arm.name for arm in config.arms]
-        quickstart = ["baseline", "paper", "safe"]
+        quickstart = ["baseline", "paper", "steps1"]
         assert names == (quickstart if config.name == "quickstart" else ["baseline", "slot"])
     else:  # the published grid
         assert config.sweep.steps == [0, 1, 2, 3, 4, 5]

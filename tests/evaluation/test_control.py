@@ -68,7 +68,7 @@ def test_an_arm_with_a_control_has_slot_only_if_it_says_so(write_config: WriteCo
     arms = [
         {"name": "alone", "control": control},
         {"name": "both", "control": control, "lr": 0.2},
-        {"name": "preset", "control": control, "preset": "safe"},
+        {"name": "preset", "control": control, "preset": "paper-vllm"},
     ]
     config = configuration.load(write_config(arms=arms))
     assert [arm.steps for arm in config.arms] == [0, 5, 5]

@@ -150,8 +150,8 @@ def test_a_run_of_the_last_release_is_resumed(tmp_path: Path) -> None:
     config = load(path / "config.yaml")
     directory = RunDirectory(path)
     directory.check(config, resume=True, overwrite=False)
-    other = load(path / "config.yaml", ["arms.1.guard=holdout"])
-    with pytest.raises(ConfigError, match=r"\(arms\.1\.guard='holdout', there 'none'\)"):
+    other = load(path / "config.yaml", ["arms.1.reduction=mean_over_rows"])
+    with pytest.raises(ConfigError, match=r"\(arms\.1\.reduction='mean_over_rows', there 'mean'\)"):
         directory.check(other, resume=True, overwrite=False)
 
 

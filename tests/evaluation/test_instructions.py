@@ -136,5 +136,5 @@ def test_the_quickstart_asks_them() -> None:
     run = configuration.load(ROOT / "configs" / "quickstart.yaml")
     assert run.model == "get:smollm2-135m"
     assert [task.data for task in run.tasks] == ["configs/data/instructions.jsonl"]
-    assert [arm.name for arm in run.all_arms] == ["baseline", "paper", "safe"]
+    assert [arm.name for arm in run.all_arms] == ["baseline", "paper", "steps1"]
     assert run.generation.max_new_tokens == 64

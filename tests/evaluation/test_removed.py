@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from tests.conftest import ROOT
 from tests.evaluation.conftest import WriteConfig
 from tests.evaluation.finished_runs import finish
 
-FORMER = {"optimizer": "adamw", "lr_schedule": "constant", "tolerance": 0.0, "target": "hidden"}
+FORMER = {
+    **{"optimizer": "adamw", "lr_schedule": "constant", "tolerance": 0.0, "target": "hidden"},
+    **{"guard": "none", "max_kl": None},
+}
 SAID = r"removed in 0\.2\.0 .*: AdamW takes the steps; use slot_lr and slot_steps$"
 REFERENCE = sorted(path.parent for path in (ROOT / "logs/reference").rglob("results.json"))
 
@@ -84,6 +88,28 @@ def test_what_was_used_is_shown_and_cannot_be_run_again(tmp_path: Path) -> None:
     assert "problem" in report.write([tmp_path / "packed"], tmp_path / "page.html").read_text()
 
 
+def test_a_run_whose_delta_was_scaled(tmp_path: Path) -> None:
+    path = stored(tmp_path / "run", guard="holdout", max_kl=0.003)
+    results = json.loads((path / "results.json").read_text())
+    results["arms"][1] |= {"scale": 0.12, "applied": 0.5}
+    (path / "results.json").write_text(json.dumps(results))
+    (_, slot) = read_results(path / "results.json").arms
+    assert slot.removed == {"guard": "holdout", "max_kl": 0.003}
+    assert rescore(path)[0].startswith("aime24, pass@k:k=1: 0 of 16 scores changed")
+    now = finish(tmp_path / "now")
+    text = report.write([path, now], tmp_path / "page.html").read_text()
+    assert "slot is another arm in each run: guard holdout and none, max_kl 0.003 and None." in text
+
+
+def test_an_arm_of_a_removed_preset(write_config: WriteConfig) -> None:
+    arms = [{"name": "baseline", "steps": 0}, {"name": "safe", "preset": "safe"}]
+    with pytest.raises(ConfigError, match=r"arms\.1\.preset=safe: removed in 0\.2\.0 .*slot_steps"):
+        load(write_config(arms=arms))
+    sweep = {"steps": [1], "lr": [0.1], "settings": {"preset": "safe"}}
+    with pytest.raises(ConfigError, match=r"sweep\.settings.* preset=safe: removed in 0\.2\.0"):
+        load(write_config(sweep=sweep))
+
+
 def test_exports_say_what_was_used(tmp_path: Path) -> None:
     from inspect_ai.log import read_eval_log
 
@@ -103,6 +129,8 @@ def test_exports_say_what_was_used(tmp_path: Path) -> None:
 def test_the_committed_runs(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     results = read_results(tmp_path / "run" / "results.json")
-    assert all(row.arm is not None and not row.removed for row in results.arms)
-    config = load(tmp_path / "run" / "config.yaml")
-    RunDirectory(tmp_path / "run").check(config, resume=True, overwrite=False)
+    assert all(row.arm is not None for row in results.arms)
+    used = any(row.removed for row in results.arms)
+    with pytest.raises(ConfigError, match="removed in") if used else nullcontext():
+        config = load(tmp_path / "run" / "config.yaml")
+        RunDirectory(tmp_path / "run").check(config, resume=True, overwrite=False)

@@ -53,7 +53,7 @@ class EchoEngine:
                 if order == "fail once":
                     raise ValueError("the engine failed")
                 os.kill(os.getpid(), signal.SIGKILL)
-            yield Completion(request.id, [request.id], [[0, 0]], ["stop"], None, None)
+            yield Completion(request.id, [request.id], [[0, 0]], ["stop"], None)
 
     def token_shifts(self, requests: list[Request]) -> Iterator[Shifted]:
         for completion in self.generate(requests, lambda name, count: None):

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slot_vllm.optim.cached_form import CachedForm
+from slot_vllm.optim.form import Form, smallest_workspace
 from slot_vllm.optim.head import Head
-from slot_vllm.optim.optimize import Form, Prompt, optimize, smallest_workspace
+from slot_vllm.optim.optimize import Prompt, optimize
 from slot_vllm.optim.oracle import oracle, published, tiled_oracle
 from slot_vllm.optim.plain_form import PlainForm
 from slot_vllm.optim.rows import Rows

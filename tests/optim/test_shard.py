@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from math import prod
 from typing import Any
 
 import pytest
@@ -12,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from slot_vllm.optim.form import smallest_workspace
 from slot_vllm.optim.head import Head
-from slot_vllm.optim.optimize import Learned, Prompt, optimize, smallest_workspace
+from slot_vllm.optim.optimize import Learned, Prompt, optimize
 from slot_vllm.optim.oracle import oracle, published
-from slot_vllm.optim.shard import OtherRankFailed, Shard, bytes_given
+from slot_vllm.optim.shard import OtherRankFailed, Shard
 from slot_vllm.optim.two_pass_form import TwoPassForm
 from slot_vllm.optim.workspace import Workspace
 from slot_vllm.params import SlotParams
@@ -48,6 +50,11 @@ class Group:
         if rank == 0:
             self.shapes.append(tuple(own.shape))
         return torch.stack(given)
+
+    @property
+    def bytes_given(self) -> int:
+        """By one rank, float32; it receives as many from each of the others."""
+        return 4 * sum(map(prod, self.shapes))
 
     def shard(self, rank: int, bounds: Sequence[int]) -> Shard:
         return Shard(
@@ -87,17 +94,18 @@ def on_ranks(
     bounds: Sequence[int],
     extra_bytes: int,
     final_loss: bool = True,
-    smallest: Callable[[Head, Shard], int] = smallest_workspace,
-    effects: bool = False,
+    with_last_kl: bool = False,
 ) -> list[Any]:
     """Per rank, the list of what it learned or its exception."""
 
     def work(rank: int) -> list[Learned]:
         own, shard = part_of(head, *bounds[rank : rank + 2]), group.shard(rank, bounds)
-        workspace = Workspace(smallest(own, shard) + extra_bytes)
+        workspace = Workspace(smallest_workspace(own, shard) + extra_bytes)
         memory = workspace._bytes.untyped_storage()
         before = (memory.data_ptr(), memory.nbytes())
-        learned = optimize(own, prompts, workspace, final_loss, shard=shard, effects=effects)
+        learned = optimize(
+            own, prompts, workspace, final_loss, shard=shard, with_last_kl=with_last_kl
+        )
         # torch resizes an `out` that does not fit, and with it the storage behind it.
         assert (memory.data_ptr(), memory.nbytes()) == before
         return learned
@@ -251,4 +259,4 @@ def test_two_gathers_per_step_of_the_size_that_is_said() -> None:
     group = Group(2)
     on_ranks(group, head, [prompt], [0, 128, VOCABULARY], MIB, final_loss=False)
     assert group.shapes == [(2, rows), (1, 32)] * steps
-    assert bytes_given(group.shapes) == steps * 4 * (2 * rows + 32)
+    assert group.bytes_given == steps * 4 * (2 * rows + 32)

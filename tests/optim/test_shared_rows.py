@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from slot_vllm.optim.form import smallest_workspace
 from slot_vllm.optim.head import Head
-from slot_vllm.optim.optimize import optimize, smallest_workspace
+from slot_vllm.optim.optimize import optimize
 from slot_vllm.optim.prompt import Prompt
 from slot_vllm.optim.shared_rows import Shared, move_down, shared_rows
 from slot_vllm.optim.workspace import Workspace

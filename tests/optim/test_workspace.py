@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from slot_vllm.optim.workspace import Workspace, choose_size, share_of
+from slot_vllm.optim.workspace import choose_size, share_of
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -39,12 +39,3 @@ def test_the_default_on_cuda_is_a_share_of_what_is_free(
     size = choose_size(None, torch.device("cuda"))
     assert size == share_of(free)
     assert "2% of the " + str(free // MIB) + " MiB free" in size.reason
-
-
-def test_what_is_reserved_is_used_up_whatever_is_taken() -> None:
-    narrow, wide = Workspace(4096), Workspace(4096)
-    empty = narrow.take((3, 0), torch.float32, (3, 100))
-    assert empty.shape == (3, 0) and wide.take((3, 100), torch.float32).shape == (3, 100)
-    assert narrow.free == wide.free < 4096 - 1200
-    with pytest.raises(MemoryError):
-        narrow.take((1,), torch.float32, (1000,))

@@ -16,12 +16,9 @@ class ReceiptDict(TypedDict):
 
     reason: why it was bypassed or failed. steps, lr: its settings, of one that is not plain.
     tokens: how many tokens delta was learned from. loss_before, loss_after: their mean loss without
-    delta and with what is applied, nats per token. held_out_gain: with ``slot_guard: holdout``, how
-    much less the mean loss of the tokens held out is with what the holdout left of delta than
-    without, nats per token. last_kl: KL(adapted || own) of the next-token distribution at the
-    prompt's last position, nats. scale: what safeguards multiplied delta by. seconds: of learning,
-    for all ``prompts`` that came to be learned from in the same engine step; None for a delta that
-    another request learned.
+    delta and with it, nats per token. last_kl: KL(adapted || own) of the next-token distribution at
+    the prompt's last position, nats. seconds: of learning, for all ``prompts`` that came to be
+    learned from in the same engine step; None for a delta that another request learned.
     """
 
     request_id: str
@@ -32,8 +29,6 @@ class ReceiptDict(TypedDict):
     tokens: int | None
     loss_before: float | None
     loss_after: float | None
-    held_out_gain: float | None
     last_kl: float | None
-    scale: float | None
     seconds: float | None
     prompts: int | None

@@ -31,15 +31,11 @@ from slot_vllm.engine.worker.receipts import Receipts
 from slot_vllm.engine.worker.request import Request
 from slot_vllm.engine.worker.step_timer import StepTimer
 from slot_vllm.kernels.compiled import library_for
-from slot_vllm.optim.device import to_device
-from slot_vllm.optim.optimize import (
-    Learned,
-    Prompt,
-    optimize,
-    smallest_workspace_for_all,
-    warm_up,
-)
+from slot_vllm.kernels.device import to_device
+from slot_vllm.optim.form import smallest_workspace
+from slot_vllm.optim.optimize import Learned, Prompt, optimize
 from slot_vllm.optim.shard import CollectiveFailed, OtherRankFailed
+from slot_vllm.optim.warm_up import warm_up
 from slot_vllm.optim.workspace import Workspace, choose_size
 from slot_vllm.params import SlotConfig, SlotError, SlotParams, named
 
@@ -69,7 +65,7 @@ class Deltas:
         self.ranks = ranks
         head = linear_head.head()
         self._shard = linear_head.shard() if ranks.size > 1 else None
-        smallest = smallest_workspace_for_all(head, self._shard)
+        smallest = smallest_workspace(head, self._shard)
         self.workspace_size = choose_size(config.workspace_mb, device)
         # What is free on the devices differs.
         self.workspace_size = replace(
@@ -103,11 +99,11 @@ class Deltas:
         self.failures = Failures(self.counters, ranks)
         self.errors = self.failures.errors
         self._device_counts = DeviceCounts(
-            ("non_finite.optimized", "non_finite.shared", "loss_rose", "scaled", "vanished"), device
+            ("non_finite.optimized", "non_finite.shared", "loss_rose"), device
         )
         zeros = torch.zeros(head.hidden_size, device=device)
         no = torch.zeros((), dtype=torch.bool, device=device)
-        self._nothing = Learned(zeros, zeros[:0], no, zeros.new_ones(()))
+        self._nothing = Learned(zeros, zeros[:0], no)
         self._warned_unresolved = False
         # False while vLLM warms up with requests of its own.
         self.serving = True
@@ -371,9 +367,10 @@ class Deltas:
             "failed": sum(failed.values()),
             **{name: count for name, count in self.counters.items() if "." in name},
             **failed,
-            **{
-                name: self._device_counts.read(name) for name in ("loss_rose", "scaled", "vanished")
-            },
+            "loss_rose": self._device_counts.read("loss_rose"),
+            # Nothing scales a delta any more; who reads them finds them.
+            "scaled": 0,
+            "vanished": 0,
             "optimize_seconds": self.optimize_seconds,
             "requests": len(self.requests),
             "table_rows": len(self.table),
@@ -525,10 +522,6 @@ class Deltas:
         if outcome == "optimized" and self.config.final_loss:
             rose = [x.finite & (x.losses[-1] > x.losses[0]) for x in learned]
             self._device_counts.add("loss_rose", rose)
-        if outcome == "optimized":
-            scaled = [x.finite & (x.scale > 0) & (x.scale < 1) for x in learned]
-            self._device_counts.add("scaled", scaled)
-            self._device_counts.add("vanished", [x.finite & (x.scale == 0) for x in learned])
 
     def _log_not_finite(self) -> None:
         if any(self._device_counts.arrived(f"non_finite.{x}") for x in ("optimized", "shared")):
@@ -627,7 +620,7 @@ class Deltas:
                 self.workspace,
                 final_loss=self.config.final_loss,
                 shard=self._shard,
-                effects=self.config.receipts > 0,
+                with_last_kl=self.config.receipts > 0,
             )
             if self.config.check_ranks:
                 self._check_ranks(learned)

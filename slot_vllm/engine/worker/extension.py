@@ -70,10 +70,9 @@ class SlotWorkerExtension:
         return None if learned is None else learned.losses.tolist()
 
     def slot_scale(self, request_id: str) -> float | None:
-        """What safeguards (``slot_guard``, ``slot_max_kl``) multiplied the request's delta by, from
-        0 to 1; 1 without any. None as for ``slot_delta``."""
-        learned = _find(self, request_id)
-        return None if learned is None else learned.scale.item()
+        """1: all of a delta is applied, as nothing scales it any more. None as for
+        ``slot_delta``."""
+        return None if _find(self, request_id) is None else 1.0
 
     def slot_receipt(self, request_id: str) -> ReceiptDict | None:
         """What SLOT did to the request whose output shows ``request_id``; see ``ReceiptDict``. None

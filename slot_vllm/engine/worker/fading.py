@@ -7,7 +7,7 @@ from torch import Tensor
 
 from slot_vllm.engine.worker.batch import BatchView
 from slot_vllm.engine.worker.request import Request
-from slot_vllm.optim.device import to_device
+from slot_vllm.kernels.device import to_device
 from slot_vllm.optim.fading import WHOLE, factors, limits
 
 

@@ -57,7 +57,6 @@ class Receipt:
         if learned is not None and not learned.losses.numel():
             outcome, learned, learning = "one_token", None, None
         losses = learned.losses.tolist() if learned else [None]
-        held = None if learned is None else learned.held_losses
         return {
             "request_id": self.request_id,
             "outcome": outcome,
@@ -67,9 +66,7 @@ class Receipt:
             "tokens": learned.rows if learned else None,
             "loss_before": losses[0],
             "loss_after": losses[-1],
-            "held_out_gain": None if held is None else _finite(held[0] - held[1]),
             "last_kl": _finite(learned.last_kl) if learned else None,
-            "scale": _finite(learned.scale) if learned else None,
             "seconds": learning.seconds if learning else None,
             "prompts": learning.prompts if learning else None,
         }

@@ -136,7 +136,6 @@ def _sample(answer: Sample, model: str) -> "EvalSample":
         metadata={
             "first_loss": answer.first_loss,
             "last_loss": answer.last_loss,
-            "scale": answer.scale,
             "seed": answer.seed,
         },
     )

@@ -12,7 +12,7 @@ from slot_vllm.engine.frontend.beam_search import search
 from slot_vllm.engine.frontend.origins import submitting
 from slot_vllm.engine.worker import deltas as deltas_module
 from tests.engine.cases import Answer, Case, computed, mixed_cases, random_tokens
-from tests.engine.conformance.test_safeguards import mixed
+from tests.engine.conformance.test_settings import mixed
 from tests.engine.engines import scheduler_of
 from tests.engine.generate import run, sampling_params
 from tests.engine.runner import V2
@@ -95,19 +95,14 @@ def test_receipts_of_a_mixed_batch(
             continue
         answer = answers[i]
         assert (found["outcome"], found["steps"], found["lr"]) == ("applied", case.steps, case.lr)
-        # A trust region's search ends within half a percent of its bound.
-        slack = 0.03 if dict(case.settings).get("max_kl") or "preset" in dict(case.settings) else 0
-        assert found["scale"] == pytest.approx(answer.scale, rel=0.006 if slack else 1e-6)
         assert found["loss_before"] == pytest.approx(answer.losses[0], rel=2e-4, abs=2e-4)
-        assert found["loss_after"] == pytest.approx(answer.losses[-1], rel=5e-3 + slack, abs=2e-4)
+        assert found["loss_after"] == pytest.approx(answer.losses[-1], rel=5e-3, abs=2e-4)
         expected = last_kl(weight, answer)
-        assert found["last_kl"] == pytest.approx(expected, rel=5e-3 + slack, abs=1e-5)
+        assert found["last_kl"] == pytest.approx(expected, rel=5e-3, abs=1e-5)
         assert found["seconds"] > 0 and found["prompts"] >= 1
-        wants_holdout = any(x in ("holdout", "safe") for _, x in case.settings)
-        assert (found["held_out_gain"] is not None) == wants_holdout
     same, original = receipt("same"), receipt(f"case-{told[-1]}")
     assert {same["outcome"], original["outcome"]} == {"applied", "shared"}
-    learned = ("tokens", "loss_before", "loss_after", "held_out_gain", "last_kl", "scale")
+    learned = ("tokens", "loss_before", "loss_after", "last_kl")
     assert [same[name] for name in learned] == [original[name] for name in learned]
     told_of = {name: receipt(name) for name in ("lost", "one", "beam")}
     assert [(r["outcome"], r["reason"]) for r in told_of.values()] == [

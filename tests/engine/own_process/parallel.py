@@ -29,13 +29,12 @@ from tests.engine.cases import (
     assert_delta_equal,
     assert_tokens_equal,
     computed,
-    delta_tolerance,
     mixed_cases,
     random_tokens,
     reference,
 )
 from tests.engine.conformance.test_receipts import last_kl
-from tests.engine.conformance.test_safeguards import mixed
+from tests.engine.conformance.test_settings import mixed
 from tests.engine.engines import SLOT, SMALL, scheduler_of
 from tests.engine.generate import run, sampling_params, tokens_of
 from tests.engine.runner import V2
@@ -163,10 +162,6 @@ def test_tensor_parallel_with_other_settings(
     assert_equal_to_one_process(llm, tiny_model, cases_of(VOCABULARY), [True, True])
 
 
-SAFE: tuple[dict[str, Any], ...] = (
-    {"preset": "safe"},
-    {"preset": "safe", "loss_tokens": 30},
-)
 FADING: tuple[dict[str, Any], ...] = (
     {"window": 2},
     {"window": 4, "half_life": 1.5},
@@ -186,10 +181,7 @@ def test_every_option_in_one_batch(
     options = {"num_gpu_blocks_override": 22} if architecture == "gemma2" else {}
     llm = parallel(model, **TP2, **options)
     # Prompts longer than a step's tokens among them.
-    safe = [
-        Case(random_tokens(length, 90 + length), 3, 0.5, 16, settings=tuple(settings.items()))
-        for length, settings in zip((64, 130), SAFE, strict=True)
-    ]
+    long = [Case(random_tokens(n, 90 + n), 3, 0.5, 16) for n in (64, 130)]
     fading = [
         Case(random_tokens(60, 95), 5, 1.0, 6, settings=tuple(settings.items()))
         for settings in FADING
@@ -200,7 +192,7 @@ def test_every_option_in_one_batch(
             tokens=tuple(token % (vocabulary or VOCABULARY) for token in case.tokens),
             new_tokens=6,
         )
-        for case in [*mixed(9), *safe, *fading]
+        for case in [*mixed(9), *long, *fading]
     ]
     expected = reference(model, cases)
     before = llm.collective_rpc("slot_stats")
@@ -208,26 +200,20 @@ def test_every_option_in_one_batch(
     for case, output, answer in zip(cases, outputs, expected, strict=True):
         asked = [
             llm.collective_rpc(method, args=(output.request_id,))
-            for method in ("slot_delta", "slot_scale", "slot_losses", "slot_token_shifts")
+            for method in ("slot_delta", "slot_losses", "slot_token_shifts")
         ]
         assert all(one == other for one, other in asked)
-        (delta, _), (scale, _), (losses, _), (shifts, _) = asked
+        (delta, _), (losses, _), (shifts, _) = asked
         if not answer.losses:  # nothing to learn from
             assert not any(delta)
             continue
-        assert 0.995 * answer.scale <= scale <= answer.scale * 1.0001
-        ratio = scale / answer.scale if answer.scale else 1.0
-        error = (torch.tensor(delta) - ratio * torch.tensor(answer.delta)).abs().max()
-        assert error <= delta_tolerance(case.lr), case.settings
+        assert_delta_equal(delta, answer, case.lr)
         assert losses[:-1] == pytest.approx(answer.losses[:-1], rel=2e-4, abs=2e-4)
         assert losses[-1] == pytest.approx(answer.losses[-1], rel=3e-3, abs=2e-4)
-        assert torch.frombuffer(bytearray(shifts), dtype=torch.float32).any() == bool(scale)
-    exact = [i for i, answer in enumerate(expected) if answer.scale in (0.0, 0.125, 0.25, 0.5, 1.0)]
-    assert len(exact) < len(cases)
-    assert_tokens_equal([tokens_of(outputs)[i] for i in exact], [expected[i] for i in exact])
+        assert torch.frombuffer(bytearray(shifts), dtype=torch.float32).any()
+    assert_tokens_equal(tokens_of(outputs), expected)
     for was, now in zip(before, llm.collective_rpc("slot_stats"), strict=True):
         assert now["failed"] == was["failed"] and now["ranks_differ"] == was["ranks_differ"]
-        assert now["scaled"] > was["scaled"]
 
 
 @pytest.mark.parametrize(
@@ -238,12 +224,7 @@ def test_every_option_in_one_batch(
         pytest.param("gemma2", "bfloat16", marks=pytest.mark.full),
     ],
 )
-@pytest.mark.parametrize(
-    "settings",
-    [{"max_kl": 0.0}, {"max_kl": 1e-12}, {"guard": "holdout"}],
-)
 def test_without_a_delta_every_bit_is_the_baseline_s(
-    settings: dict[str, Any],
     architecture: str,
     dtype: str,
     tiny_models: Callable[..., str],
@@ -251,30 +232,22 @@ def test_without_a_delta_every_bit_is_the_baseline_s(
 ) -> None:
     options = {"num_gpu_blocks_override": 22, "dtype": dtype} if architecture == "gemma2" else {}
     llm = parallel(tiny_models(architecture, True, None), **TP2, **options)
-    # Of one token over and over, but where rows are held out: what is learned is wrong there.
-    tokens = [7] * 61
-    tokens[1:] = [200 if i // 7 % 4 == 2 else 7 for i in range(60)]
-    if "guard" not in settings:
-        tokens = list(random_tokens(61, seed=3))
-    plain = Case(tuple(tokens), 0, 0.1, 8)
-    guarded = Case(tuple(tokens), 5, 0.5, 8, settings=tuple(settings.items()))
+    plain = Case(random_tokens(61, seed=3), 0, 0.1, 8)
+    zero = replace(plain, steps=5, lr=0.0)
     # Beside a request whose delta is applied.
     other = Case(random_tokens(50, seed=4), 5, 0.5, 8)
 
-    def logprobs_of(case: Case) -> tuple[Any, list[dict[int, float]]]:
+    def logprobs_of(case: Case) -> list[dict[int, float]]:
         output = run(llm, [case, other], logprobs=20)[0]
-        return output, [
+        return [
             {token: value.logprob for token, value in step.items()}
             for step in output.outputs[0].logprobs
         ]
 
     run(llm, [plain, other])  # and now both are in the prefix cache
-    _, baseline = logprobs_of(plain)
-    output, without = logprobs_of(guarded)
-    assert llm.collective_rpc("slot_scale", args=(output.request_id,)) == [0.0, 0.0]
-    assert without == baseline
-    _, adapted = logprobs_of(replace(guarded, settings=()))
-    assert adapted[0] != baseline[0]
+    baseline = logprobs_of(plain)
+    assert logprobs_of(zero) == baseline
+    assert logprobs_of(replace(plain, steps=5, lr=0.5))[0] != baseline[0]
 
 
 @pytest.mark.skipif(V2, reason="its compiled model does not start under the interpreter")
@@ -323,21 +296,18 @@ def _failing(at_call: int) -> Wrap:
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "at_call", "settings"),
+    ("owner", "name", "at_call"),
     [
-        ("slot_vllm.optim.two_pass_form.TwoPassForm", "sums", 3, ()),
-        ("slot_vllm.optim.two_pass_form.TwoPassForm", "__init__", 1, ()),
-        # In the midst of a trust region's search.
-        ("slot_vllm.optim.scaled_rows.ScaledRows", "divergences", 20, (("preset", "safe"),)),
-        ("slot_vllm.engine.worker.hidden_cache.HiddenCache", "read", 1, ()),
-        ("slot_vllm.engine.worker.deltas.Deltas", "_key", 1, ()),
+        ("slot_vllm.optim.two_pass_form.TwoPassForm", "sums", 3),
+        ("slot_vllm.optim.two_pass_form.TwoPassForm", "__init__", 1),
+        ("slot_vllm.engine.worker.hidden_cache.HiddenCache", "read", 1),
+        ("slot_vllm.engine.worker.deltas.Deltas", "_key", 1),
     ],
 )
 def test_what_fails_on_one_rank_costs_one_delta_on_both(
     owner: str,
     name: str,
     at_call: int,
-    settings: tuple[tuple[str, Any], ...],
     tiny_model: str,
     parallel: Callable[..., Any],
 ) -> None:
@@ -345,7 +315,6 @@ def test_what_fails_on_one_rank_costs_one_delta_on_both(
     # Longer than a step, so that it is read out of the KV cache.
     seed = 700 + len(owner) + len(name) + at_call
     first, second = (Case(random_tokens(70, seed + i * 1000), 5, 0.1, 8) for i in range(2))
-    first = replace(first, settings=settings)
     before = llm.collective_rpc("slot_stats")
     llm.collective_rpc(on_rank(1, _failing(at_call), owner, name))
     (output,) = run(llm, [first])
@@ -366,7 +335,7 @@ def test_what_fails_on_one_rank_costs_one_delta_on_both(
 
 def test_each_rank_has_the_receipts(tiny_model: str, parallel: Callable[..., Any]) -> None:
     llm = parallel(tiny_model, {"receipts": 8}, **TP2)
-    options: tuple[dict[str, Any], ...] = ({}, {"guard": "holdout"}, {"max_kl": 0.01})
+    options: tuple[dict[str, Any], ...] = ({}, {"loss_tokens": 9}, {"preset": "paper-vllm"})
     cases = [
         Case(random_tokens(40 + i, 860 + i), 5, 0.2, 3, settings=tuple(own.items()))
         for i, own in enumerate(options)
@@ -374,17 +343,14 @@ def test_each_rank_has_the_receipts(tiny_model: str, parallel: Callable[..., Any
     outputs = run(llm, [*cases, replace(cases[0], steps=0)])
     weight = load_file(f"{tiny_model}/model.safetensors")["model.embed_tokens.weight"].double()
     answers = computed(tiny_model, [replace(case, new_tokens=1) for case in cases])
-    for own, output, answer in zip(options, outputs, answers, strict=False):
+    for output, answer in zip(outputs, answers, strict=False):
         one, other = llm.collective_rpc("slot_receipt", args=(output.request_id,))
         seconds = [receipt.pop("seconds") for receipt in (one, other)]
         assert one == other and min(seconds) > 0
         assert one["outcome"] == "applied" and one["prompts"] >= 1
-        # A trust region's search ends within half a percent of its bound.
-        slack = 0.03 if "max_kl" in own else 5e-3
         assert one["loss_before"] == pytest.approx(answer.losses[0], rel=2e-4)
-        assert one["loss_after"] == pytest.approx(answer.losses[-1], rel=slack)
-        assert one["last_kl"] == pytest.approx(last_kl(weight, answer), rel=slack, abs=1e-5)
-        assert (one["held_out_gain"] is not None) == ("guard" in own)
+        assert one["loss_after"] == pytest.approx(answer.losses[-1], rel=5e-3)
+        assert one["last_kl"] == pytest.approx(last_kl(weight, answer), rel=5e-3, abs=1e-5)
     plain = llm.collective_rpc("slot_receipt", args=(outputs[-1].request_id,))
     assert [receipt["outcome"] for receipt in plain] == ["plain", "plain"]
 

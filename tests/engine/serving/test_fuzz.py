@@ -70,8 +70,6 @@ valid: dict[str, Any] = {
         st.lists(st.sampled_from(ROLES), min_size=1, max_size=3),
         st.integers(1, 300),
     ),
-    "slot_guard": _choices("guard"),
-    "slot_max_kl": st.one_of(st.just("none"), st.floats(0, 10)),
     "slot_window": st.one_of(st.just("none"), st.integers(1, 300)),
     "slot_half_life": st.one_of(st.just("none"), st.floats(1e-3, 1e6)),
 }

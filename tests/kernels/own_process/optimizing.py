@@ -14,18 +14,15 @@ from hypothesis import strategies as st
 
 from slot_vllm.kernels import backend
 from slot_vllm.kernels.triton import column_sums, head_product, row_statistics
-from slot_vllm.optim.optimize import (
-    optimize,
-    smallest_workspace,
-    smallest_workspace_for_all,
-    warm_up,
-)
+from slot_vllm.optim.form import smallest_workspace
+from slot_vllm.optim.optimize import optimize
 from slot_vllm.optim.oracle import oracle, published
+from slot_vllm.optim.warm_up import warm_up
 from slot_vllm.optim.workspace import Workspace
 from slot_vllm.params import SlotParams
 from tests.kernels.on_device import check_adamw, check_apply_delta, check_passes
 from tests.optim.test_optimize import MIB, assert_equal_to_oracle, make_head, make_prompt
-from tests.optim.test_options import assert_equal, prompt_of
+from tests.optim.test_options import assert_equal, assert_last_kl_equal, prompt_of
 from tests.optim.test_shard import Group
 from tests.optim.test_sharded_options import together
 from tests.optim.test_two_pass_form import assert_shards_equal_the_whole
@@ -137,9 +134,8 @@ def test_bf16_is_no_farther_from_the_oracle_than_the_published_loop() -> None:
 
 
 OPTIONS: list[dict[str, Any]] = [
-    {"preset": "safe", "lr": 0.5},
-    {"max_kl": 0.01, "loss_tokens": 9},
-    {"guard": "holdout"},
+    {"loss_tokens": 9, "lr": 0.5},
+    {"loss_tokens": "text"},
     {"preset": "paper-vllm", "lr": 2.0},
     {},
 ]
@@ -150,10 +146,12 @@ def test_every_option_in_one_batch(soft_cap: float | None) -> None:
     head = make_head(129, 16, soft_cap, 0.5, bias=True)
     prompts = [prompt_of(head, 20 + 7 * i, i, steps=3, **o) for i, o in enumerate(OPTIONS)]
     for extra_bytes in (0, MIB):
-        workspace = Workspace(smallest_workspace_for_all(head) + extra_bytes)
-        learned = optimize(head, prompts, workspace, final_loss=True)
+        workspace = Workspace(smallest_workspace(head) + extra_bytes)
+        learned = optimize(head, prompts, workspace, final_loss=True, with_last_kl=True)
         for prompt, result in zip(prompts, learned, strict=True):
-            assert_equal(head, prompt, result, oracle(head, prompt))
+            expected = oracle(head, prompt)
+            assert_equal(head, prompt, result, expected)
+            assert_last_kl_equal(result, expected)
 
 
 @pytest.mark.parametrize("soft_cap", [None, 5.0])
