@@ -1,5 +1,6 @@
 """The in-process engines of a test process, and what each test must leave them as."""
 
+import gc
 import os
 from typing import Any
 
@@ -112,11 +113,18 @@ def _methods(llm: Any) -> dict[str, Any]:
 def begin_test(llm: Any) -> None:
     """As a new engine is, for ``stats_of`` too."""
     llm.reset_prefix_cache()
-    if deltas := deltas_of(llm):
-        deltas.forget_shared()
-        deltas.failures.errors.clear()
-        stats = deltas.stats()
-        llm.stats_before = {name: n for name, n in stats.items() if name not in GAUGES}
+    # Of one worker: of several nobody asks it.
+    llm.stats_before, *_ = llm.collective_rpc(_begin)
+
+
+def _begin(worker: Any) -> dict[str, Any]:
+    """In each worker; what it counted before."""
+    deltas = getattr(worker.model_runner, "slot_deltas", None)
+    if deltas is None:
+        return {}
+    deltas.forget_shared()
+    deltas.failures.errors.clear()
+    return {name: n for name, n in deltas.stats().items() if name not in GAUGES}
 
 
 def assert_nothing_left(llm: Any) -> None:
@@ -125,21 +133,43 @@ def assert_nothing_left(llm: Any) -> None:
     assert not llm.llm_engine.has_unfinished_requests(), "unfinished requests"
     replaced = [k for k, method in _methods(llm).items() if llm.own_methods.get(k) is not method]
     assert not replaced, f"still replaced by the test: {replaced}"
-    deltas = deltas_of(llm)
-    if deltas is None:
+    if "slot" not in llm.llm_engine.vllm_config.additional_config:
         return
     # Departures reach the worker with the next step, of an asynchronous engine with the one after.
     params = SamplingParams(max_tokens=2, detokenize=False, extra_args={"slot_steps": 0})
-    llm.generate([{"prompt_token_ids": [3, 4]}], params, use_tqdm=False)
+    (own,) = llm.generate([{"prompt_token_ids": [3, 4]}], params, use_tqdm=False)
+    workers = llm.collective_rpc(_left, args=(own.request_id,))
+    left: dict[str, Any] = {f"worker {i}": found for i, found in enumerate(workers)}
+    left["scheduler"] = _left_in_scheduler(scheduler_of(llm))
+    if left["scheduler"]:
+        # It forgets a request when nothing refers to it any more.
+        gc.collect()
+        left["scheduler"] = _left_in_scheduler(scheduler_of(llm))
+    assert not any(left.values()), {name: what for name, what in left.items() if what}
+
+
+def _left(worker: Any, own: str) -> dict[str, Any]:
+    """Of requests, in a worker, but of ``own``, whose departure it will hear of."""
+    deltas = getattr(worker.model_runner, "slot_deltas", None)
+    if deltas is None:
+        return {}
+    table = deltas.table
     left = {
         "requests": list(deltas.requests),
         "bypassed": list(deltas.bypassed),
-        "table rows": len(deltas.table),
+        "plain": [name for name in deltas.plain if name.rpartition("-")[0] != own],
+        "receipts": [n for n in deltas.receipts._without if n.rpartition("-")[0] != own],
+        "table rows": len(table),
         "pending bytes": deltas.pending.device_bytes + deltas.pending.host_bytes,
-        "staged": deltas._staged,
+        "staged": deltas._staged is not None,
+        # Row 0 is of those without SLOT.
+        "row 0": bool(table.biases[0].any() or table.rounded[0].any() or table.effective[0]),
     }
-    for name in ("_completing", "_learned"):
-        left[name] = len(getattr(scheduler_of(llm), name, ()))
-    assert not any(left.values()), {name: what for name, what in left.items() if what}
-    # Row 0 is of those without SLOT.
-    assert not deltas.table.biases[0].any() and not deltas.table.rounded[0].any()
+    return {name: what for name, what in left.items() if what}
+
+
+def _left_in_scheduler(scheduler: Any) -> dict[str, int]:
+    """What it knows of requests with ``max_concurrent``."""
+    names = ("_completed", "_learned", "_prompts")
+    left = {name: len(getattr(scheduler, name, ())) for name in names}
+    return {name: count for name, count in left.items() if count}

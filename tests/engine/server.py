@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import openai
+import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import ROOT
@@ -105,7 +106,8 @@ def running(
     command: Sequence[str], log: Path, environment: Mapping[str, str] = MappingProxyType({})
 ) -> Iterator[Server]:
     """The healthy server that ``command`` starts on a free port, as its last option ``--port``. It
-    is stopped with SIGTERM, unless it ended before."""
+    is stopped with Ctrl-C, unless it ended before. Raises AssertionError if that takes too long,
+    and says where the processes hang."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -116,6 +118,8 @@ def running(
         "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
         # Where the tests' own extensions are found.
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        # For ``_stop``.
+        "PYTHONFAULTHANDLER": "1",
         **environment,
     }
     with log.open("w") as output:
@@ -124,6 +128,8 @@ def running(
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment,
+            # A group of processes, as a terminal makes one of a command.
+            start_new_session=True,
         )
     url = f"http://127.0.0.1:{port}"
     # No proxy, whatever the environment says.
@@ -140,12 +146,25 @@ def running(
     finally:
         client.close()
         if server.alive():
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            _stop(server)
+
+
+def _stop(server: Server) -> None:
+    """As a terminal does with Ctrl-C: all processes of the group get the signal."""
+    process = server.process
+    children = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_SECONDS)
+    _, left = psutil.wait_procs(children, STOP_SECONDS)
+    failure = f"exit status {process.returncode}" if process.returncode else None
+    if server.alive() or left:
+        failure = f"after Ctrl-C it did not end within {STOP_SECONDS} s"
+        # Python then says what each of its threads does, and ends.
+        os.killpg(process.pid, signal.SIGABRT)
+        process.wait()
+        psutil.wait_procs(left)
+    assert failure is None, f"{failure}: {server.said()[-10_000:]}"
 
 
 def _wait_until_healthy(server: Server) -> None:

@@ -140,6 +140,7 @@ def test_preempted_within_its_prompt_it_starts_again() -> None:
     learned = deltas.find("a")
     assert learned is not None
     torch.testing.assert_close(learned.delta, expected_delta(TOKENS), rtol=1e-4, atol=2e-5)
+    assert deltas.pending.device_bytes == 0
 
 
 def test_a_resumed_request_keeps_its_delta_and_gets_a_row_again() -> None:
@@ -153,7 +154,16 @@ def test_a_resumed_request_keeps_its_delta_and_gets_a_row_again() -> None:
     begin(deltas, [arrival("a-1", TOKENS)], preempted={"b-1"})
     again = step(deltas, ("a-1", [*TOKENS, 7], 0))
     assert torch.equal(again.biases[again.rows[0]], bias)
-    assert deltas.stats()["optimized"] == 2
+    assert [deltas.stats()[name] for name in ("optimized", "shared")] == [2, 0]
+
+
+def test_generated_tokens_in_the_step_of_a_prompt_are_none_of_it() -> None:
+    deltas = make_deltas()
+    begin(deltas, [arrival("a-1", TOKENS)])
+    step(deltas, ("a-1", [*TOKENS, 7], 0))
+    learned = deltas.find("a")
+    assert learned is not None
+    torch.testing.assert_close(learned.delta, expected_delta(TOKENS), rtol=1e-4, atol=2e-5)
 
 
 def test_an_id_used_again_after_an_abort_is_another_request() -> None:
@@ -178,7 +188,7 @@ def test_one_bad_prompt_does_not_cost_its_neighbours() -> None:
     additions = step(deltas, ("bad-1", bad, 0), ("good-1", TOKENS, 0))
     assert additions.rows[0] == 0 and additions.rows[1] > 0
     stats = deltas.stats()
-    assert (stats["failed"], stats["optimized"]) == (1, 1)
+    assert [stats[name] for name in ("failed", "optimized", "one_token")] == [1, 1, 0]
     assert deltas.find("bad") is None
     assert f"token {VOCABULARY + 3}" in deltas.errors[-1]
 
@@ -391,13 +401,14 @@ def test_an_adapter_that_is_replaced_in_place_ends_sharing(replacer: str) -> Non
 
 def test_a_prompt_across_a_change_of_weights_is_shared_with_nobody() -> None:
     deltas = make_deltas()
-    begin(deltas, [arrival("a-1", TOKENS)])
+    # The second one came before it too, but nothing of it was computed.
+    begin(deltas, [arrival("a-1", TOKENS), arrival("b-1", TOKENS)])
     step(deltas, ("a-1", TOKENS[:3], 0))
     deltas.forget_shared()
-    step(deltas, ("a-1", TOKENS[3:], 3))
-    begin(deltas, [arrival("b-1", TOKENS)])
-    step(deltas, ("b-1", TOKENS, 0))
-    assert [deltas.stats()[name] for name in ("optimized", "shared")] == [2, 0]
+    step(deltas, ("a-1", TOKENS[3:], 3), ("b-1", TOKENS, 0))
+    begin(deltas, [arrival("c-1", TOKENS)])
+    step(deltas, ("c-1", TOKENS, 0))
+    assert [deltas.stats()[name] for name in ("optimized", "shared")] == [3, 0]
 
 
 def test_those_who_share_share_a_failure() -> None:

@@ -1,10 +1,20 @@
 """Tests that share an engine do not meet one another in it."""
 
+import inspect
+from typing import Any
+
 import pytest
 import torch
 
+from tests.engine import conftest
 from tests.engine.cases import Case, random_tokens
-from tests.engine.engines import Engines, assert_nothing_left, begin_test, deltas_of
+from tests.engine.engines import (
+    Engines,
+    assert_nothing_left,
+    begin_test,
+    deltas_of,
+    scheduler_of,
+)
 from tests.engine.generate import run, sampling_params, stats_of
 
 CASE = Case(random_tokens(40, seed=1), 2, 0.1, 3)
@@ -26,6 +36,11 @@ def test_equal_calls_get_the_same_engine_and_each_test_finds_it_new(
     assert_nothing_left(llm)
 
 
+def _left_is_an_error(llm: Any, what: str) -> None:
+    with pytest.raises(AssertionError, match=what):
+        assert_nothing_left(llm)
+
+
 def test_what_a_test_leaves_behind_is_an_error(engines: Engines, tiny_model: str) -> None:
     llm = engines.get(tiny_model, {})
     deltas = deltas_of(llm)
@@ -33,28 +48,60 @@ def test_what_a_test_leaves_behind_is_an_error(engines: Engines, tiny_model: str
         "left", {"prompt_token_ids": list(CASE.tokens)}, sampling_params(CASE)
     )
     llm.llm_engine.step()
-    with pytest.raises(AssertionError, match="unfinished requests"):
-        assert_nothing_left(llm)
+    _left_is_an_error(llm, "unfinished requests")
     llm.llm_engine.abort_request(["left"])
     assert_nothing_left(llm)
 
     deltas.stage = deltas.stage.__func__.__get__(deltas)
     assert_nothing_left(llm)
     deltas.stage = lambda *args: None
-    with pytest.raises(AssertionError, match=r"still replaced by the test: \['deltas\.stage'\]"):
-        assert_nothing_left(llm)
+    _left_is_an_error(llm, r"still replaced by the test: \['deltas\.stage'\]")
     del deltas.stage
 
     deltas.table.assign("left", ())
-    with pytest.raises(AssertionError, match="'table rows': 1"):
-        assert_nothing_left(llm)
+    _left_is_an_error(llm, "'table rows': 1")
     deltas.table.remove("left")
     rows = deltas.pending.allocate(2, 4, torch.float32)
-    with pytest.raises(AssertionError, match="'pending bytes': 32"):
-        assert_nothing_left(llm)
+    _left_is_an_error(llm, "'pending bytes': 32")
     deltas.pending.release(rows)
-    deltas.table.biases[0, 0] = 1
-    with pytest.raises(AssertionError):
-        assert_nothing_left(llm)
-    deltas.table.biases[0, 0] = 0
+    for name in ("bypassed", "plain"):
+        getattr(deltas, name).add("left-1")
+        _left_is_an_error(llm, rf"'{name}': \['left-1'\]")
+        getattr(deltas, name).remove("left-1")
+    deltas.requests["left"] = deltas.receipts._without["left"] = None
+    _left_is_an_error(llm, r"'requests': \['left'\], 'receipts': \['left'\]")
+    del deltas.requests["left"], deltas.receipts._without["left"]
+    for name in ("biases", "rounded", "effective"):
+        row = getattr(deltas.table, name)[0]
+        row += 1
+        _left_is_an_error(llm, "'row 0': True")
+        row -= 1
     assert_nothing_left(llm)
+
+
+def test_what_is_left_in_the_scheduler_is_an_error(engines: Engines, tiny_model: str) -> None:
+    llm = engines.get(tiny_model, {"max_concurrent": 1})
+    core, prompt = llm.llm_engine, {"prompt_token_ids": list(CASE.tokens)}
+    core.add_request("kept", prompt, sampling_params(CASE))
+    (request,) = scheduler_of(llm).requests.values()
+    while core.has_unfinished_requests():
+        core.step()
+    _left_is_an_error(llm, "'scheduler': {'_completed': 1, '_learned': 1, '_prompts': 1}")
+    # What only refers to itself is gone.
+    request.itself = request
+    del request
+    assert_nothing_left(llm)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_the_fixture_looks_at_each_engine_that_a_test_had(
+    place: int, engines: Engines, tiny_model: str
+) -> None:
+    test = inspect.unwrap(conftest.engine)(engines)
+    engine = next(test)
+    settings: list[dict[str, Any] | None] = [{}, None, {"max_concurrent": 1}]
+    scheduler = scheduler_of([engine(tiny_model, slot) for slot in settings][place])
+    scheduler.left = print
+    with pytest.raises(AssertionError, match=r"still replaced by the test: \['scheduler\.left'\]"):
+        next(test)
+    del scheduler.left

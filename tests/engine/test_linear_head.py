@@ -153,11 +153,14 @@ def test_what_is_left_of_a_rounded_delta(dtype: torch.dtype) -> None:
     factors = torch.tensor([1.0, 0.0, 0.3, 1.0])
     rows = torch.tensor([2, 1, 1, 0])
     with torch.no_grad():
+        before = hidden.clone()
         expected = hidden + (factors.unsqueeze(1) * rounded[rows].float()).to(dtype)
         expected = model.compute_logits(expected)
         linear = head_of(model, dtype)
         linear.hook(lambda: Additions(lambda: rows, None, rounded, lambda: factors), attempt)
         assert torch.equal(model.compute_logits(hidden), expected)
+    # A drafter reads them too.
+    assert torch.equal(hidden, before)
 
 
 class ThreadRanks(Ranks):

@@ -35,7 +35,7 @@ from tests.engine.cases import (
 )
 from tests.engine.conformance.test_receipts import last_kl
 from tests.engine.conformance.test_settings import mixed
-from tests.engine.engines import SLOT, SMALL, scheduler_of
+from tests.engine.engines import SLOT, SMALL, assert_nothing_left, scheduler_of
 from tests.engine.generate import run, sampling_params, tokens_of
 from tests.engine.runner import V2
 from tests.engine.server import MODEL, serving
@@ -353,6 +353,24 @@ def test_each_rank_has_the_receipts(tiny_model: str, parallel: Callable[..., Any
         assert one["last_kl"] == pytest.approx(last_kl(weight, answer), rel=5e-3, abs=1e-5)
     plain = llm.collective_rpc("slot_receipt", args=(outputs[-1].request_id,))
     assert [receipt["outcome"] for receipt in plain] == ["plain", "plain"]
+
+
+def test_what_a_test_leaves_behind_on_one_rank_is_an_error(
+    tiny_model: str, parallel: Callable[..., Any]
+) -> None:
+    llm = parallel(tiny_model, **TP2)
+
+    def leaving(change: str) -> Callable[[Any], None]:
+        def work(worker: Any) -> None:
+            if worker.rank == 1:
+                getattr(worker.model_runner.slot_deltas.plain, change)("left-1")
+
+        return work
+
+    llm.collective_rpc(leaving("add"))
+    with pytest.raises(AssertionError, match=r"{'worker 1': {'plain': \['left-1'\]}}"):
+        assert_nothing_left(llm)
+    llm.collective_rpc(leaving("remove"))
 
 
 def test_what_is_not_added_on_one_rank_is_added_on_none(
