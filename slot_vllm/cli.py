@@ -112,9 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         help="default: slot-vllm/models/NAME in XDG_CACHE_HOME or ~/.cache",
     )
     get_model.set_defaults(run=_get_model)
-    doctor = commands.add_parser(
-        "doctor", help="what is wrong with this environment"
-    )
+    doctor = commands.add_parser("doctor", help="what is wrong with this environment")
     doctor.add_argument(
         "--fix", action="store_true", help="write what is missing, uninstall what cannot be loaded"
     )
