@@ -12,7 +12,7 @@ fail() { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
 
 kind=cpu
 [[ $(nvidia-smi --list-gpus 2>/dev/null || true) != *GPU* ]] || kind=cuda
-inputs=$(cat "$root/pyproject.toml" "$root/scripts/setup.sh" "$root/scripts/vllm_metadata/pyproject.toml" | sha256sum)
+inputs=$(cat "$root/pyproject.toml" "$root/scripts/setup.sh" "$root/slot_vllm/doctor.py" | sha256sum)
 inputs="$kind $inputs $root"
 stamp="$venv/.slot-vllm"
 if [ -x "$venv/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$inputs" ]; then
@@ -75,18 +75,14 @@ else
         "$python" -W ignore -c 'import sys, torch; sys.exit(torch.version.cuda is not None)' ||
             fail "got a CUDA build of torch; install torch 2.13.0 for CPUs into $venv and run this again"
     fi
-    for package in "${unwanted[@]}"; do
-        if "$python" -m pip show --quiet "$package" 2>/dev/null && ! "$python" -c "import $package" 2>/dev/null; then
-            say "removing $package, which is not built for this torch"
-            uv pip uninstall --quiet --python "$python" "$package"
-        fi
-    done
     installed=$("$python" -W ignore -c 'import torch; print(torch.__version__)')
     echo "torch==$installed" >>"$overrides"
-    uv pip install --quiet --python "$python" --override "$overrides" --editable "${root}[cpu,eval,hf,dev]" "$root/scripts/vllm_metadata"
+    uv pip install --quiet --python "$python" --override "$overrides" --editable "${root}[cpu,eval,hf,dev]"
 fi
-"$python" -c 'import torch, vllm' >/dev/null 2>&1 || { "$python" -c 'import torch, vllm' >&2 || fail "vLLM cannot be imported from $venv; see above"; }
-"$python" "$root/scripts/get_nltk_data.py" >&2 2>/dev/null || say "NLTK's punkt_tab is out of reach: the task ifeval needs it (scripts/get_nltk_data.py)"
+# It also writes the metadata that `vllm serve` asks for, removes CUDA builds of torchvision and its
+# like of an earlier environment, and gets NLTK's punkt_tab.
+"$python" -P -m slot_vllm.cli doctor --fix >&2 || say "not all is well with $venv, see above"
+"$python" -P -c 'import torch, vllm' >/dev/null 2>&1 || fail "vLLM cannot be imported from $venv; see above"
 
 printf '%s' "$inputs" >"$stamp"
 say "ready: $venv"

@@ -1,4 +1,5 @@
-"""``slot-vllm get-model | report | inspect | score | rescore | compare-published | export``.
+"""``slot-vllm get-model | report | inspect | score | rescore | compare-published | export``,
+``slot-vllm doctor``.
 
 Exit codes: those of ``python -m slot_vllm.evaluation``.
 """
@@ -70,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         "--published",
         type=Path,
         metavar="FILE",
-        help="default: logs/published_results.csv of the repository",
+        help="default: the table that comes with this package",
     )
     compare.set_defaults(run=_compare_published)
     rescore = commands.add_parser("rescore", help="score stored answers again, without a model")
@@ -111,6 +112,11 @@ def _parser() -> argparse.ArgumentParser:
         help="default: slot-vllm/models/NAME in XDG_CACHE_HOME or ~/.cache",
     )
     get_model.set_defaults(run=_get_model)
+    doctor = commands.add_parser("doctor", help="what is wrong with this environment")
+    doctor.add_argument(
+        "--fix", action="store_true", help="write what is missing, uninstall what cannot be loaded"
+    )
+    doctor.set_defaults(run=_doctor)
     return parser
 
 
@@ -155,6 +161,12 @@ def _get_model(options: argparse.Namespace) -> None:
     from slot_vllm.evaluation.models import get
 
     print(get.get(find(options.name), options.output))
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from slot_vllm import doctor
+
+    doctor.command(options)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ ORDER = (
     ("hf",),
     ("evaluation",),
     ("bench",),
-    ("cli",),
+    ("doctor", "cli"),
 )
 RANK = {part: rank for rank, parts in enumerate(ORDER) for part in parts}
 

@@ -19,8 +19,7 @@ from slot_vllm.bench.command_line import add_result_flags, give, positive, say
 from slot_vllm.bench.machine import describe_machine
 from slot_vllm.params import SlotParams
 
-# There where the repository is; an installation that is not editable does not bring it.
-SHAPES = Path(__file__).parents[2] / "configs" / "shapes"
+SHAPES = Path(__file__).parents[1] / "configs" / "shapes"
 # What changes vLLM's processes and threads, and our kernels.
 _ENVIRONMENT = (
     "OMP_NUM_THREADS",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelShape:
     """hidden: d. vocabulary: V. parameters: those that a token is multiplied with, head included.
     itemsize: bytes of a weight, and of a hidden state."""
 
@@ -30,7 +30,7 @@ class Work:
     memory: int
 
 
-def learning(model: Model, ranks: int, rows: int, steps: int) -> Work:
+def learning(model: ModelShape, ranks: int, rows: int, steps: int) -> Work:
     """T steps of one prompt with n rows that stay in the workspace, in one chunk.
 
     Per step an all-gather of 2 n floats and one of d; the rows' product with V / ranks columns,
@@ -49,7 +49,7 @@ def learning(model: Model, ranks: int, rows: int, steps: int) -> Work:
     )
 
 
-def prefill(model: Model, ranks: int, tokens: int) -> Work:
+def prefill(model: ModelShape, ranks: int, tokens: int) -> Work:
     """The forward pass of one prompt, attention's own products left out. Two all-reduces of n d
     values per layer and one for the embeddings; a ring all-reduce receives 2 (R - 1) / R of its
     size. memory: each weight once."""

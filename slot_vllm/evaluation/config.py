@@ -1,6 +1,6 @@
 """The YAML file of a run: what it may say, how it is read, and its errors in one line.
 
-Relative paths, in the file and in ``--set``, start at the current directory.
+Relative paths, in the file and in ``--set``, start at the current directory (see ``ready_files``).
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from slot_vllm.evaluation import unicode_text
+from slot_vllm.evaluation import ready_files, unicode_text
 from slot_vllm.evaluation.control import Example
 from slot_vllm.evaluation.overrides import OverrideError, override
 from slot_vllm.evaluation.record import BASELINE, Arm, Name
@@ -285,7 +285,7 @@ def check_paths(config: RunConfig) -> None:
                 "with a model, a hub's org/name, get:NAME, or a path that model_script makes"
             )
     for index, task in enumerate(config.tasks):
-        if task.data is not None and not Path(task.data).exists():
+        if task.data is not None and not ready_files.find(task.data).exists():
             raise ConfigError(
                 f"tasks.{index}.data={task.data!r}: no such path (from {Path.cwd()}); allowed: a "
                 "json, jsonl, csv or parquet file, or a directory of them"
@@ -334,7 +334,7 @@ def _parse(text: str) -> Any:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = ready_files.find(path).read_text(encoding="utf-8")
         values = _parse(text)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None

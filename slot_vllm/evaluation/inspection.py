@@ -19,7 +19,7 @@ from slot_vllm.evaluation.record import Arm, Inspection, PromptShifts
 from slot_vllm.evaluation.run_settings import changed
 from slot_vllm.evaluation.stage import Stage
 from slot_vllm.evaluation.tasks import EvaluationTask
-from slot_vllm.evaluation.token_shifts import Mean, Shifts, extremes
+from slot_vllm.evaluation.token_shifts import Mean, Vector, extremes
 from slot_vllm.evaluation.token_text import TokenText
 
 logger = logging.getLogger(__name__)
@@ -62,25 +62,13 @@ def inspect(
             stage.reach(number / len(docs))
             if shifts is not None:
                 mean.add(shifts)
-                raised, lowered = extremes(shifts, top, text)
-                prompts.append(
-                    PromptShifts(id=doc.id, prompt=request.text, raised=raised, lowered=lowered)
-                )
+                found = extremes(shifts, top, text)
+                prompts.append(PromptShifts(id=doc.id, prompt=request.text, **dict(found)))
     if len(prompts) < len(docs):
         missing = len(docs) - len(prompts)
         logger.warning("%s, %s: %s prompts have no delta to inspect", arm.name, task, missing)
-    shifts = mean.value()
-    common = float(shifts.mean()) if len(shifts) else 0.0
-    raised, lowered = extremes(shifts, top, text)
-    return Inspection(
-        arm=arm.name,
-        task=task,
-        problems=mean.count,
-        vocabulary_mean=common,
-        raised=raised,
-        lowered=lowered,
-        prompts=prompts,
-    )
+    found = extremes(mean.value(), top, text)
+    return Inspection(arm=arm.name, task=task, problems=mean.count, prompts=prompts, **dict(found))
 
 
 def command(options: argparse.Namespace) -> None:
@@ -166,7 +154,7 @@ def _one_token(request: Request) -> Request:
     return replace(request, sampling={**request.sampling, "n": 1, "max_tokens": 1})
 
 
-def _in_order(engine: Engine, requests: Sequence[Request]) -> Iterator[Shifts | None]:
+def _in_order(engine: Engine, requests: Sequence[Request]) -> Iterator[Vector | None]:
     """W delta of each request, in their order, whatever order they finish in."""
     for start in range(0, len(requests), _TOGETHER):
         together = requests[start : start + _TOGETHER]

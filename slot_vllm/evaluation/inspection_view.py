@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from slot_vllm.evaluation.config import ConfigError
-from slot_vllm.evaluation.record import Inspection, PromptShifts, TokenShift
+from slot_vllm.evaluation.record import Inspection, Shifts, TokenShift
 
 SUFFIXES = (".png", ".svg")
 RAISED, LOWERED = "#2a6f97", "#c1666b"
@@ -85,18 +85,23 @@ def _means(inspection: Inspection) -> Table:
     title = f"{inspection.arm} · {inspection.task}: W delta"
     if not single:
         title += f", mean over {inspection.problems} problems"
-    common = f"over the whole vocabulary {inspection.vocabulary_mean:+.4f}, which changes nothing"
+    common = (
+        f"less {inspection.vocabulary_mean:+.4f}, the mean over the whole vocabulary, which "
+        "changes nothing"
+    )
     grid = Table(box=SIMPLE, title=Text(title), title_justify="left", caption=common)
     for side in ("raised", "lowered"):
         grid.add_column(side, overflow="fold")
         grid.add_column(shift, justify="right")
     for up, down in zip_longest(inspection.raised, inspection.lowered):
-        grid.add_row(*_cells(up), *_cells(down))
+        grid.add_row(*_cells(inspection, up), *_cells(inspection, down))
     return grid
 
 
-def _cells(token: TokenShift | None) -> tuple[Text, Text]:
-    return (Text(token.token), Text(f"{token.shift:+.4f}")) if token else (Text(), Text())
+def _cells(shifts: Shifts, token: TokenShift | None) -> tuple[Text, Text]:
+    if token is None:
+        return Text(), Text()
+    return Text(token.token), Text(f"{shifts.less_mean(token):+.4f}")
 
 
 def _prompts(inspection: Inspection) -> Table:
@@ -108,23 +113,26 @@ def _prompts(inspection: Inspection) -> Table:
     for side in ("raised most", "lowered most"):
         grid.add_column(side, overflow="fold")
     for prompt in inspection.prompts[:_PROMPTS]:
-        grid.add_row(Text(prompt.id), _most(prompt.raised), _most(prompt.lowered))
+        sides = (_most(prompt, prompt.raised), _most(prompt, prompt.lowered))
+        grid.add_row(Text(prompt.id), *sides)
     return grid
 
 
-def _most(tokens: Sequence[TokenShift]) -> Text:
-    return Text("  ".join(f"{t.token} {t.shift:+.3f}" for t in tokens[:_PROMPT_TOKENS]))
+def _most(shifts: Shifts, tokens: Sequence[TokenShift]) -> Text:
+    shown = tokens[:_PROMPT_TOKENS]
+    return Text("  ".join(f"{t.token} {shifts.less_mean(t):+.3f}" for t in shown))
 
 
-def _bars(inspection: Inspection | PromptShifts) -> list[TokenShift]:
+def _bars(inspection: Inspection) -> list[TokenShift]:
     """From the most raised down to the most lowered."""
     return [*inspection.raised[:_BARS], *reversed(inspection.lowered[:_BARS])]
 
 
 def _draw(panel: Axes, inspection: Inspection, bars: Sequence[TokenShift]) -> None:
     places = range(len(bars))
-    colours = [RAISED if bar.shift > 0 else LOWERED for bar in bars]
-    panel.barh(places, [bar.shift for bar in bars], color=colours)
+    lengths = [inspection.less_mean(bar) for bar in bars]
+    colours = [RAISED if length > 0 else LOWERED for length in lengths]
+    panel.barh(places, lengths, color=colours)
     # A dollar sign in a token starts no formula.
     panel.set_yticks(places, [bar.token for bar in bars], parse_math=False, family="monospace")
     panel.invert_yaxis()
@@ -136,7 +144,7 @@ def _draw(panel: Axes, inspection: Inspection, bars: Sequence[TokenShift]) -> No
     panel.set_title(
         f"{inspection.arm} · {inspection.task} ({counted})", parse_math=False, fontsize=10
     )
-    panel.set_xlabel("W delta: shift of the token's logit", fontsize=8)
+    panel.set_xlabel("W delta: shift of the token's logit, less the mean of all", fontsize=8)
 
 
 def _unfinished(path: Path) -> Path:

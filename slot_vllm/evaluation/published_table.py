@@ -8,8 +8,7 @@ from pathlib import Path, PurePath
 
 from slot_vllm.evaluation.config import ConfigError
 
-# There where the repository is; an installation that is not editable does not bring it.
-TABLE = Path(__file__).parents[2] / "logs" / "published_results.csv"
+TABLE = Path(__file__).with_name("published_results.csv")
 COLUMNS = ("task", "model", "steps", "lr", "accuracy")
 
 # How many problems a task has.
@@ -73,8 +72,8 @@ def read(path: Path | None = None) -> list[PublishedRun]:
             rows = list(csv.DictReader(file))
     except FileNotFoundError:
         raise ConfigError(
-            f"{path}: no such file; --published FILE names the table of published runs, which is "
-            "logs/published_results.csv of the repository"
+            f"{path}: no such file; --published FILE names the table of published runs, and "
+            "without it the package's own is read"
         ) from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None

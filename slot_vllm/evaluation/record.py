@@ -305,32 +305,38 @@ class TokenShift(Recorded):
     shift: float
 
 
-class PromptShifts(Recorded):
-    """W delta of one prompt. id: of the problem. prompt: as the model read it.
+class Shifts(Recorded):
+    """raised: the largest shifts above the mean, largest first. lowered: those below, lowest first.
 
-    raised: the largest shifts above 0, largest first. lowered: those below 0, lowest first.
+    vocabulary_mean: over all tokens; what is common to all shifts changes no probability.
     """
 
-    id: str
-    prompt: str
+    vocabulary_mean: float | None = None
     raised: list[TokenShift] = []
     lowered: list[TokenShift] = []
 
+    def less_mean(self, shift: TokenShift) -> float:
+        """As it is, where the mean was not recorded."""
+        return shift.shift - (self.vocabulary_mean or 0.0)
 
-class Inspection(Recorded):
+
+class PromptShifts(Shifts):
+    """W delta of one prompt. id: of the problem. prompt: as the model read it."""
+
+    id: str
+    prompt: str
+
+
+class Inspection(Shifts):
     """The mean of W delta over a task's problems, of one arm.
 
     problems: how many are in the mean: those that have a delta. prompts: these, in the task's
-    order; none in the packed form. raised, lowered: as in PromptShifts. vocabulary_mean: of the
-    mean over all tokens; what is common to all shifts changes no probability.
+    order; none in the packed form.
     """
 
     arm: str
     task: str
     problems: int
-    vocabulary_mean: float | None = None
-    raised: list[TokenShift] = []
-    lowered: list[TokenShift] = []
     prompts: list[PromptShifts] = []
 
 

@@ -10,7 +10,6 @@ from slot_vllm.evaluation.config import ConfigError
 
 # Tasks that split answers into sentences and tell their language, by the folder of their file.
 _SPLIT_SENTENCES = {"ifeval", "ifbench"}
-_SENTENCES = "tokenizers/punkt_tab/english"
 
 
 def missing(error: ImportError) -> str:
@@ -29,18 +28,16 @@ def prepare(folder: str) -> None:
     if folder not in _SPLIT_SENTENCES:
         return
     import langdetect
-    import nltk
+
+    from slot_vllm.evaluation import sentences
 
     langdetect.DetectorFactory.seed = 0  # or it draws at random which language it finds
 
-    try:
-        nltk.data.find(_SENTENCES)
-    except LookupError:
+    if not sentences.there():
         raise ConfigError(
             "it needs NLTK's punkt_tab, which is in none of NLTK's directories (NLTK_DATA names "
-            "one); python scripts/get_nltk_data.py or python -m nltk.downloader punkt_tab "
-            "brings it"
-        ) from None
+            "one); `slot-vllm doctor --fix` brings it"
+        )
 
 
 def _extra(package: str) -> str | None:

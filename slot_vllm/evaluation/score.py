@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from slot_vllm.evaluation import columns, data_files, scoring, tasks
+from slot_vllm.evaluation import columns, data_files, ready_files, scoring, tasks
 from slot_vllm.evaluation.config import ConfigError, RunConfig, RunFailed, Task
 from slot_vllm.evaluation.data_files import Item
 from slot_vllm.evaluation.record import Estimate, Scored
@@ -43,7 +43,7 @@ def load(
 
     answers: how many per problem; default: the task's.
     """
-    if not data.exists():
+    if not ready_files.find(data).exists():
         raise ConfigError(f"--data {data}: no such path (from {Path.cwd()})")
     if custom_tasks is not None:
         _check_file("--custom-tasks", Path(custom_tasks))

@@ -20,7 +20,7 @@ from lighteval.tasks.lighteval_task import LightevalTask, LightevalTaskConfig
 from lighteval.tasks.registry import Registry
 from lighteval.tasks.requests import Doc, SamplingMethod
 
-from slot_vllm.evaluation import benchmarks, columns, data, requirements
+from slot_vllm.evaluation import benchmarks, columns, data, ready_files, requirements
 from slot_vllm.evaluation.config import ConfigError, RunConfig, Task
 
 # The seed of lighteval's own pipeline: GPQA's choices come in the order that it gives them.
@@ -242,11 +242,11 @@ def _check(key: str, name: str, task: LightevalTask, config: RunConfig) -> None:
 def _dataset(key: str, named: Task, task: LightevalTask) -> data.Dataset:
     source = benchmarks.SOURCES.get(task.name.split(":")[0])
     if source is not None and named.data is not None:
-        rows = source.read(Path(named.data), task.dataset_config_name or None)
+        rows = source.read(ready_files.find(named.data), task.dataset_config_name or None)
         return dict.fromkeys(task.evaluation_split, rows)
     if named.data is not None:
         examples = task.fewshot_split if task.dataset_config.num_fewshots else None
-        path, subset = Path(named.data), task.dataset_config_name
+        path, subset = ready_files.find(named.data), task.dataset_config_name
         read = data.read(path, task.name, subset, task.evaluation_split, examples)
         keep = task.dataset_filter or (lambda row: True)
         return {split: [row for row in rows if keep(row)] for split, rows in read.items()}

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from slot_vllm.evaluation.record import TokenShift
+from slot_vllm.evaluation.record import Shifts, TokenShift
 
-Shifts = np.ndarray
+Vector = np.ndarray
 
 
 class Mean:
@@ -16,35 +16,36 @@ class Mean:
         self.count = 0
         self._sum: np.ndarray | None = None
 
-    def add(self, shifts: Shifts) -> None:
+    def add(self, shifts: Vector) -> None:
         """shifts: [V] float32."""
         if self._sum is None:
             self._sum = np.zeros(shifts.shape)
         self._sum += shifts
         self.count += 1
 
-    def value(self) -> Shifts:
+    def value(self) -> Vector:
         """[V] float64; empty if nothing was added."""
         return np.zeros(0) if self._sum is None else self._sum / self.count
 
 
-def extremes(
-    shifts: Shifts, top: int, text: Callable[[int], str]
-) -> tuple[list[TokenShift], list[TokenShift]]:
+def extremes(shifts: Vector, top: int, text: Callable[[int], str]) -> Shifts:
     """The tokens that are raised and those that are lowered most, at most ``top`` each.
 
-    shifts: [V]; of equal ones the lower id comes first.
+    shifts: [V]; of equal ones the lower id comes first. Up and down is seen from their mean.
     """
+    mean = float(shifts.mean(dtype=np.float64)) if len(shifts) else 0.0
 
     def named(tokens: Sequence[int]) -> list[TokenShift]:
         return [
             TokenShift(id=token, token=text(token), shift=float(shifts[token])) for token in tokens
         ]
 
-    return named(_largest(shifts, top)), named(_largest(-shifts, top))
+    moved = shifts - mean
+    raised, lowered = named(_largest(moved, top)), named(_largest(-moved, top))
+    return Shifts(vocabulary_mean=mean, raised=raised, lowered=lowered)
 
 
-def _largest(shifts: Shifts, top: int) -> list[int]:
+def _largest(shifts: Vector, top: int) -> list[int]:
     found = np.flatnonzero(shifts > 0)
     if len(found) > top:
         least = np.partition(shifts[found], -top)[-top]

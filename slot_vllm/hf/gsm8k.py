@@ -48,7 +48,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ScoredAnswer:
     """first_loss, last_loss: of the prompt, nats per token, before the first and after the last
     step; None without SLOT. tokens: how many were generated, the end of text included."""
 
@@ -85,7 +85,7 @@ def read_problems(path: Path, limit: int | None) -> list[Problem]:
 
 def answer(
     model: Any, tokenizer: Any, context: Slot, problems: Sequence[Problem], system_prompt: str
-) -> list[Answer]:
+) -> list[ScoredAnswer]:
     """One batch of greedy answers. The tokenizer pads on the left and has a padding token."""
     texts = [
         tokenizer.apply_chat_template(
@@ -123,11 +123,11 @@ def _ends(model: Any) -> set[int]:
 
 def _scored(
     problem: Problem, row: list[int], tokenizer: Any, ends: set[int], losses: torch.Tensor
-) -> Answer:
+) -> ScoredAnswer:
     length = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
     completion = tokenizer.decode(row[:length], skip_special_tokens=True)
     values = losses.tolist()
-    return Answer(
+    return ScoredAnswer(
         problem.question,
         problem.gold,
         completion,
@@ -139,7 +139,7 @@ def _scored(
     )
 
 
-def summary(answers: Sequence[Answer], config: SlotConfig) -> dict[str, Any]:
+def summary(answers: Sequence[ScoredAnswer], config: SlotConfig) -> dict[str, Any]:
     """Accuracies with their binomial standard errors."""
 
     def rate(name: str, hits: Iterable[bool]) -> dict[str, float]:
@@ -200,9 +200,9 @@ def _run(
     system_prompt: str,
     model: Any,
     tokenizer: Any,
-) -> list[Answer]:
+) -> list[ScoredAnswer]:
     """The answers, which are also written as they come."""
-    answers: list[Answer] = []
+    answers: list[ScoredAnswer] = []
     with ExitStack() as stack:
         samples = None
         if options.output is not None:

@@ -18,7 +18,7 @@ _SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier")
 
 
 @dataclass(frozen=True)
-class LinearHead:
+class TransformersHead:
     """module: gives h W^T + bias, before f. decoder: its ``last_hidden_state`` is that h, for every
     position, also where the module is only given the last one."""
 
@@ -37,7 +37,7 @@ class _Watched:
     logits: Tensor
 
 
-def find_head(model: Any) -> LinearHead:
+def find_head(model: Any) -> TransformersHead:
     """The head of ``model``, a causal language model. Raises SlotError if it is not
     f(h W^T + bias), with h the last hidden states of the decoder."""
     name = type(model).__name__
@@ -62,7 +62,7 @@ def find_head(model: Any) -> LinearHead:
             f"SLOT needs one head, used once; {name} used its {type(module).__name__} "
             f"{len(watched.hidden)} times"
         )
-    return LinearHead(
+    return TransformersHead(
         module, _decoder_of(name, watched), _fitting_head(model, module, watched, name)
     )
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from slot_vllm.chat_turns import UndeterminedError
-from slot_vllm.hf.linear_head import LinearHead, find_head, last_hidden_state
+from slot_vllm.hf.linear_head import TransformersHead, find_head, last_hidden_state
 from slot_vllm.loss_tokens import LossTokens, flags
 from slot_vllm.optim.fading import WHOLE, factors, limits
 from slot_vllm.optim.form import smallest_workspace
@@ -103,7 +103,7 @@ class Slot:
         _refuse_training(self._model)
         if isinstance(getattr(vars(self._model).get("generate"), "slot", None), Slot):
             raise SlotError("SLOT is on for this model already; contexts do not nest")
-        self._found: LinearHead = find_head(self._model)
+        self._found: TransformersHead = find_head(self._model)
         self._workspace = self._new_workspace()
         with ExitStack() as entered:
             for hook in self._hooks():

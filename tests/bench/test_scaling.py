@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from slot_vllm.bench.scaling import Model, learning, prefill
+from slot_vllm.bench.scaling import ModelShape, learning, prefill
 from slot_vllm.params import SlotParams
 from tests.optim.test_optimize import make_head, make_prompt
 from tests.optim.test_shard import Group, on_ranks
 
 # Llama 3's, without the embeddings, which no token is multiplied with.
-LLAMA_70B = Model(8192, 128256, 80, 69_501_714_432, itemsize=2)
+LLAMA_70B = ModelShape(8192, 128256, 80, 69_501_714_432, itemsize=2)
 SCALING = Path(__file__).parents[2] / "docs/scaling.md"
 
 
@@ -23,7 +23,7 @@ def test_what_the_ranks_of_a_small_head_exchange(bounds: list[int], rows: int, s
     group = Group(ranks)
     prompt = make_prompt(head, rows + 1, SlotParams(steps=steps))
     on_ranks(group, head, [prompt], bounds, 1 << 20, final_loss=False)
-    counted = learning(Model(32, bounds[-1], 1, 0, itemsize=4), ranks, rows, steps)
+    counted = learning(ModelShape(32, bounds[-1], 1, 0, itemsize=4), ranks, rows, steps)
     assert counted.collectives == len(group.shapes)
     assert counted.received == (ranks - 1) * group.bytes_given
 

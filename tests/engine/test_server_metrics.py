@@ -158,20 +158,20 @@ def test_a_scrape_while_requests_stream(server: Server) -> None:
         list(s)
 
 
-def test_the_log_says_how_it_runs(server: Server) -> None:
-    (line,) = [line for line in server.said().splitlines() if "SLOT 0.2.0 on the" in line]
-    for part in (
-        "V1 model runner",
-        "torch.float32",
-        "hidden cache on",
-        "delta cache 64 MiB",
-        "workspace 16 MiB (as set)",
-        "steps 3, lr 0.1",
-        "at most 100 steps; ",
-        "report_loss on",
-        "receipts 30",
-    ):
-        assert part in line, line
+def test_the_log_says_how_it_runs_in_a_table(server: Server) -> None:
+    lines = server.said().splitlines()
+    (first,) = [i for i, line in enumerate(lines) if "SLOT 0.2.0 on the V1 model runner" in line]
+    # vLLM begins each line alike.
+    start = lines[first].index("SLOT 0.2.0")
+    rows = [line[start:].rstrip() for line in lines[first + 1 : first + 8]]
+    assert rows[0].startswith("  head          ") and rows[0].endswith("torch.float32")
+    assert rows[1:3] == ["  workspace     16 MiB (as set)", "  hidden cache  on"]
+    assert rows[3].startswith("  delta cache   64 MiB (") and rows[3].endswith(" deltas)")
+    assert rows[4:] == [
+        "  requests      steps 3, lr 0.1",
+        "  at most       100 steps",
+        "  readable      report_loss on, receipts 30",
+    ]
 
 
 @pytest.mark.full

@@ -108,4 +108,4 @@ def punkt() -> None:
     try:
         nltk.data.find("tokenizers/punkt_tab/english")
     except LookupError:
-        pytest.skip("NLTK's punkt_tab is not there: python scripts/get_nltk_data.py")
+        pytest.skip("NLTK's punkt_tab is not there: slot-vllm doctor --fix")

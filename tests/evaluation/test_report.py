@@ -245,7 +245,7 @@ def test_a_sweep_without_a_baseline(page: Callable[..., Page]) -> None:
 
 def test_losses_lengths_and_answers_that_were_cut_off(page: Callable[..., Page]) -> None:
     found = page(answers(SCORES))
-    assert "3.450 → 2.450 Completion length" in found.text
+    assert "3.450 → 2.450 slot Completion length" in found.text
     # 7 of 30 problems are 3 more than a multiple of four.
     assert "median 114, cut off 23 %" in found.text
     (row,) = [r for r in found.rows if r[:2] == ["slot", "30"]]
@@ -271,8 +271,14 @@ def test_parts_of_the_answers_and_pass_at_k(page: Callable[..., Page]) -> None:
     rows[1]["pass_at_k"] = {"4": {"value": 0.875, "interval": [0.5, 0.9]}}
     found = page(answers(SCORES), arms=rows)
     interval = "0.2500 [0.1000, 0.5000]"
-    assert ["3", "slot", "8", interval, "+0.1250 [-0.2500, +0.5000]"] in found.rows
-    assert ["4", "slot", "2", "0.5000", "-"] in found.rows
+    # A column per group.
+    for group, row in (
+        ("3", ["slot", "8", interval, "+0.1250 [-0.2500, +0.5000]"]),
+        ("4", ["slot", "2", "0.5000", "-"]),
+    ):
+        after = found.html.split(f"<h4>{group}</h4>")[1].split("<h4>")[0]
+        assert all(cell.split(" [")[0] in after for cell in row)
+        assert row in found.rows
     assert ["sums", "slot", "4", "0.8750 [0.5000, 0.9000]"] in found.rows
 
 
@@ -296,10 +302,28 @@ def test_what_delta_does(tmp_path: Path) -> None:
     (run / "inspection.json").write_text(json.dumps([inspection]), encoding="utf-8")
     found = Page(report.write([run]))
     assert "' so\\n'" in found.text
-    assert "+0.750" in found.text
-    assert "Over the whole vocabulary the mean shift is +0.125" in found.text
+    # Less the mean, which is common to all tokens.
+    assert "+0.625" in found.text and "-0.625" in found.text
+    assert "The mean over the vocabulary is +0.125." in found.text
     assert "Prompt by prompt: the first 20 of 30; all are in inspection.json" in found.text
     assert ["19", "prompt 19", "' so\\n' +0.750", "<|end|> -0.500"] in found.rows
+    assert "did not record the means of single prompts" in found.text
+    inspection["prompts"] = [{**prompt, "vocabulary_mean": 0.25} for prompt in prompts]
+    (run / "inspection.json").write_text(json.dumps([inspection]), encoding="utf-8")
+    found = Page(report.write([run]))
+    assert ["19", "prompt 19", "' so\\n' +0.500", "<|end|> -0.750"] in found.rows
+    assert "did not record the means" not in found.text
+
+
+def test_contents_at_the_top_and_what_is_closed(page: Callable[..., Page]) -> None:
+    found = page(answers(SCORES), sweeps=[sweep()])
+    links = [a["href"] for tag, a in found.tags if tag == "a"]
+    headings = [f"#{a['id']}" for tag, a in found.tags if tag == "h2" and "id" in a]
+    assert links == headings and len(links) == 6
+    assert found.html.index("<nav>") < found.html.index("What the data allow to say")
+    assert "Results Against the baseline Sweep Prompt loss" in found.text
+    closed = re.findall(r"<details><summary>([^<]*)", found.html)
+    assert "Generation, versions, machine" in closed and "Every metric" in closed
 
 
 def test_without_an_inspection(page: Callable[..., Page]) -> None:

@@ -50,7 +50,7 @@ def test_a_task_names_its_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
     monkeypatch.setattr(nltk, "download", lambda *names, **options: False)
-    with pytest.raises(ConfigError, match=r"'ifeval': it needs NLTK's punkt_tab.*get_nltk_data"):
+    with pytest.raises(ConfigError, match=r"'ifeval': it needs NLTK's punkt_tab.*doctor --fix"):
         _load(tmp_path / "data.json")
 
 

@@ -9,35 +9,49 @@ import pytest
 from transformers import AutoTokenizer
 
 from slot_vllm.evaluation import inspection_view
-from slot_vllm.evaluation.record import Inspection, TokenShift
+from slot_vllm.evaluation.record import Inspection, Shifts, TokenShift
 from slot_vllm.evaluation.token_shifts import Mean, extremes
 from slot_vllm.evaluation.token_text import TokenText
 
 
 def test_extremes_are_signed_sorted_and_limited() -> None:
     shifts = np.array([0.5, -1.0, 2.0, 0.0, -3.0, 2.0], np.float32)
-    raised, lowered = extremes(shifts, 2, str)
-    assert raised == [
+    found = extremes(shifts, 2, str)
+    assert found.vocabulary_mean == pytest.approx(0.5 / 6)
+    assert found.raised == [
         TokenShift(id=2, token="2", shift=2.0),
         TokenShift(id=5, token="5", shift=2.0),
     ]
-    assert lowered == [
+    assert found.lowered == [
         TokenShift(id=4, token="4", shift=-3.0),
         TokenShift(id=1, token="1", shift=-1.0),
     ]
-    raised, lowered = extremes(shifts, 100, str)
-    assert [token.id for token in raised] == [2, 5, 0]
-    assert [token.id for token in lowered] == [4, 1]
-    assert extremes(np.zeros(9), 3, str) == ([], [])
-    assert extremes(Mean().value(), 3, str) == ([], [])
+    found = extremes(shifts, 100, str)
+    assert [token.id for token in found.raised] == [2, 5, 0]
+    assert [token.id for token in found.lowered] == [4, 1, 3]
+    assert (
+        extremes(np.zeros(9), 3, str)
+        == extremes(Mean().value(), 3, str)
+        == Shifts(vocabulary_mean=0.0)
+    )
+
+
+@pytest.mark.parametrize("common", [-8.0, 8.0])
+def test_a_shift_that_is_common_to_all_raises_and_lowers_nothing(common: float) -> None:
+    shifts = np.array([0.5, -1.0, 2.0, 0.0, -3.0, 1.5])
+    alone, found = extremes(shifts, 2, str), extremes(shifts + common, 2, str)
+    for ours, theirs in ((found.raised, alone.raised), (found.lowered, alone.lowered)):
+        assert [token.id for token in ours] == [token.id for token in theirs]
+        less = [found.less_mean(token) for token in ours]
+        assert less == pytest.approx([alone.less_mean(token) for token in theirs])
 
 
 def test_extremes_of_a_large_vocabulary() -> None:
     shifts = np.random.default_rng(0).normal(size=20_000).astype(np.float32)
-    raised, lowered = extremes(shifts, 15, str)
+    found = extremes(shifts, 15, str)
     order = np.argsort(shifts)
-    assert [token.id for token in raised] == order[::-1][:15].tolist()
-    assert [token.id for token in lowered] == order[:15].tolist()
+    assert [token.id for token in found.raised] == order[::-1][:15].tolist()
+    assert [token.id for token in found.lowered] == order[:15].tolist()
 
 
 def test_tokens_can_be_read(tiny_model: str) -> None:

@@ -78,8 +78,8 @@ def test_format(completion: str, correct: bool) -> None:
 
 
 def test_summary() -> None:
-    hit = gsm8k.Answer("q", "5", "5", True, False, 3, 2.0, 1.0)
-    miss = gsm8k.Answer("q", "5", "6", False, False, 8, 2.0, 1.0)
+    hit = gsm8k.ScoredAnswer("q", "5", "5", True, False, 3, 2.0, 1.0)
+    miss = gsm8k.ScoredAnswer("q", "5", "6", False, False, 8, 2.0, 1.0)
     result = gsm8k.summary([hit, hit, hit, miss], gsm8k.SlotConfig(steps=2, lr=0.5))
     assert result["accuracy"] == 0.75
     assert result["accuracy_stderr"] == pytest.approx((0.75 * 0.25 / 4) ** 0.5)
@@ -110,7 +110,7 @@ def test_an_interrupted_run_keeps_what_is_finished(
     answer = gsm8k.answer
     calls = iter(range(2))
 
-    def interrupted(*arguments: Any) -> list[gsm8k.Answer]:
+    def interrupted(*arguments: Any) -> list[gsm8k.ScoredAnswer]:
         if next(calls):
             raise KeyboardInterrupt
         return answer(*arguments)

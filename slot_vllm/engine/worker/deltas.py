@@ -28,7 +28,7 @@ from slot_vllm.engine.worker.pending import PendingRows
 from slot_vllm.engine.worker.prompt_rows import PromptRows
 from slot_vllm.engine.worker.ranks import ALONE, Ranks
 from slot_vllm.engine.worker.receipts import Receipts
-from slot_vllm.engine.worker.request import Request
+from slot_vllm.engine.worker.request import SlotRequest
 from slot_vllm.engine.worker.step_timer import StepTimer
 from slot_vllm.kernels.compiled import library_for
 from slot_vllm.kernels.device import to_device
@@ -86,7 +86,7 @@ class Deltas:
         self.shared = DeltaCache(
             config.delta_cache_mb * MIB, head.hidden_size, device, waits=ranks.size > 1
         )
-        self.requests: dict[str, Request] = {}
+        self.requests: dict[str, SlotRequest] = {}
         self.bypassed: set[str] = set()
         self.plain: set[str] = set()
         self.kept: LastFinished[tuple[str, Learned]] = LastFinished(config.keep_deltas)
@@ -109,7 +109,7 @@ class Deltas:
         self.serving = True
         # In the current step.
         self._scheduled: Collection[str] = ()
-        self._adapted: list[Request] = []
+        self._adapted: list[SlotRequest] = []
         self._staged: Additions | None = None
         self._epoch = 0
         self._adapter_epochs: Counter[str] = Counter()
@@ -188,7 +188,7 @@ class Deltas:
         except Exception as error:
             self.failures.report(Failure.of(error, "batch"), "a log or a metric lacks something")
 
-    def _fail_all(self, requests: Sequence[Request], failure: Failure) -> None:
+    def _fail_all(self, requests: Sequence[SlotRequest], failure: Failure) -> None:
         for request in requests:
             if not request.failed:
                 self._fail(request, failure)
@@ -231,8 +231,8 @@ class Deltas:
         self._fail_all(here, failure)
 
     def _stage(self, hidden_states: Tensor, batch: BatchView) -> None:
-        prefilling: list[Request] = []
-        ready: list[tuple[Request, Callable[[], Tensor], bytes | None]] = []
+        prefilling: list[SlotRequest] = []
+        ready: list[tuple[SlotRequest, Callable[[], Tensor], bytes | None]] = []
         for i, req_id in enumerate(batch.req_ids):
             request = self.requests.get(req_id)
             if request is None or request.learned is not None:
@@ -252,10 +252,10 @@ class Deltas:
                     known[request.row] = found
         # Who leads, and so what the ranks do together, depends on it.
         self._settle([request for request, _, _ in ready])
-        completed: list[tuple[Request, Callable[[], Tensor]]] = []
-        leaders: dict[bytes, Request] = {}
-        followers: list[tuple[Request, Request]] = []
-        shared: list[Request] = []
+        completed: list[tuple[SlotRequest, Callable[[], Tensor]]] = []
+        leaders: dict[bytes, SlotRequest] = {}
+        followers: list[tuple[SlotRequest, SlotRequest]] = []
+        shared: list[SlotRequest] = []
         for request, rows, key in ready:
             if request.failed:
                 continue
@@ -411,7 +411,7 @@ class Deltas:
         elif resolved.bypassed is not None:
             self._bypass(new, resolved.bypassed, resolved.params)
         elif resolved.params.steps:
-            self.requests[new.req_id] = Request(
+            self.requests[new.req_id] = SlotRequest(
                 resolved.request_id,
                 resolved.params,
                 new.prompt_token_ids,
@@ -468,7 +468,7 @@ class Deltas:
         self.rows.release(request)
         self.receipts.finish(req_id, request)
 
-    def _key(self, request: Request) -> bytes | None:
+    def _key(self, request: SlotRequest) -> bytes | None:
         """What other requests must have in common with this one to use its delta."""
         # What was computed before weights changed and after is like no other prompt.
         mixed = request.epoch != self._epoch_of(request.lora_request)
@@ -501,7 +501,7 @@ class Deltas:
                 self.table.remove(row)
         return None
 
-    def _share(self, leaders: dict[bytes, Request]) -> None:
+    def _share(self, leaders: dict[bytes, SlotRequest]) -> None:
         for key, leader in leaders.items():
             if leader.learned is None or leader.failed:
                 continue
@@ -510,7 +510,7 @@ class Deltas:
             except Exception as error:
                 self.failures.report(Failure.of(error, "table"), "a delta is not shared")
 
-    def _count(self, outcome: str, requests: Sequence[Request]) -> None:
+    def _count(self, outcome: str, requests: Sequence[SlotRequest]) -> None:
         """Of the requests that got a delta in this step. One token is nothing to learn from."""
         given = [q.learned for q in requests if q.learned and not q.failed]
         learned = [x for x in given if x.losses.numel()]
@@ -529,9 +529,9 @@ class Deltas:
             self.failures.log("non_finite", message)
 
     def _learn_all(
-        self, completed: list[tuple[Request, Callable[[], Tensor]]], row_bytes: int
+        self, completed: list[tuple[SlotRequest, Callable[[], Tensor]]], row_bytes: int
     ) -> None:
-        group: list[tuple[Request, Callable[[], Tensor]]] = []
+        group: list[tuple[SlotRequest, Callable[[], Tensor]]] = []
         room = self.pending.limit
         for request, rows in completed:
             if request.failed:
@@ -545,10 +545,10 @@ class Deltas:
         if group:
             self._learn(group)
 
-    def _learn(self, completed: list[tuple[Request, Callable[[], Tensor]]]) -> None:
+    def _learn(self, completed: list[tuple[SlotRequest, Callable[[], Tensor]]]) -> None:
         """All ranks have the same requests, and their hidden states or their failures."""
         began = time.perf_counter()
-        read: list[tuple[Request, Tensor]] = []
+        read: list[tuple[SlotRequest, Tensor]] = []
         for request, rows in completed:
             with request.containing("vocabulary"):
                 self._check_tokens(request)
@@ -558,7 +558,7 @@ class Deltas:
                     self._make_room_for_whole(own)
                     read.append((request, own))
         self._settle([request for request, _ in completed])
-        prompts: list[tuple[Request, Prompt]] = []
+        prompts: list[tuple[SlotRequest, Prompt]] = []
         whole = [(q, self._whole(rows)) for q, rows in read if not q.failed]
         for request, hidden in whole:
             with request.containing("hidden_cache"):
@@ -567,7 +567,7 @@ class Deltas:
         self._optimize([(q, prompt) for q, prompt in prompts if not q.failed])
         self.optimize_seconds += time.perf_counter() - began
 
-    def _check_tokens(self, request: Request) -> None:
+    def _check_tokens(self, request: SlotRequest) -> None:
         # On a GPU such an index would take the process down.
         if (largest := max(request.learns_from)) >= self.linear_head.vocabulary:
             raise ValueError(f"token {largest} is not in the head's vocabulary")
@@ -600,7 +600,7 @@ class Deltas:
                 f"rank {self.ranks.rank} has {digest.hexdigest()}"
             )
 
-    def _prompt(self, request: Request, rows: Tensor) -> Prompt:
+    def _prompt(self, request: SlotRequest, rows: Tensor) -> Prompt:
         return Prompt(
             rows.to(self.device, non_blocking=True),
             to_device(request.learns_from, torch.int64, self.device),
@@ -608,7 +608,7 @@ class Deltas:
             request.counts,
         )
 
-    def _optimize(self, prompts: list[tuple[Request, Prompt]]) -> None:
+    def _optimize(self, prompts: list[tuple[SlotRequest, Prompt]]) -> None:
         if not prompts:
             return
         learned: list[Learned] = []
@@ -645,14 +645,14 @@ class Deltas:
             for one in prompts:
                 self._optimize([one])
 
-    def _settle(self, requests: Sequence[Request]) -> None:
+    def _settle(self, requests: Sequence[SlotRequest]) -> None:
         """Those of ``requests`` in which something failed by now go on without a delta."""
         failures = self.failures.agreed([request.failure for request in requests])
         for request, failure in zip(requests, failures, strict=True):
             if failure is not None:
                 self._fail(request, failure)
 
-    def _fail(self, request: Request, failure: Failure) -> None:
+    def _fail(self, request: SlotRequest, failure: Failure) -> None:
         """The request goes on without a delta."""
         self.failures.count(failure, request.external_id)
         request.failure = failure
@@ -660,7 +660,7 @@ class Deltas:
         self.rows.release(request)
 
     def _additions(self, batch: BatchView) -> Additions | None:
-        adapted: list[tuple[int, Request]] = []
+        adapted: list[tuple[int, SlotRequest]] = []
         for slot, req_id in zip(batch.slots, batch.req_ids, strict=True):
             request = self.requests.get(req_id)
             if request is not None and request.learned and request.learned.losses.numel():
@@ -696,7 +696,7 @@ class Deltas:
             self.table.effective[row].mul_(ok)
         return list(together)
 
-    def _fill(self, requests: Sequence[Request], here: Collection[str]) -> None:
+    def _fill(self, requests: Sequence[SlotRequest], here: Collection[str]) -> None:
         """Give the requests, each with another row, their rows; ``here``: the step's rows."""
         deltas = [(q, q.learned) for q in requests if q.learned]
         if not deltas:

@@ -11,7 +11,6 @@ from typing import Any
 from vllm.distributed.parallel_state import get_pp_group, get_tp_group
 from vllm.v1.worker.gpu_worker import Worker
 
-from slot_vllm import __version__
 from slot_vllm.engine.vllm_contract import release
 from slot_vllm.engine.wire.engine_settings import asks_for_slot
 from slot_vllm.engine.wire.receipt_dict import ReceiptDict
@@ -21,8 +20,9 @@ from slot_vllm.engine.worker.deltas import Deltas
 from slot_vllm.engine.worker.linear_head import LinearHead
 from slot_vllm.engine.worker.ranks import Ranks
 from slot_vllm.engine.worker.runners import hook_v1, hook_v2, watch
+from slot_vllm.engine.worker.startup_table import startup_table
 from slot_vllm.optim.optimize import Learned
-from slot_vllm.params import PAPER_STEPS, SlotConfig, SlotError
+from slot_vllm.params import SlotConfig, SlotError
 
 logger = logging.getLogger("vllm.slot_vllm")
 
@@ -143,49 +143,7 @@ def install(worker: Any) -> None:
     linear_head.hook(deltas.take, deltas.attempt)
     runner.slot_deltas = deltas
     runner.slot_hidden_cache = cache
-    logger.info(
-        "SLOT %s on the %s model runner; head %s; hidden cache %s; delta cache %d MiB (%d deltas); "
-        "workspace %d MiB (%s); defaults: steps %d, lr %g, betas %s, eps %g, weight_decay %g, "
-        "rounding %s; at most %d steps%s; report_loss %s, keep_deltas %d, "
-        "receipts %d",
-        __version__,
-        "V2" if v2 else "V1",
-        linear_head.describe(),
-        config.hidden_cache,
-        config.delta_cache_mb,
-        deltas.shared.capacity,
-        deltas.workspace_size.mb,
-        deltas.workspace_size.reason,
-        config.steps,
-        config.lr,
-        config.betas,
-        config.eps,
-        config.weight_decay,
-        config.rounding,
-        config.max_steps,
-        _limits(config),
-        "on" if config.report_loss else "off",
-        config.keep_deltas,
-        config.receipts,
-    )
-    if not config.steps:
-        logger.info(
-            "Requests that name no slot_* key have no SLOT; for all: "
-            """--additional-config '{"slot": {"steps": %d}}' or SLOT_STEPS=%d""",
-            PAPER_STEPS,
-            PAPER_STEPS,
-        )
-
-
-def _limits(config: SlotConfig) -> str:
-    """Those that are set."""
-    limits = ""
-    if config.max_prompt_tokens is not None:
-        tokens, longer = config.max_prompt_tokens, config.long_prompts
-        limits += f", max_prompt_tokens {tokens} (long_prompts {longer})"
-    if config.max_concurrent is not None:
-        limits += f", max_concurrent {config.max_concurrent}"
-    return limits
+    logger.info("%s", startup_table(config, v2, linear_head.describe(), deltas))
 
 
 def _wrap_load_model() -> None:

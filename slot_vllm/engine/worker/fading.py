@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from slot_vllm.engine.worker.batch import BatchView
-from slot_vllm.engine.worker.request import Request
+from slot_vllm.engine.worker.request import SlotRequest
 from slot_vllm.kernels.device import to_device
 from slot_vllm.optim.fading import WHOLE, factors, limits
 
 
 def fading(
-    adapted: Sequence[tuple[int, Request]], batch: BatchView, device: torch.device
+    adapted: Sequence[tuple[int, SlotRequest]], batch: BatchView, device: torch.device
 ) -> Callable[[], Tensor] | None:
     """Gives ``Additions.factors``; None where every request gets all of W delta. adapted: those
     with a delta and their slots. By positions on the device: with asynchronous scheduling and

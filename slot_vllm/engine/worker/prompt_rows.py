@@ -8,7 +8,7 @@ from torch import Tensor
 from slot_vllm.engine.worker.batch import BatchView
 from slot_vllm.engine.worker.failures import Failure
 from slot_vllm.engine.worker.pending import PendingRows
-from slot_vllm.engine.worker.request import Request
+from slot_vllm.engine.worker.request import SlotRequest
 
 
 class PromptRows:
@@ -23,7 +23,7 @@ class PromptRows:
         self.not_written: Failure | None = None
 
     def take(
-        self, request: Request, hidden_states: Tensor, batch: BatchView, i: int
+        self, request: SlotRequest, hidden_states: Tensor, batch: BatchView, i: int
     ) -> Callable[[], Tensor] | None:
         """A way to the rows that the i-th request learns from, if its prompt is now complete."""
         length, skipped, start = len(request.tokens), request.skipped, int(batch.starts[i])
@@ -49,7 +49,7 @@ class PromptRows:
         self._pending.open()
         return lambda: read(i, skipped, length)
 
-    def _keep(self, request: Request, rows: Tensor, start: int) -> Tensor | None:
+    def _keep(self, request: SlotRequest, rows: Tensor, start: int) -> Tensor | None:
         """Keep those of this step's rows that it learns from; all of them once they are there."""
         length, skipped = len(request.tokens), request.skipped
         stop = start + rows.shape[0]
@@ -71,12 +71,12 @@ class PromptRows:
         request.filled = max(request.filled, stop)
         return request.hidden if request.filled == length else None
 
-    def restart(self, request: Request) -> None:
+    def restart(self, request: SlotRequest) -> None:
         """It was preempted and starts again with its first token; the room is for others."""
         self.release(request)
         request.filled = request.seen = 0
 
-    def release(self, request: Request) -> None:
+    def release(self, request: SlotRequest) -> None:
         hidden, request.hidden = request.hidden, None
         if hidden is not None:
             self._pending.release(hidden)

@@ -16,7 +16,7 @@ from slot_vllm.engine.wire.receipt_dict import MOST_SECONDS, Outcome, ReceiptDic
 from slot_vllm.engine.wire.resolved import BEAM_SEARCH, RESOLVED
 from slot_vllm.engine.wire.response_ids import place, response_ids, without_beam
 from slot_vllm.engine.worker.last_finished import LastFinished
-from slot_vllm.engine.worker.request import Request
+from slot_vllm.engine.worker.request import SlotRequest
 from slot_vllm.engine.worker.step_timer import StepTime
 from slot_vllm.optim.optimize import Learned
 from slot_vllm.params import SlotParams
@@ -35,7 +35,7 @@ class Receipt:
     learning: StepTime | None = None
 
     @classmethod
-    def of(cls, request: Request) -> "Receipt | None":
+    def of(cls, request: SlotRequest) -> "Receipt | None":
         """None until its prompt is complete."""
         learned = request.learned
         if learned is None:
@@ -98,7 +98,7 @@ class Receipts:
             name = without_beam(name)
         self._without[new.req_id] = Receipt(name, outcome, reason, params)
 
-    def finish(self, req_id: str, request: Request | None) -> None:
+    def finish(self, req_id: str, request: SlotRequest | None) -> None:
         """request: None for one that went without SLOT."""
         if not self._limit:
             return
@@ -108,13 +108,13 @@ class Receipts:
         if receipt is not None:
             self._finished.put(req_id, receipt)
 
-    def find(self, request_id: str, running: Iterable[Request]) -> Receipt | None:
+    def find(self, request_id: str, running: Iterable[SlotRequest]) -> Receipt | None:
         """Of the request whose output shows ``request_id``. running: those with SLOT."""
         found = [r for r in self._newest_first(running) if r.request_id == request_id]
         return _telling(found) if found else None
 
     def of_responses(
-        self, names: Collection[str], running: Iterable[Request]
+        self, names: Collection[str], running: Iterable[SlotRequest]
     ) -> dict[str, list[Receipt]]:
         """By ``names``, the ids of a server's responses: those of their prompts, in order."""
         found: dict[str, dict[str, list[Receipt]]] = {name: defaultdict(list) for name in names}
@@ -127,7 +127,7 @@ class Receipts:
             for name, own in found.items()
         }
 
-    def _newest_first(self, running: Iterable[Request]) -> Iterator[Receipt]:
+    def _newest_first(self, running: Iterable[SlotRequest]) -> Iterator[Receipt]:
         if not self._limit:
             return
         for request in reversed(list(running)):

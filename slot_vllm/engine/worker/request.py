@@ -15,7 +15,7 @@ from slot_vllm.params import SlotParams
 
 
 @dataclass
-class Request:
+class SlotRequest:
     """external_id: what RequestOutput.request_id shows. row: its name in the table, which requests
     that share a delta share. skipped: how many of its first tokens it does not learn from.
     shareable: whether its tokens say all about its prompt. epoch: of the weights when it came.

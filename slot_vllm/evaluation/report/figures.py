@@ -10,6 +10,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from slot_vllm.evaluation.record import Cell, Compared, Inspection, Sweep
 from slot_vllm.evaluation.report import svg
@@ -19,28 +20,31 @@ from slot_vllm.evaluation.statistics import ALPHA, Numbers
 # The scores of an arm and of the baseline, problem by problem.
 Pair = tuple[Numbers, Numbers]
 
-_PANELS_PER_ROW = 3
+_PANELS_PER_ROW = 2
 _SHADES = 48
+# Where the numbers of problems gained and lost end, in widths of the axes.
+_COLUMNS = (0.48, 0.63, 0.74, 1.0)
 
 
 def differences(arms: Mapping[str, Compared]) -> Markup:
     """A forest plot: each arm's difference, with its interval and p."""
     with svg.style():
-        figure, axes = svg.rows(len(arms), width=3.4)
+        figure, axes = svg.rows(len(arms), row=0.6)
         axes.axvline(0, color=MUTED, linewidth=1)
         for row, found in enumerate(arms.values()):
             difference, interval = found.difference or 0.0, found.difference_interval
             told = found.p_value_holm is not None and found.p_value_holm <= ALPHA
             colour = INK if not told else MORE if difference > 0 else LESS
             text = f"{difference:+.4f}"
+            place = row + 0.28
             if interval is not None:
-                axes.plot(interval, [row, row], color=colour, linewidth=2)
+                axes.plot(interval, [place, place], color=colour, linewidth=2)
                 text += f" [{interval[0]:+.4f}, {interval[1]:+.4f}]"
             if found.p_value_holm is not None:
                 text += f", p = {found.p_value_holm:.2g}"
-            axes.plot([difference], [row], "o", color=colour, markersize=5)
-            _beside(axes, row, text)
-        _name_rows(axes, arms)
+            axes.plot([difference], [place], "o", color=colour, markersize=5)
+            _write(axes, row - 0.02, text)
+        _name_rows(axes, arms, -0.3, 44)
         axes.set_xlabel("difference in score")
         return svg.inline(figure, "Differences with their intervals")
 
@@ -54,24 +58,22 @@ def gained_and_lost(pairs: Mapping[str, Pair]) -> Markup:
         "both wrong": (0, 0, NEITHER),
     }
     with svg.style():
-        figure, axes = svg.rows(len(pairs), width=3.4)
+        figure, axes = svg.rows(len(pairs), row=0.42)
         place = axes.get_yaxis_transform()
-        for column, (kind, (_, _, colour)) in enumerate(kinds.items()):
-            right = 1.2 + 0.23 * column
-            _beside(axes, -1.2, kind, right, "right")
-            axes.plot(
-                [right - 0.2, right], [-0.7] * 2, color=colour, lw=4, transform=place, clip_on=False
-            )
+        for right, (kind, (_, _, colour)) in zip(_COLUMNS, kinds.items(), strict=True):
+            _write(axes, -1.1, kind, right)
+            ends = ([right - 0.09, right], [-0.75] * 2)
+            axes.plot(*ends, color=colour, lw=4, transform=place, clip_on=False)
         for row, (arm, baseline) in enumerate(pairs.values()):
             start = 0
-            for column, (here, there, colour) in enumerate(kinds.values()):
+            for right, (here, there, colour) in zip(_COLUMNS, kinds.values(), strict=True):
                 count = int(((arm == here) & (baseline == there)).sum())
-                axes.barh(row, count, left=start, height=0.7, color=colour)
-                _beside(axes, row, str(count), 1.2 + 0.23 * column, "right")
+                axes.barh(row + 0.2, count, left=start, height=0.4, color=colour)
+                _write(axes, row - 0.22, str(count), right)
                 start += count
         axes.set_xlim(0, max(len(arm) for arm, _ in pairs.values()))
         axes.grid(visible=False)
-        _name_rows(axes, pairs)
+        _name_rows(axes, pairs, -0.22, 18)
         axes.set_xlabel("problems")
         return svg.inline(figure, "Problems gained and lost against the baseline")
 
@@ -81,7 +83,7 @@ def sorted_differences(pairs: Mapping[str, Pair]) -> Markup:
     lines = -(-len(pairs) // _PANELS_PER_ROW)
     columns = min(len(pairs), _PANELS_PER_ROW)
     with svg.style():
-        figure = Figure(figsize=(2.2 * columns, 1.5 * lines), layout="constrained")
+        figure = Figure(figsize=(svg.WIDTH / 2 * columns, 1.5 * lines), layout="constrained")
         grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
         panels = list(grid.flat)
         for panel in panels[len(pairs) :]:
@@ -95,7 +97,7 @@ def sorted_differences(pairs: Mapping[str, Pair]) -> Markup:
             for side, colour in ((np.maximum, MORE), (np.minimum, LESS)):
                 panel.fill_between(edges, side(steps, 0), step="post", color=colour, linewidth=0)
             panel.axhline(0, color=MUTED, linewidth=1)
-            panel.set_title(svg.shortened(name, 26))
+            panel.set_title(svg.shortened(name, 18))
             panel.text(
                 0.97,
                 0.93,
@@ -121,7 +123,7 @@ def heat_map(sweep: Sweep) -> Markup:
         reach = max(abs(value - baseline) for value in values) or 1e-3
         scale, colours = Normalize(baseline - reach, baseline + reach), colormaps["RdBu"]
     with svg.style():
-        figure = Figure(figsize=(0.85 * len(rates) + 1.2, 0.62 * len(steps) + 0.6))
+        figure = Figure(figsize=(0.68 * len(rates) + 1.0, 0.62 * len(steps) + 0.6))
         axes = figure.add_axes((0.0, 0.0, 0.85, 1.0))
         for cell, value in zip(sweep.scored, values, strict=True):
             column, row = rates.index(cell.lr or 0.0), steps.index(cell.steps)
@@ -166,12 +168,12 @@ def heat_map(sweep: Sweep) -> Markup:
 def prompt_loss(arms: Mapping[str, Pair]) -> Markup:
     """Per arm, how the problems' first losses and their last losses spread."""
     with svg.style():
-        figure, axes = svg.rows(len(arms), row=0.34)
+        figure, axes = svg.rows(len(arms), row=0.5)
         for row, (first, last) in enumerate(arms.values()):
-            _spread(axes, row - 0.17, first, BOTH)
-            _spread(axes, row + 0.17, last, MORE)
-            _beside(axes, row, f"{first.mean():.3f} → {last.mean():.3f}")
-        _name_rows(axes, arms)
+            _spread(axes, row + 0.02, first, BOTH)
+            _spread(axes, row + 0.3, last, MORE)
+            _write(axes, row - 0.28, f"{first.mean():.3f} → {last.mean():.3f}")
+        _name_rows(axes, arms, -0.28)
         axes.set_xlabel("prompt loss, nats per token")
         return svg.inline(figure, "Prompt loss before and after SLOT")
 
@@ -179,38 +181,43 @@ def prompt_loss(arms: Mapping[str, Pair]) -> Markup:
 def completion_length(arms: Mapping[str, Numbers], truncated: Mapping[str, float]) -> Markup:
     """Per arm, how the answers' lengths spread, and the share that was cut off."""
     with svg.style():
-        figure, axes = svg.rows(len(arms), width=3.6)
+        figure, axes = svg.rows(len(arms), row=0.42)
         for row, (name, lengths) in enumerate(arms.items()):
-            _spread(axes, row, lengths, MORE, height=0.5)
+            _spread(axes, row + 0.2, lengths, MORE, height=0.35)
             median = np.median(lengths)
-            _beside(axes, row, f"median {median:.0f}, cut off {100 * truncated[name]:.0f} %")
+            _write(axes, row - 0.22, f"median {median:.0f}, cut off {100 * truncated[name]:.0f} %")
         axes.set_xlim(left=0)
-        _name_rows(axes, arms)
+        _name_rows(axes, arms, -0.22)
         axes.set_xlabel("tokens per answer")
         return svg.inline(figure, "Completion length")
 
 
 def logit_shifts(inspection: Inspection) -> Markup:
-    """The tokens that delta raises most and lowers most, by the mean shift of their logits."""
+    """The tokens that delta raises most and lowers most, by the mean shift of their logits, less
+    what is common to all tokens."""
     shifts = [*inspection.raised, *inspection.lowered]
     with svg.style():
-        figure, axes = svg.rows(len(shifts), width=3.2, row=0.2)
+        figure, axes = svg.rows(len(shifts), row=0.2, width=1.6)
         axes.axvline(0, color=MUTED, linewidth=1)
         for row, shift in enumerate(shifts):
-            axes.barh(row, shift.shift, height=0.7, color=MORE if shift.shift > 0 else LESS)
-            _beside(axes, row, f"{shift.shift:+.3f}", 1.22, "right")
-        axes.set_yticks(range(len(shifts)), [svg.shortened(s.token) for s in shifts])
+            moved = inspection.less_mean(shift)
+            axes.barh(row, moved, height=0.7, color=MORE if moved > 0 else LESS)
+            _write(axes, row, f"{moved:+.3f}", 1.35)
+        axes.xaxis.set_major_locator(MaxNLocator(3))
+        axes.set_yticks(range(len(shifts)), [svg.shortened(s.token, 18) for s in shifts])
         axes.set_xlabel("mean shift of the logit")
         return svg.inline(figure, f"Logit shifts, {inspection.arm}, {inspection.task}")
 
 
-def _name_rows(axes: Axes, names: Iterable[str]) -> None:
-    labels = [svg.shortened(name) for name in names]
-    axes.set_yticks(range(len(labels)), labels)
+def _name_rows(axes: Axes, names: Iterable[str], above: float, limit: int = 22) -> None:
+    """Names at the left, ``above`` the middle of their rows."""
+    axes.set_yticks([])
+    for row, name in enumerate(names):
+        _write(axes, row + above, svg.shortened(name, limit), 0.0, "left")
 
 
-def _beside(axes: Axes, row: float, text: str, x: float = 1.03, align: str = "left") -> None:
-    """Text to the right of a row; x: in widths of the axes."""
+def _write(axes: Axes, row: float, text: str, x: float = 1.0, align: str = "right") -> None:
+    """Text in a row; x: in widths of the axes."""
     axes.text(x, row, text, transform=axes.get_yaxis_transform(), ha=align, va="center")
 
 

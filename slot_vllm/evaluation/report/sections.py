@@ -103,18 +103,15 @@ class TaskSection:
         return all(statistics.right_or_wrong(*pair) for pair in self.pairs.values())
 
     @property
-    def breakdowns(self) -> dict[str, list[tuple[str, str, Group]]]:
-        """By split: each group's name, the arm and its result, group by group."""
-        found: dict[str, dict[str, list[tuple[str, str, Group]]]] = {}
+    def breakdowns(self) -> dict[str, dict[str, list[tuple[str, Group]]]]:
+        """By split and by the group's name: each arm and its result."""
+        found: dict[str, dict[str, list[tuple[str, Group]]]] = {}
         for entry in self.entries:
             for split, groups in entry.breakdown.items():
                 for name, group in groups.items():
                     rows = found.setdefault(split, {}).setdefault(name, [])
-                    rows.append((name, entry.name, group))
-        return {
-            split: [row for rows in groups.values() for row in rows]
-            for split, groups in found.items()
-        }
+                    rows.append((entry.name, group))
+        return found
 
     @property
     def differences_figure(self) -> Markup | None:

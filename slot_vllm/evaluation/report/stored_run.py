@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from slot_vllm.evaluation import ready_files
 from slot_vllm.evaluation.conduct import conduct
 from slot_vllm.evaluation.config import ConfigError
 from slot_vllm.evaluation.directory import RESULTS, read_inspections, read_results
@@ -118,7 +119,7 @@ def _samples(path: Path, results: RunRecord) -> list[Sample]:
     samples = file.read()
     if not samples:
         raise ConfigError(f"{file.path}: no samples; a run writes them as answers finish")
-    data = [Path(task.data) for task in results.config.tasks if task.data]
+    data = [ready_files.find(task.data) for task in results.config.tasks if task.data]
     local = len(data) == len(results.config.tasks) and all(path.exists() for path in data)
     if file.found == file.packed and local:
         # Here, not above: importing lighteval takes seconds, and only packed answers need it.

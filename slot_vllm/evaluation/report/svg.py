@@ -62,7 +62,11 @@ def style() -> Iterator[None]:
         yield
 
 
-def rows(count: int, width: float = 4.0, row: float = 0.25) -> tuple[Figure, Axes]:
+# As wide as a telephone shows at its full size, inches; wider screens show several side by side.
+WIDTH = 3.5
+
+
+def rows(count: int, row: float, width: float = WIDTH) -> tuple[Figure, Axes]:
     """Axes for one horizontal row per arm, as high as that needs; inches."""
     height = row * max(count, 1)
     figure = Figure(figsize=(width, height))
@@ -95,7 +99,7 @@ def inline(figure: Figure, title: str) -> Markup:
     return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1))
 
 
-def shortened(name: str, limit: int = 28) -> str:
+def shortened(name: str, limit: int) -> str:
     """Names of a sweep's arms differ at their end, so it is the middle that goes."""
     if len(name) <= limit:
         return name

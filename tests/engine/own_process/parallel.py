@@ -22,7 +22,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from slot_vllm.bench.scaling import Model, learning, prefill
+from slot_vllm.bench.scaling import ModelShape, learning, prefill
 from tests.engine.cases import (
     VOCABULARY,
     Case,
@@ -454,7 +454,7 @@ def test_what_passes_through_the_group(tiny_model: str, parallel: Callable[..., 
         llm.collective_rpc(on_rank(0, counting, group, name))
     run(llm, [case])
     (counted, _) = llm.collective_rpc(lambda worker: getattr(worker, "counted", None))
-    model = Model(64, 262, 2, 0, itemsize=4)
+    model = ModelShape(64, 262, 2, 0, itemsize=4)
     rows, steps = 40, case.steps
     own = learning(model, 2, rows, steps)
     # Then the loss after the last step is wanted, whether W delta is finite, and the row of logits:
