@@ -38,7 +38,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     grammars = ("--structured-outputs-config", grammar)
     options += (*tools, *grammars)
     with serving(str(ROOT / "models/demo"), slot, log, *options, forked=False) as server:
-        limits = "at most 20 steps, max_prompt_tokens 200 (long_prompts refuse), max_concurrent 1; "
+        limits = "20 steps, max_prompt_tokens 200 (long_prompts refuse), max_concurrent 1"
         assert "SLOT 0.2.0 on the" in server.said() and limits in server.said()
         yield server
         assert server.alive(), server.said()[-3000:]

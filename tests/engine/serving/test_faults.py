@@ -171,9 +171,12 @@ def test_a_second_server_that_is_told_to_stop(
                 asyncio.ensure_future(client.completions.create(**body(case))) for case in long
             ]
             deadline = time.monotonic() + 60
-            while second.metric("vllm:num_requests_running") < len(long):
+            names = ("num_requests_running", "num_requests_waiting", "request_success_total")
+            before = second.metric("vllm:request_success_total")
+            while sum(second.metric(f"vllm:{name}") for name in names) - before < len(long):
                 assert time.monotonic() < deadline
                 await asyncio.sleep(0.05)
+            assert not all(request.done() for request in running)
             second.process.send_signal(signal.SIGTERM)
             if not drain:
                 # vLLM may end its engine before the last outputs are out, and then waits for its

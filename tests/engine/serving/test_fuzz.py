@@ -141,7 +141,7 @@ def _resident(server: Server) -> int:
 
 @pytest.mark.parametrize(
     "count",
-    [pytest.param(120, id="short"), pytest.param(2400, id="long", marks=pytest.mark.full)],
+    [pytest.param(160, id="short"), pytest.param(2400, id="long", marks=pytest.mark.full)],
 )
 def test_any_settings(count: int, server: Server) -> None:
     warm_up = max(60, count // 6)
