@@ -1,4 +1,4 @@
-"""``python -m slot_vllm.evaluation --config FILE``: the evaluation's command line.
+"""``python -m slot_vllm.evaluation --config FILE``, also ``slot-vllm eval``: a run.
 
 Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
 """
@@ -15,11 +15,13 @@ from slot_vllm.evaluation.config import ConfigError, RunConfig, RunFailed
 
 def main(arguments: Sequence[str]) -> int:
     """Runs an evaluation; returns the exit code."""
-    return exit_code(lambda: _evaluate(arguments))
+    parser = Parser(prog="slot_vllm.evaluation", description=__doc__, allow_abbrev=False)
+    add_options(parser)
+    return exit_code(lambda: evaluate(parser.parse_args(arguments)))
 
 
-def _evaluate(arguments: Sequence[str]) -> None:
-    options = _parse(arguments)
+def evaluate(options: argparse.Namespace) -> None:
+    """Runs what ``add_options`` had parsed. Raises ConfigError and RunFailed."""
     config = configuration.load(options.config, options.set)
     try:
         configuration.check_paths(config)
@@ -28,8 +30,8 @@ def _evaluate(arguments: Sequence[str]) -> None:
         raise ConfigError(f"{options.config}: {error}") from error
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(prog="slot_vllm.evaluation", description=__doc__, allow_abbrev=False)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of a run."""
     add_config(parser)
     parser.add_argument(
         "--output-dir", type=Path, metavar="DIR", help="default: logs/ and the run's name"
@@ -43,7 +45,6 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="replace the run that the directory holds, once this one is done",
     )
-    return parser.parse_args(arguments)
 
 
 def _run(config: RunConfig, options: argparse.Namespace) -> None:

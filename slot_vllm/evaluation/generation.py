@@ -1,5 +1,6 @@
 """One vLLM engine that answers requests and hands out each answer as it finishes."""
 
+import difflib
 import gc
 import os
 from collections import deque
@@ -10,7 +11,13 @@ from typing import Any, Protocol
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from slot_vllm.evaluation.config import KEPT_LOSSES, ConfigError, RunConfig, RunFailed
+from slot_vllm.evaluation.config import (
+    KEPT_LOSSES,
+    RESERVED_ENGINE_OPTIONS,
+    ConfigError,
+    RunConfig,
+    RunFailed,
+)
 from slot_vllm.evaluation.models import memory
 from slot_vllm.evaluation.models.get import path as model_path
 
@@ -68,15 +75,24 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-def engine_options(config: RunConfig) -> dict[str, Any]:
-    """The arguments of ``vllm.LLM`` for a run. Raises ConfigError for an unknown option."""
+def check_option_names(config: RunConfig) -> None:
+    """Raises ConfigError for an engine option that vLLM does not have, with the nearest names."""
     from vllm import EngineArgs
 
-    known = {option.name for option in fields(EngineArgs)}
+    known = {option.name for option in fields(EngineArgs)} - {*RESERVED_ENGINE_OPTIONS}
     for option in config.engine:
         if option not in known:
-            allowed = "an engine option of vLLM (`vllm serve --help`), with underscores"
-            raise ConfigError(f"engine.{option}: unknown key; allowed: {allowed}")
+            near = difflib.get_close_matches(option.replace("-", "_"), sorted(known))
+            allowed = "an engine option of vLLM (`vllm serve --help=all`), with underscores"
+            raise ConfigError(
+                f"engine.{option}: unknown key; near names: {', '.join(near) or 'none'}; "
+                f"allowed: {allowed}"
+            )
+
+
+def engine_options(config: RunConfig) -> dict[str, Any]:
+    """The arguments of ``vllm.LLM`` for a run. Raises ConfigError for an unknown option."""
+    check_option_names(config)
     options: dict[str, Any] = {"use_tqdm_on_load": False}
     slot = config.engine_slot()
     if slot is None:

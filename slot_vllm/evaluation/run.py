@@ -12,7 +12,7 @@ from slot_vllm.evaluation.answering import Answering
 from slot_vllm.evaluation.config import ConfigError, RunConfig
 from slot_vllm.evaluation.console import RunLog
 from slot_vllm.evaluation.directory import RunDirectory
-from slot_vllm.evaluation.generation import check_sampling
+from slot_vllm.evaluation.generation import check_option_names, check_sampling
 from slot_vllm.evaluation.lighteval_model import Answer, SlotModel
 from slot_vllm.evaluation.model_script import make_model
 from slot_vllm.evaluation.plan import Part, Plan
@@ -30,6 +30,7 @@ def run(config: RunConfig, directory: RunDirectory, resume: bool, log: RunLog) -
     Nothing is written before everything that can be wrong with the input was looked at. Raises
     ConfigError, and RunFailed if the engine does not start.
     """
+    check_option_names(config)
     stored = directory.samples.read() if resume else []
     loaded = tasks.load(config)
     plan = Plan(config, loaded, stored)

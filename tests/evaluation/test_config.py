@@ -19,7 +19,7 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"generation": {"temprature": 0}}, ["generation.temprature: unknown key", "temperature"]),
     ({"arms": [{"name": "slot", "step": 3}]}, ["arms.0.step: unknown key", "weight_decay"]),
     ({"tasks": [{"nme": "aime24"}]}, ["tasks.0.nme: unknown key", "max_samples"]),
-    ({"engine": {**ENGINE, "dtpye": "float32"}}, ["engine.dtpye: unknown key"]),
+    ({"engine": {**ENGINE, "dtpye": "float32"}}, ["engine.dtpye: unknown key", "names: dtype"]),
     ({"engine": {"worker_extension_cls": "x"}}, ["engine.worker_extension_cls"]),
     ({"slot": {"workspace": 1}}, ["slot.workspace: unknown key", "workspace_mb"]),
     ({"slot": {"workspace_mb": 0}}, ["slot.workspace_mb=0", "greater than or equal to 1"]),
