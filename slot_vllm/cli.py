@@ -11,7 +11,7 @@ from typing import Any
 
 from slot_vllm import __version__
 from slot_vllm.evaluation.__main__ import add_options, evaluate
-from slot_vllm.evaluation.command_line import Parser, add_config, exit_code
+from slot_vllm.evaluation.command_line import Parser, add_config, exit_code, leave
 from slot_vllm.evaluation.config import ConfigError
 from slot_vllm.evaluation.models.catalog import MODELS, PREFIX, find
 
@@ -50,7 +50,7 @@ EXAMPLES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one subcommand; returns the exit code."""
+    """Runs one subcommand; returns the exit code. Without arguments it takes the process's."""
     given = [*(sys.argv[1:] if arguments is None else arguments)]
     command, rest = given[:1], given[1:]
     if command == ["bench"]:
@@ -59,7 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return bench(rest, "slot-vllm bench")
     if command == ["serve"] and not {"-h", "--help"}.intersection(rest):
         return exit_code(lambda: _check_serve(rest)) or _serve(rest)
-    return exit_code(lambda: _run(given))
+    code = exit_code(lambda: _run(given))
+    if arguments is None:
+        leave(code)
+    return code
 
 
 def _run(arguments: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from slot_vllm.evaluation import config as configuration
-from slot_vllm.evaluation.command_line import Parser, add_config, exit_code
+from slot_vllm.evaluation.command_line import Parser, add_config, exit_code, leave
 from slot_vllm.evaluation.config import ConfigError, RunConfig, RunFailed
 
 
@@ -51,13 +51,16 @@ def _run(config: RunConfig, options: argparse.Namespace) -> None:
     # Here, not above: importing lighteval takes seconds, and bad input needs none of it.
     from slot_vllm.evaluation.console import RunLog
     from slot_vllm.evaluation.directory import RunDirectory
-    from slot_vllm.evaluation.run import run
-    from slot_vllm.evaluation.scoring import unscored
-    from slot_vllm.evaluation.table import show
+    from slot_vllm.evaluation.phases import Phases
 
     directory = RunDirectory(options.output_dir or Path("logs") / config.name)
     directory.check(config, options.resume, options.overwrite)
-    results = run(config, directory, options.resume, RunLog())
+    with RunLog(directory.log):
+        with Phases("importing lighteval and vLLM"):
+            from slot_vllm.evaluation.run import run
+            from slot_vllm.evaluation.scoring import unscored
+            from slot_vllm.evaluation.table import show
+        results = run(config, directory, options.resume)
     show(results)
     if results.unscored[0]:
         raise RunFailed(
@@ -67,4 +70,4 @@ def _run(config: RunConfig, options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from slot_vllm.evaluation.config import ConfigError, RunFailed
-from slot_vllm.evaluation.interruption import EXIT_INTERRUPTED, Interruption
+from slot_vllm.evaluation.interruption import EXIT_INTERRUPTED, Interruption, end_process
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -64,3 +64,12 @@ def exit_code(run: Callable[[], None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT if isinstance(error, ConfigError) else EXIT_FAILED
     return 0
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process with a command's exit code."""
+    if code == EXIT_INTERRUPTED:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        end_process()
+    sys.exit(code)

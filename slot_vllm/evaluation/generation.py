@@ -2,6 +2,7 @@
 
 import difflib
 import gc
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,11 @@ from slot_vllm.evaluation.config import (
 )
 from slot_vllm.evaluation.models import memory
 from slot_vllm.evaluation.models.get import path as model_path
+
+logger = logging.getLogger(__name__)
+
+# Engine options that say whether the model is compiled, and how.
+_COMPILING = {"enforce_eager", "compilation_config", "optimization_level"}
 
 
 @dataclass(frozen=True)
@@ -164,6 +170,19 @@ def _seeded_on_cpu(config: RunConfig) -> dict[str, Any]:
     return {"enable_chunked_prefill": False}
 
 
+def _eager_on_cpu(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Compiling takes longer than it saves, unless the run is long; so it is done where it is asked
+    for, and in pipelines, which vLLM does not start on a CPU without it."""
+    if not _COMPILING.intersection(options) and options.get("pipeline_parallel_size", 1) == 1:
+        return {**options, "enforce_eager": True}
+    if not options.get("enforce_eager"):
+        logger.info(
+            "vLLM compiles the model before it answers, which takes from half a minute to many "
+            "minutes on a CPU; engine.enforce_eager=true does without"
+        )
+    return options
+
+
 class VllmEngine:
     """A ``vllm.LLM`` in this process. ``options`` are its arguments, as engine_options gives them.
 
@@ -178,6 +197,7 @@ class VllmEngine:
             memory.check_engine(options)
             # Otherwise vLLM leaves one core to the process that schedules, which has little to do.
             os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
+            options = _eager_on_cpu(options)
         try:
             self._llm = LLM(**options)
         except (ValueError, TypeError, NotImplementedError) as error:

@@ -11,7 +11,7 @@ from lighteval.tasks.requests import Doc
 from slot_vllm.evaluation import config as configuration
 from slot_vllm.evaluation import inspection_view, tasks, unicode_text
 from slot_vllm.evaluation.config import ConfigError, RunConfig
-from slot_vllm.evaluation.console import RunLog
+from slot_vllm.evaluation.console import say
 from slot_vllm.evaluation.generation import Engine, Request, check_option_names, check_sampling
 from slot_vllm.evaluation.lighteval_model import SlotModel
 from slot_vllm.evaluation.model_script import make_model
@@ -90,7 +90,7 @@ def command(options: argparse.Namespace) -> None:
             config = changed(config, tasks=[])
         configuration.check_paths(config)
         arms = _arms(config, options.arm)
-        RunLog()
+        say()
         inspections = _inspections(config, arms, options.prompt, options.top)
     except ConfigError as error:
         raise ConfigError(f"{options.config}: {error}") from error

@@ -306,7 +306,7 @@ def test_a_hub_s_name_is_no_path() -> None:
 
 def _one_line(capsys: pytest.CaptureFixture[str], *said: str) -> None:
     captured = capsys.readouterr()
-    lines = [line for line in captured.err.splitlines() if not line.startswith("starting ")]
+    lines = [line for line in captured.err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, captured.err
     for text in said:
         assert text in lines[0]
