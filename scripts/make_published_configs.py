@@ -18,6 +18,8 @@ PUBLISHED = ROOT / "configs" / "published"
 MAX_MODEL_LEN = 32768
 GPU_MEMORY_UTILIZATION = 0.85
 
+SCHEMA = "# yaml-language-server: $schema=../schema.json\n"
+
 # Models are spread over as few GPUs of this size as hold the weights and these answers of full
 # length at once; with fewer answers most GPU time would go into reading the weights.
 GPU_GB = 80
@@ -97,7 +99,7 @@ def configs(runs: Sequence[PublishedRun]) -> dict[str, str]:
 def _config(stem: str, task: str, name: str, runs: Sequence[PublishedRun]) -> str:
     model = MODELS[name]
     comments = "".join(f"# {line}".rstrip() + "\n" for line in _heading(stem, task, name, runs))
-    return f"""{comments}name: {stem}
+    return f"""{SCHEMA}{comments}name: {stem}
 model: {model.hub}
 published_model: {name}
 engine:

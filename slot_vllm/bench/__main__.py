@@ -1,13 +1,24 @@
-"""``python -m slot_vllm.bench COMMAND``."""
+"""``python -m slot_vllm.bench COMMAND``, also ``slot-vllm bench COMMAND``."""
 
 import argparse
 from collections.abc import Sequence
 
 from slot_vllm.bench import apply, burst, optimize, plot, prefix, table
 
+EXAMPLES = """examples:
+  slot-vllm bench optimize --tokens 256 --steps 5
+  slot-vllm bench prefix --help
+  slot-vllm bench table logs/bench/*.json
+"""
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m slot_vllm.bench", description=__doc__)
+
+def main(arguments: Sequence[str] | None = None, program: str = "python -m slot_vllm.bench") -> int:
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description="What SLOT costs.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     for command in (optimize, apply, prefix, burst, table, plot):
         command.add_command(commands)

@@ -1,4 +1,4 @@
-"""``python -m slot_vllm.evaluation --config FILE``: the evaluation's command line.
+"""``python -m slot_vllm.evaluation --config FILE``, also ``slot-vllm eval``: a run.
 
 Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
 """
@@ -9,17 +9,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from slot_vllm.evaluation import config as configuration
-from slot_vllm.evaluation.command_line import Parser, add_config, exit_code
+from slot_vllm.evaluation.command_line import Parser, add_config, exit_code, leave
 from slot_vllm.evaluation.config import ConfigError, RunConfig, RunFailed
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs an evaluation; returns the exit code."""
-    return exit_code(lambda: _evaluate(arguments))
+    parser = Parser(prog="slot_vllm.evaluation", description=__doc__, allow_abbrev=False)
+    add_options(parser)
+    return exit_code(lambda: evaluate(parser.parse_args(arguments)))
 
 
-def _evaluate(arguments: Sequence[str]) -> None:
-    options = _parse(arguments)
+def evaluate(options: argparse.Namespace) -> None:
+    """Runs what ``add_options`` had parsed. Raises ConfigError and RunFailed."""
     config = configuration.load(options.config, options.set)
     try:
         configuration.check_paths(config)
@@ -28,8 +30,8 @@ def _evaluate(arguments: Sequence[str]) -> None:
         raise ConfigError(f"{options.config}: {error}") from error
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(prog="slot_vllm.evaluation", description=__doc__, allow_abbrev=False)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of a run."""
     add_config(parser)
     parser.add_argument(
         "--output-dir", type=Path, metavar="DIR", help="default: logs/ and the run's name"
@@ -43,20 +45,22 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="replace the run that the directory holds, once this one is done",
     )
-    return parser.parse_args(arguments)
 
 
 def _run(config: RunConfig, options: argparse.Namespace) -> None:
     # Here, not above: importing lighteval takes seconds, and bad input needs none of it.
     from slot_vllm.evaluation.console import RunLog
     from slot_vllm.evaluation.directory import RunDirectory
-    from slot_vllm.evaluation.run import run
-    from slot_vllm.evaluation.scoring import unscored
-    from slot_vllm.evaluation.table import show
+    from slot_vllm.evaluation.phases import Phases
 
     directory = RunDirectory(options.output_dir or Path("logs") / config.name)
     directory.check(config, options.resume, options.overwrite)
-    results = run(config, directory, options.resume, RunLog())
+    with RunLog(directory.log):
+        with Phases("importing lighteval and vLLM"):
+            from slot_vllm.evaluation.run import run
+            from slot_vllm.evaluation.scoring import unscored
+            from slot_vllm.evaluation.table import show
+        results = run(config, directory, options.resume)
     show(results)
     if results.unscored[0]:
         raise RunFailed(
@@ -66,4 +70,4 @@ def _run(config: RunConfig, options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

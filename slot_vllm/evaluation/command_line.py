@@ -5,19 +5,32 @@ Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from slot_vllm.evaluation.config import ConfigError, RunFailed
-from slot_vllm.evaluation.interruption import EXIT_INTERRUPTED, Interruption
+from slot_vllm.evaluation.interruption import EXIT_INTERRUPTED, Interruption, end_process
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 
+_EXAMPLES = "examples:"
+
+
+class _Help(argparse.HelpFormatter):
+    """Leaves the lines of examples as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith(_EXAMPLES) else super()._fill_text(text, width, indent)
+
 
 class Parser(argparse.ArgumentParser):
-    """Raises ConfigError where argparse would exit."""
+    """Raises ConfigError where argparse would exit. examples: commands that its help ends with."""
+
+    def __init__(self, *, examples: Sequence[str] = (), **kwargs: Any) -> None:
+        epilog = "\n  ".join((_EXAMPLES, *examples)) if examples else None
+        super().__init__(formatter_class=_Help, epilog=epilog, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (--help shows what is allowed)")
@@ -51,3 +64,12 @@ def exit_code(run: Callable[[], None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT if isinstance(error, ConfigError) else EXIT_FAILED
     return 0
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process with a command's exit code."""
+    if code == EXIT_INTERRUPTED:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        end_process()
+    sys.exit(code)

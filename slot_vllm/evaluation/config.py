@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -46,7 +46,7 @@ def _template(value: Any) -> Any:
 
 LocalPath = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]
 Positive = Annotated[Integer, Field(ge=1)]
-ChatTemplate = Annotated[bool | str, BeforeValidator(_template)]
+ChatTemplate = Annotated[bool | Literal["auto"], BeforeValidator(_template)]
 
 
 def _of_all_cells(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,16 +1,21 @@
 """What a run says: its own steps on standard error, others' warnings in ``run.log`` only."""
 
+import contextlib
 import logging
-import logging.handlers
+import os
 from pathlib import Path
+from types import TracebackType
 
 from rich.console import Console
 from rich.text import Text
 
+from slot_vllm.evaluation.config import ConfigError
+
+logger = logging.getLogger(__name__)
+
 console = Console(stderr=True)
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-_BUFFERED = 100_000
 
 
 class _ConsoleHandler(logging.Handler):
@@ -21,25 +26,49 @@ class _ConsoleHandler(logging.Handler):
             console.print(Text(record.getMessage()), soft_wrap=True)
 
 
-class RunLog:
-    """Collects log records from its construction on; ``open`` gives them a file.
+def say(*more: logging.Handler) -> None:
+    """From now on log records go to the console as above, and to these handlers."""
+    logging.basicConfig(level=logging.INFO, handlers=[*more, _ConsoleHandler()], force=True)
+    logging.captureWarnings(True)
+    # It repeats every answer in which it finds no result; samples.jsonl has them all.
+    logging.getLogger("lighteval.metrics").setLevel(logging.ERROR)
 
-    So a run that never starts leaves no file behind.
+
+class RunLog:
+    """``run.log``, which each run in a directory adds to. It is there as soon as it is entered, and
+    is told where it is. Bad input (ConfigError) leaves it as it was.
+
+    Raises ConfigError if it cannot be written.
     """
 
-    def __init__(self) -> None:
-        self._buffer = logging.handlers.MemoryHandler(_BUFFERED, flushLevel=logging.CRITICAL + 1)
-        handlers = [self._buffer, _ConsoleHandler()]
-        logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
-        logging.captureWarnings(True)
-        # It repeats every answer in which it finds no result; samples.jsonl has them all.
-        logging.getLogger("lighteval.metrics").setLevel(logging.ERROR)
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._new = [folder for folder in path.parents if not folder.exists()]
+        self._length = path.stat().st_size if path.exists() else 0
 
-    def open(self, path: Path) -> None:
-        file = logging.FileHandler(path, encoding="utf-8")
-        file.setFormatter(logging.Formatter(_FORMAT))
-        self._buffer.setTarget(file)
-        self._buffer.flush()
-        root = logging.getLogger()
-        root.removeHandler(self._buffer)
-        root.addHandler(file)
+    def __enter__(self) -> None:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = logging.FileHandler(self._path, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{self._path}: cannot be written: {error.strerror}") from None
+        self._file.setFormatter(logging.Formatter(_FORMAT))
+        say(self._file)
+        logger.info("log: %s", self._path)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        if not isinstance(error, ConfigError):
+            return
+        logging.getLogger().removeHandler(self._file)
+        self._file.close()
+        os.truncate(self._path, self._length)
+        if not self._length:
+            self._path.unlink()
+        with contextlib.suppress(OSError):  # it holds something else
+            for folder in self._new:
+                folder.rmdir()

@@ -36,7 +36,8 @@ _Model = TypeVar("_Model")
 class RunDirectory:
     """``config.yaml`` (as it ran), samples, results, inspection, report and log.
 
-    What is here is kept unless ``overwrite`` is given, and then until the new run has finished.
+    What is here is kept unless ``overwrite`` is given, and then until the new run has finished. The
+    log is every run's.
     """
 
     def __init__(self, path: Path) -> None:
@@ -56,7 +57,7 @@ class RunDirectory:
         if overwrite:
             return
         if not self._config.exists():
-            for file in (self.samples.found, self._inspection, self._results, self.log):
+            for file in (self.samples.found, self._inspection, self._results):
                 if file.exists():
                     raise ConfigError(
                         f"{file} is there, but no {self._config.name} that says which run it is "
@@ -84,7 +85,7 @@ class RunDirectory:
         here = self._recorded()
         findings = [self._results, self._report, self._inspection]
         if not resume:
-            files = [*findings, self.samples.path, self.samples.packed, self.log]
+            files = [*findings, self.samples.path, self.samples.packed]
             self._set_aside([*files, self._config])
         elif isinstance(here, str) or _part(config, here) != config:
             self._set_aside(findings)

@@ -6,9 +6,10 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from slot_vllm.evaluation.config import ConfigError
+from slot_vllm.evaluation.console import console
 
 logger = logging.getLogger("engine")
 
@@ -16,17 +17,22 @@ _SHOWN_ON_FAILURE = 60
 
 
 @contextlib.contextmanager
-def logged() -> Iterator[None]:
-    """While a vLLM engine starts, what this process prints goes to the log; what the engine's
-    processes print goes there for as long as they live. If the engine does not start, the last
-    lines are printed after all.
+def logged(see: Callable[[str], None] = lambda line: None) -> Iterator[None]:
+    """While a vLLM engine starts, what this process prints goes to the log, our own console aside;
+    what the engine's processes print goes there for as long as they live. If the engine does not
+    start, the last lines are printed after all.
+
+    see: called with each line, in a thread.
     """
     lines: deque[str] = deque(maxlen=_SHOWN_ON_FAILURE)
     source, sink = os.pipe()
-    reader = threading.Thread(target=_log, args=(source, lines), daemon=True)
+    reader = threading.Thread(target=_log, args=(source, lines, see), daemon=True)
     reader.start()
     _flush()
     terminal = [(number, os.dup(number)) for number in (1, 2)]
+    ours = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace")
+    if sys.stderr is sys.__stderr__:
+        console.file = ours
     for number, _ in terminal:
         os.dup2(sink, number)
     os.close(sink)
@@ -41,14 +47,18 @@ def logged() -> Iterator[None]:
         raise
     finally:
         _restore(terminal)
+        if console.file is ours:
+            console.file = sys.stderr
+        ours.close()
         _adopt_logger()
 
 
-def _log(source: int, lines: deque[str]) -> None:
+def _log(source: int, lines: deque[str], see: Callable[[str], None]) -> None:
     with open(source, encoding="utf-8", errors="replace") as output:
         for line in output:
             lines.append(line.rstrip("\n"))
             logger.info("%s", lines[-1])
+            see(lines[-1])
 
 
 def _restore(terminal: list[tuple[int, int]]) -> None:

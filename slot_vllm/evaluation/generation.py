@@ -1,6 +1,8 @@
 """One vLLM engine that answers requests and hands out each answer as it finishes."""
 
+import difflib
 import gc
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,9 +12,20 @@ from typing import Any, Protocol
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from slot_vllm.evaluation.config import KEPT_LOSSES, ConfigError, RunConfig, RunFailed
+from slot_vllm.evaluation.config import (
+    KEPT_LOSSES,
+    RESERVED_ENGINE_OPTIONS,
+    ConfigError,
+    RunConfig,
+    RunFailed,
+)
 from slot_vllm.evaluation.models import memory
 from slot_vllm.evaluation.models.get import path as model_path
+
+logger = logging.getLogger(__name__)
+
+# Engine options that say whether the model is compiled, and how.
+_COMPILING = {"enforce_eager", "compilation_config", "optimization_level"}
 
 
 @dataclass(frozen=True)
@@ -68,15 +81,24 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-def engine_options(config: RunConfig) -> dict[str, Any]:
-    """The arguments of ``vllm.LLM`` for a run. Raises ConfigError for an unknown option."""
+def check_option_names(config: RunConfig) -> None:
+    """Raises ConfigError for an engine option that vLLM does not have, with the nearest names."""
     from vllm import EngineArgs
 
-    known = {option.name for option in fields(EngineArgs)}
+    known = {option.name for option in fields(EngineArgs)} - {*RESERVED_ENGINE_OPTIONS}
     for option in config.engine:
         if option not in known:
-            allowed = "an engine option of vLLM (`vllm serve --help`), with underscores"
-            raise ConfigError(f"engine.{option}: unknown key; allowed: {allowed}")
+            near = difflib.get_close_matches(option.replace("-", "_"), sorted(known))
+            allowed = "an engine option of vLLM (`vllm serve --help=all`), with underscores"
+            raise ConfigError(
+                f"engine.{option}: unknown key; near names: {', '.join(near) or 'none'}; "
+                f"allowed: {allowed}"
+            )
+
+
+def engine_options(config: RunConfig) -> dict[str, Any]:
+    """The arguments of ``vllm.LLM`` for a run. Raises ConfigError for an unknown option."""
+    check_option_names(config)
     options: dict[str, Any] = {"use_tqdm_on_load": False}
     slot = config.engine_slot()
     if slot is None:
@@ -148,6 +170,19 @@ def _seeded_on_cpu(config: RunConfig) -> dict[str, Any]:
     return {"enable_chunked_prefill": False}
 
 
+def _eager_on_cpu(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Compiling takes longer than it saves, unless the run is long; so it is done where it is asked
+    for, and in pipelines, which vLLM does not start on a CPU without it."""
+    if not _COMPILING.intersection(options) and options.get("pipeline_parallel_size", 1) == 1:
+        return {**options, "enforce_eager": True}
+    if not options.get("enforce_eager"):
+        logger.info(
+            "vLLM compiles the model before it answers, which takes from half a minute to many "
+            "minutes on a CPU; engine.enforce_eager=true does without"
+        )
+    return options
+
+
 class VllmEngine:
     """A ``vllm.LLM`` in this process. ``options`` are its arguments, as engine_options gives them.
 
@@ -162,6 +197,7 @@ class VllmEngine:
             memory.check_engine(options)
             # Otherwise vLLM leaves one core to the process that schedules, which has little to do.
             os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
+            options = _eager_on_cpu(options)
         try:
             self._llm = LLM(**options)
         except (ValueError, TypeError, NotImplementedError) as error:

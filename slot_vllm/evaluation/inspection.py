@@ -11,8 +11,8 @@ from lighteval.tasks.requests import Doc
 from slot_vllm.evaluation import config as configuration
 from slot_vllm.evaluation import inspection_view, tasks, unicode_text
 from slot_vllm.evaluation.config import ConfigError, RunConfig
-from slot_vllm.evaluation.console import RunLog
-from slot_vllm.evaluation.generation import Engine, Request, check_sampling
+from slot_vllm.evaluation.console import say
+from slot_vllm.evaluation.generation import Engine, Request, check_option_names, check_sampling
 from slot_vllm.evaluation.lighteval_model import SlotModel
 from slot_vllm.evaluation.model_script import make_model
 from slot_vllm.evaluation.record import Arm, Inspection, PromptShifts
@@ -90,7 +90,7 @@ def command(options: argparse.Namespace) -> None:
             config = changed(config, tasks=[])
         configuration.check_paths(config)
         arms = _arms(config, options.arm)
-        RunLog()
+        say()
         inspections = _inspections(config, arms, options.prompt, options.top)
     except ConfigError as error:
         raise ConfigError(f"{options.config}: {error}") from error
@@ -118,6 +118,7 @@ def _arms(config: RunConfig, name: str | None) -> list[Arm]:
 def _inspections(
     config: RunConfig, arms: Sequence[Arm], prompt: str | None, top: int
 ) -> list[Inspection]:
+    check_option_names(config)
     loaded = tasks.load(config) if prompt is None else []
     make_model(config)
     model = SlotModel(ModelConfig(model_name=config.model), config)

@@ -41,8 +41,10 @@ from slot_vllm.evaluation.generation import (
     engine_options,
     matching,
 )
+from slot_vllm.evaluation.interruption import Interruption
 from slot_vllm.evaluation.model_script import make_model
 from slot_vllm.evaluation.models.get import path as model_path
+from slot_vllm.evaluation.phases import Phases
 from slot_vllm.evaluation.record import Arm
 
 logger = logging.getLogger(__name__)
@@ -98,7 +100,8 @@ class SlotModel(LightevalModel):
             return
         logger.info("starting vLLM with %s", self.run.model)
         started = time.monotonic()
-        with engine_output.logged():
+        phases = Phases("starting its processes")
+        with Interruption(at_once=True), engine_output.logged(phases.see), phases:
             _ = self.engine
         logger.info("vLLM is up after %.0f s", time.monotonic() - started)
 

@@ -10,11 +10,11 @@ from lighteval.tasks.requests import Doc
 from slot_vllm.evaluation import inspection, report, scoring, tasks
 from slot_vllm.evaluation.answering import Answering
 from slot_vllm.evaluation.config import ConfigError, RunConfig
-from slot_vllm.evaluation.console import RunLog
 from slot_vllm.evaluation.directory import RunDirectory
-from slot_vllm.evaluation.generation import check_sampling
+from slot_vllm.evaluation.generation import check_option_names, check_sampling
 from slot_vllm.evaluation.lighteval_model import Answer, SlotModel
 from slot_vllm.evaluation.model_script import make_model
+from slot_vllm.evaluation.phases import Phases
 from slot_vllm.evaluation.plan import Part, Plan
 from slot_vllm.evaluation.record import RunRecord, Sample
 from slot_vllm.evaluation.run_settings import changed, text_hash
@@ -24,14 +24,16 @@ from slot_vllm.evaluation.task_definition import item_hash
 logger = logging.getLogger(__name__)
 
 
-def run(config: RunConfig, directory: RunDirectory, resume: bool, log: RunLog) -> RunRecord:
+def run(config: RunConfig, directory: RunDirectory, resume: bool) -> RunRecord:
     """Runs what is still to be done and writes the results.
 
-    Nothing is written before everything that can be wrong with the input was looked at. Raises
-    ConfigError, and RunFailed if the engine does not start.
+    Nothing but the log is written before everything that can be wrong with the input was looked at.
+    Raises ConfigError, and RunFailed if the engine does not start.
     """
+    check_option_names(config)
     stored = directory.samples.read() if resume else []
-    loaded = tasks.load(config)
+    with Phases("reading the problems"):
+        loaded = tasks.load(config)
     plan = Plan(config, loaded, stored)
     for task in {part.task.name: part.task for part in plan.parts if part.pending}.values():
         scoring.check(task)
@@ -52,7 +54,6 @@ def run(config: RunConfig, directory: RunDirectory, resume: bool, log: RunLog) -
         for part in plan.parts:
             part.requests = {doc.id: model.request(doc, part.arm) for doc in part.pending}
     directory.open(config, resume)
-    log.open(directory.log)
     kept = {s.key: s for part in plan.parts for of_one in part.samples.values() for s in of_one}
     directory.samples.rewrite(kept[sample.key] for sample in stored if sample.key in kept)
     try:

@@ -24,7 +24,7 @@ class Stage(Progress):
 
     def _say(self) -> str:
         if self._reached == 1:
-            return "100%"
+            return f"100% in {time.monotonic() - self._started:.1f} s"
         return f"{self._reached:.0%}, {time_left(self._seconds_left())}"
 
     def _seconds_left(self) -> float | None:

@@ -104,6 +104,22 @@ def test_settings_that_cannot_be_encoded(tmp_path: Path, settings: str, said: st
     str(error.value).encode()
 
 
+def test_an_engine_option_that_vllm_lacks(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the model is fetched, and before the problems are read."""
+
+    def early(_config: Any) -> Any:
+        raise AssertionError("the engine's options were not looked at")
+
+    monkeypatch.setattr("slot_vllm.evaluation.run.make_model", early)
+    monkeypatch.setattr("slot_vllm.evaluation.run.tasks.load", early)
+    said = refused(engine={"max-model-length": 1024})
+    assert "engine.max-model-length: unknown key; near names: max_model_len" in said
+    assert "vllm serve --help=all" in said
+    assert "near names: none" in refused(engine={"qqqqq": 1})
+
+
 @pytest.mark.parametrize(
     ("prompt", "stop", "said"),
     [

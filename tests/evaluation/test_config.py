@@ -19,7 +19,7 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"generation": {"temprature": 0}}, ["generation.temprature: unknown key", "temperature"]),
     ({"arms": [{"name": "slot", "step": 3}]}, ["arms.0.step: unknown key", "weight_decay"]),
     ({"tasks": [{"nme": "aime24"}]}, ["tasks.0.nme: unknown key", "max_samples"]),
-    ({"engine": {**ENGINE, "dtpye": "float32"}}, ["engine.dtpye: unknown key"]),
+    ({"engine": {**ENGINE, "dtpye": "float32"}}, ["engine.dtpye: unknown key", "names: dtype"]),
     ({"engine": {"worker_extension_cls": "x"}}, ["engine.worker_extension_cls"]),
     ({"slot": {"workspace": 1}}, ["slot.workspace: unknown key", "workspace_mb"]),
     ({"slot": {"workspace_mb": 0}}, ["slot.workspace_mb=0", "greater than or equal to 1"]),
@@ -284,6 +284,19 @@ def test_the_repository_s_configs_are_valid(path: Path) -> None:
         assert len(config.all_arms) == 26
 
 
+@pytest.mark.parametrize("name", ["quickstart", "gsm8k", "local_model"])
+def test_what_runs_on_a_laptop(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small models that need no hub's terms, few problems, and a cache that is no GPU's."""
+    monkeypatch.chdir(ROOT)
+    config = configuration.load(ROOT / "configs" / f"{name}.yaml")
+    configuration.check_paths(config)
+    assert config.model.startswith("get:") or Path(config.model).is_dir()
+    assert config.engine["kv_cache_memory_bytes"] == 2**30
+    assert config.engine["max_model_len"] <= 1024
+    assert all((task.max_samples or 150) <= 150 for task in config.tasks)
+    assert [(arm.steps, arm.lr) for arm in config.arms[:2]] == [(0, 0.1), (5, 0.1)]
+
+
 def test_a_hub_s_name_is_no_path() -> None:
     published = configuration.load(ROOT / "configs" / "aime24.yaml")
     configuration.check_paths(published)
@@ -293,7 +306,7 @@ def test_a_hub_s_name_is_no_path() -> None:
 
 def _one_line(capsys: pytest.CaptureFixture[str], *said: str) -> None:
     captured = capsys.readouterr()
-    lines = [line for line in captured.err.splitlines() if not line.startswith("starting ")]
+    lines = [line for line in captured.err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, captured.err
     for text in said:
         assert text in lines[0]

@@ -181,3 +181,18 @@ def test_all_of_gsm8k_in_one_command(benchmarks: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [entry["samples"] for entry in results["arms"]] == [1319, 1319]
+
+
+def test_the_config_for_a_model_and_data_of_one_s_own(
+    run_main: RunMain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    settings = ["slot.workspace_mb=64", "tasks.0.max_samples=8", "inspect=false"]
+    settings += ["engine.enforce_eager=true", "engine.kv_cache_memory_bytes=268435456"]
+    out = ["--output-dir", tmp_path / "out"]
+    assert run_main("--config", "configs/local_model.yaml", *out, "--set", *settings) == 0
+    baseline, slot = json.loads((tmp_path / "out" / "results.json").read_text())["arms"]
+    assert (baseline["samples"], slot["samples"]) == (8, 8)
+    # It answers what it was trained for, and the answers are read.
+    assert baseline["value"] > 0
+    assert "format" in baseline["breakdown"]

@@ -107,7 +107,7 @@ def test_what_is_to_be_replaced_survives_interruptions(
             raise KeyboardInterrupt
         return move(self, target)
 
-    for _ in range(len(kept) - 1):
+    for _ in range(len(kept) - 2):
         moves.clear()
         with monkeypatch.context() as patch:
             patch.setattr(Path, "replace", interrupted)
@@ -116,6 +116,8 @@ def test_what_is_to_be_replaced_survives_interruptions(
         assert there() == kept
     directory.open(config, resume=False)
     replaced = path / ".replaced"
+    # The log is every run's.
+    assert (path / "run.log").read_bytes() == kept.pop("run.log")
     assert {file.name: file.read_bytes() for file in replaced.iterdir()} == kept
     # Begun anew, and begun anew.
     directory.open(config, resume=False)
@@ -125,7 +127,7 @@ def test_what_is_to_be_replaced_survives_interruptions(
     directory.open(config, resume=False)
     assert (replaced / "results.json").read_text() == "{}"
     directory.finish()
-    assert {file.name for file in path.iterdir()} == {"config.yaml"}
+    assert {file.name for file in path.iterdir()} == {"config.yaml", "run.log"}
 
 
 def test_a_run_that_gets_more_is_not_finished(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import logging
 import os
 import subprocess
+import sys
 import time
 
 import pytest
@@ -25,6 +26,28 @@ def test_an_engine_s_processes_print_into_the_log(
         time.sleep(0.01)
     assert caplog.messages == ["starting", "later", "worse"]
     assert capfd.readouterr() == ("ours\n", "")
+
+
+PHASES = """
+import os, sys
+from slot_vllm.evaluation import engine_output
+from slot_vllm.evaluation.console import console
+
+seen = []
+with engine_output.logged(seen.append):
+    os.write(1, b"vLLM's\\n")
+    while not seen:
+        pass
+    console.print("ours")
+console.print(f"then {seen}")
+"""
+
+
+def test_what_we_say_ourselves_is_seen_meanwhile() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PHASES], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("", 'ours\nthen ["vLLM\'s"]\n')
 
 
 def test_an_engine_that_does_not_start_is_heard(capfd: pytest.CaptureFixture[str]) -> None:

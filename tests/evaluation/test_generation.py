@@ -1,5 +1,6 @@
 """How the engine is asked, with a stand-in for vLLM."""
 
+import logging
 import os
 from types import SimpleNamespace
 from typing import Any
@@ -55,3 +56,38 @@ def test_a_run_has_all_cores_unless_told_otherwise(
     monkeypatch.setattr("vllm.LLM", lambda **options: None)
     VllmEngine({"model": "none"})
     assert os.environ[name] == (said or "0")
+
+
+@pytest.mark.parametrize(
+    ("options", "cpu", "eager", "announced"),
+    [
+        ({}, True, True, False),
+        ({"enforce_eager": True}, True, True, False),
+        ({"enforce_eager": False}, True, False, True),
+        ({"compilation_config": 3}, True, None, True),
+        ({"optimization_level": 2}, True, None, True),
+        ({"pipeline_parallel_size": 2}, True, None, True),
+        ({}, False, None, False),
+    ],
+)
+def test_on_a_cpu_nothing_is_compiled_unless_asked_for(
+    options: dict[str, Any],
+    cpu: bool,
+    eager: bool | None,
+    announced: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    started: list[dict[str, Any]] = []
+
+    def start(**given: Any) -> None:
+        # Said before it begins.
+        assert announced == ("vLLM compiles the model" in caplog.text)
+        started.append(given)
+
+    monkeypatch.setenv("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
+    monkeypatch.setattr("vllm.LLM", start)
+    monkeypatch.setattr("vllm.platforms.current_platform.is_cpu", lambda: cpu)
+    VllmEngine({"model": "none", **options})
+    assert [given.get("enforce_eager") for given in started] == [eager]

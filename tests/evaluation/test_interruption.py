@@ -1,3 +1,6 @@
+import contextlib
+import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -8,6 +11,8 @@ import psutil
 import pytest
 
 from slot_vllm.evaluation.command_line import exit_code
+from slot_vllm.evaluation.interruption import Interruption
+from tests.conftest import ROOT
 
 SWALLOWS = """
 import multiprocessing, sys, time
@@ -62,6 +67,56 @@ def test_an_interruption_that_became_another_error(capsys: pytest.CaptureFixture
     assert exit_code(run) == 130
     assert capsys.readouterr().err == "interrupted\n"
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_at_once_ends_children_and_tells_the_one_around_it() -> None:
+    context = multiprocessing.get_context("fork")
+    with pytest.raises(KeyboardInterrupt), Interruption() as around:
+        child = context.Process(target=time.sleep, args=(600,))
+        child.start()
+        with Interruption(at_once=True) as inner:
+            signal.raise_signal(signal.SIGINT)
+    assert around.happened and inner.happened
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL
+
+
+def test_ctrl_c_while_the_model_is_loaded(tmp_path: Path) -> None:
+    """Nobody waits for an engine that does not answer: its process is stopped here."""
+    command = [sys.executable, "-m", "slot_vllm.evaluation", "--output-dir", str(tmp_path / "out")]
+    process = subprocess.Popen(
+        [*command, "--config", "tests/evaluation/demo.yaml"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
+        start_new_session=True,
+    )
+    log = tmp_path / "out" / "run.log"
+    deadline = time.monotonic() + 600
+    children: list[psutil.Process] = []
+    try:
+        while not log.exists() or "Starting to load model" not in log.read_text():
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        children = psutil.Process(process.pid).children(recursive=True)
+        for child in children:
+            child.suspend()
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=120)[1]
+    finally:
+        for one in [process, *children]:
+            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+                one.kill()
+    assert process.returncode == 130, said
+    # As soon as it could, not after the seconds that answers are waited for.
+    assert said.endswith("interrupted\n") or "within 1 s was killed" in said
+    assert "Traceback" not in said
+    assert said.startswith(f"log: {log}\n")
+    assert "\nstarting its processes: " in said
+    assert "vLLM is up" not in log.read_text()
+    assert not (tmp_path / "out" / "config.yaml").exists()
 
 
 def test_other_errors_stay_what_they_are() -> None:

@@ -44,7 +44,9 @@ def test_files_of_a_run(
         "samples.jsonl",
     }
     assert "8 problems answered" in (out / "run.log").read_text()
-    table = capsys.readouterr().out
+    table, said = capsys.readouterr()
+    assert said.startswith(f"log: {out / 'run.log'}\n")
+    assert "\nreading the problems: " in said
     assert "baseline" in table
     assert "slot" in table
 
@@ -218,6 +220,7 @@ def test_what_is_in_the_directory_is_not_lost(
     assert run_main(*run, "generation.seed=1", "--resume") == 2
     assert "(generation.seed=1, there 0); --resume needs the same one" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in out.iterdir()} == kept
+    log = kept.pop("run.log")
     # Until what replaces it is done, however often that is begun.
     answers = SlotModel.answers
 
@@ -236,7 +239,9 @@ def test_what_is_in_the_directory_is_not_lost(
     assert run_main(*run, "generation.seed=1", "--resume") == 0
     assert not (out / ".replaced").exists()
     assert run_main(*run, "generation.seed=2", "--overwrite") == 0
-    assert {path.name for path in out.iterdir()} == kept.keys()
+    assert {path.name for path in out.iterdir()} == {*kept, "run.log"}
+    # The log has all of it.
+    assert (out / "run.log").read_bytes().startswith(log)
     assert run_main(*run, "generation.seed=1", "--overwrite") == 0
     # An unfinished run is continued or replaced on demand only.
     (out / "results.json").unlink()

@@ -1,0 +1,158 @@
+"""``slot-vllm init``: the file of a first run, made from what the data are."""
+
+import json
+import math
+import os
+import re
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+from vllm.platforms import current_platform
+
+from slot_vllm.evaluation import benchmarks, columns, data_files, ready_files, tasks
+from slot_vllm.evaluation.config import ConfigError, RunConfig, check_paths
+from slot_vllm.evaluation.data_files import Item
+from slot_vllm.evaluation.models.catalog import PREFIX
+from slot_vllm.validation_errors import describe
+
+# For editors.
+SCHEMA = Path(__file__).parents[1] / "configs" / "schema.json"
+# At most, of a prompt and its answer.
+_LENGTH = 2048
+
+# What a file's columns can tell a benchmark by, and what is said of it.
+_BY_COLUMNS = {
+    "ifeval": "IFEval: a program checks whether instructions were followed.",
+    "published:gpqa:diamond": "GPQA: questions with four choices.",
+    "ceval": "C-Eval: questions with four choices, in Chinese.",
+}
+_WORKED = (
+    "published:gsm8k",
+    "GSM8K as published: <think> </think><answer> </answer>; form and number are scored.",
+)
+_PROBLEMS = (
+    "published:math_500",
+    "The answer is asked for in \\boxed{}, and compared with the data's as a number or a formula.",
+)
+_NAMED = "On the hub's data, unless `data:` names a local file or directory."
+
+_TEXT = """\
+# yaml-language-server: $schema={schema}
+# {model}, without SLOT and with it:
+#   slot-vllm eval --config {file}
+# docs/evaluation.md of slot-vllm has all that may stand here. Paths start at the directory in
+# which it is run.
+name: {name}
+# A directory, a hub's name, or get:NAME (slot-vllm get-model --help).
+model: {model}
+engine: # options of vLLM
+  # Tokens of a prompt and its answer together.
+  max_model_len: {length}
+{cache}generation:
+  # Greedy.
+  temperature: 0
+  max_new_tokens: 512
+tasks:
+  # {about}
+  - name: {task}
+{data}    # A first look; without this line all problems.
+    max_samples: 50
+arms:
+  # The model as it is: what the others are compared with.
+  - name: baseline
+    steps: 0
+  # The paper's setting.
+  - name: slot
+    steps: 5
+    lr: 0.1
+"""
+_CACHE = """\
+  # Memory for the prompts and answers at work, in bytes.
+  kv_cache_memory_bytes: 1073741824
+"""
+
+
+def write(model: str, data: str, output: Path | None) -> Path:
+    """Writes the file, by default NAME.yaml here, and returns its path.
+
+    Raises ConfigError, also for a file that exists and for data that no run could use.
+    """
+    path = ready_files.find(Path(data).expanduser())
+    local = path.exists()
+    task, about = _of_data(path) if local else _of_name(data)
+    stem = data_files.stem(Path(data.rstrip("/"))) if local else data
+    of_model = Path(model.removeprefix(PREFIX)).name
+    name = re.sub(r"[^A-Za-z0-9._]+", "-", f"{of_model}-{stem}").strip("-._")
+    output = output or Path(f"{name}.yaml")
+    text = _TEXT.format(
+        schema=os.path.relpath(SCHEMA.resolve(), output.expanduser().absolute().parent),
+        file=output,
+        name=_scalar(name),
+        model=_scalar(model),
+        length=_length(model),
+        cache=_CACHE if current_platform.is_cpu() else "",
+        about=about,
+        task=_scalar(task),
+        data=f"    data: {_scalar(data)}\n" if local else "",
+    )
+    try:
+        config = RunConfig(**yaml.safe_load(text))
+    except ValidationError as error:
+        raise ConfigError(describe(error, RunConfig)) from None
+    check_paths(config)
+    if local:
+        tasks.load(config)
+    try:
+        with output.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise ConfigError(f"{output}: it exists; --output FILE writes another one") from None
+    except OSError as error:
+        raise ConfigError(f"{output}: cannot be written: {error.strerror}") from None
+    return output
+
+
+def _of_data(path: Path) -> tuple[str, str]:
+    """The task for a file or directory, and what it is."""
+    files = data_files.files(path) if path.is_dir() else [path]
+    if not files:
+        raise ConfigError(f"{path}: no data file in this directory")
+    first = data_files.read(files[0])[0]
+    for task, about in _BY_COLUMNS.items():
+        if _has_columns(first, task):
+            return task, about
+    return _WORKED if "####" in str(first.row.get("answer")) else _PROBLEMS
+
+
+def _has_columns(item: Item, task: str) -> bool:
+    try:
+        columns.checked([item], columns.of(task))
+    except ConfigError:
+        return False
+    return True
+
+
+def _of_name(name: str) -> tuple[str, str]:
+    if "/" in name or Path(name).suffix in (*data_files.READERS, ".gz"):
+        raise ConfigError(f"DATA={name!r}: no such path (from {Path.cwd()})")
+    published = f"published:{name}"
+    own = any(task.name == published for task in benchmarks.TASKS_TABLE)
+    task = published if own else name
+    tasks.definitions(task, "DATA")
+    return task, _NAMED
+
+
+def _length(model: str) -> int:
+    """What the model has positions for, where that can be seen and is less."""
+    try:
+        settings = json.loads((Path(model).expanduser() / "config.json").read_text("utf-8"))
+        return min(_LENGTH, int(settings["max_position_embeddings"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return _LENGTH
+
+
+def _scalar(text: str) -> str:
+    """As YAML writes it, in quotes where it needs them."""
+    written: str = yaml.safe_dump([text], width=math.inf, allow_unicode=True)
+    return written.removeprefix("- ").rstrip("\n")
