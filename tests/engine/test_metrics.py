@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 from vllm.entrypoints.serve.instrumentator import metrics as instrumentator
 
-from slot_vllm.engine.frontend import coalesced, metrics
+from slot_vllm.engine.frontend import cached_rpc, metrics
 from slot_vllm.engine.wire.engine_settings import EXTENSION
 from slot_vllm.engine.wire.histogram import Histogram
 from slot_vllm.engine.wire.worker_metrics import WorkerMetrics
@@ -276,7 +276,7 @@ def test_an_engine_that_does_not_answer_costs_only_its_metrics(
             raise RuntimeError("the engine is dead")
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(coalesced, "ANSWER_SECONDS", 0.01)
+    monkeypatch.setattr(cached_rpc, "ANSWER_SECONDS", 0.01)
     monkeypatch.setattr(client, "call_utility_all_async", no_answer)
     samples = parsed(scraped(client))
     assert value(samples, "vllm:slot_up", model_name="m") == 0

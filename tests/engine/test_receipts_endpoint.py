@@ -7,7 +7,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from slot_vllm import __version__
-from slot_vllm.engine.frontend import batched
+from slot_vllm.engine.frontend import batched_rpc
 from slot_vllm.params import SlotConfig
 from tests.engine.test_deltas import TOKENS, Deltas, arrival, begin, make_deltas, step
 from tests.engine.test_metrics import EngineClient
@@ -78,7 +78,7 @@ def test_an_engine_that_keeps_none_says_how_to_keep_them() -> None:
 
 
 def test_an_engine_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batched, "ANSWER_SECONDS", 0.01)
+    monkeypatch.setattr(batched_rpc, "ANSWER_SECONDS", 0.01)
     http = client_of([], 4)
 
     async def silent(*_: Any) -> Any:
