@@ -15,7 +15,7 @@ from slot_vllm.engine.vllm_contract import release
 from slot_vllm.engine.wire.engine_settings import asks_for_slot
 from slot_vllm.engine.wire.receipt_dict import ReceiptDict
 from slot_vllm.engine.wire.worker_metrics import WorkerMetrics
-from slot_vllm.engine.worker.agreement import common_config
+from slot_vllm.engine.worker.common_settings import common_config
 from slot_vllm.engine.worker.deltas import Deltas
 from slot_vllm.engine.worker.linear_head import LinearHead
 from slot_vllm.engine.worker.ranks import Ranks
