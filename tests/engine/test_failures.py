@@ -9,7 +9,6 @@ import torch
 
 from slot_vllm.engine.worker.failure import REASONS, Failure
 from slot_vllm.engine.worker.failures import Failures
-from slot_vllm.engine.worker.runners import begin_step
 from slot_vllm.optim.optimize import optimize
 from tests.conftest import ROOT
 from tests.engine.test_step import (
@@ -185,12 +184,11 @@ def test_an_unreadable_step_costs_all_deltas() -> None:
     state = make_state()
     begin(state, [arrival("a-1", TOKENS)])
     step(state, ("a-1", TOKENS, 0))
-    begin_step(
-        state.step,
+    state.step.begin_step(
         SimpleNamespace(
             finished_req_ids=(),
             scheduled_new_reqs=[arrival("b-1", OTHER), arrival("c-1", OTHER, steps=0)],
-        ),
+        )
     )
     assert step(state, ("a-1", [1], len(TOKENS)), ("b-1", OTHER, 0)) is None
     stats = state.stats()
@@ -229,7 +227,7 @@ def test_who_leaves_in_a_step_that_is_not_understood_is_forgotten() -> None:
     state = make_state()
     begin(state, [arrival("a-1", TOKENS)])
     step(state, ("a-1", TOKENS, 0))
-    begin_step(state.step, SimpleNamespace(finished_req_ids={"a-1"}))
+    state.step.begin_step(SimpleNamespace(finished_req_ids={"a-1"}))
     assert not state.registry.requests and not len(state.table)
 
 

@@ -99,7 +99,9 @@ class Learner:
         for prompt in group:
             request = prompt.request
             with self.failures.noted(request, "vocabulary"):
-                self._check_tokens(request)
+                # On a GPU such an index would take the process down.
+                if (largest := max(request.learns_from)) >= self.linear_head.vocabulary:
+                    raise ValueError(f"token {largest} is not in the head's vocabulary")
             if request.failure is None:
                 with self.failures.noted(request, "hidden_cache"):
                     own = prompt.rows()
@@ -113,11 +115,6 @@ class Learner:
                 prompts.append((request, self._prompt(request, hidden)))
         self.failures.settle([request for request, _ in whole])
         self._optimize([(q, prompt) for q, prompt in prompts if q.failure is None])
-
-    def _check_tokens(self, request: SlotRequest) -> None:
-        # On a GPU such an index would take the process down.
-        if (largest := max(request.learns_from)) >= self.linear_head.vocabulary:
-            raise ValueError(f"token {largest} is not in the head's vocabulary")
 
     def _whole(self, rows: Tensor) -> Tensor:
         """(n, d) from this rank's slice of it, where the KV cache has only that."""

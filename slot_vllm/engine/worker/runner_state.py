@@ -35,7 +35,6 @@ class RunnerState:
         device: torch.device,
         ranks: Ranks = ALONE,
     ) -> None:
-        self.config = config
         self.linear_head = linear_head
         self.ranks = ranks
         size = linear_head.head().hidden_size
@@ -43,23 +42,18 @@ class RunnerState:
         self.table = DeltaTable(max_requests, linear_head.head())
         self.buffers = PromptBuffers(config.pending_mb * MIB, device)
         cache = DeltaCache(config.delta_cache_mb * MIB, size, device, waits=ranks.size > 1)
-        self.statistics = Statistics(device, config.final_loss)
-        counters = self.statistics.counters
+        self.statistics = statistics = Statistics(device, config.final_loss)
+        counters = statistics.counters
         self.rows = PromptRows(self.buffers, counters)
         self.failures = Failures(counters, self.rows, ranks)
         self.registry = Registry(config, counters, self.failures, self.rows, self.table)
         self.sharing = Sharing(config, cache, self.registry, self.failures, self.rows, self.table)
         self.learner = Learner(
-            config, linear_head, self.workspace, ranks, self.failures, self.rows, self.statistics
+            config, linear_head, self.workspace, ranks, self.failures, self.rows, statistics
         )
+        filling = TableFilling(self.table, linear_head, self.registry, self.failures, ranks)
         self.step = Step(
-            self.registry,
-            self.rows,
-            self.sharing,
-            self.learner,
-            TableFilling(self.table, linear_head, self.registry, self.failures, ranks),
-            self.statistics,
-            self.failures,
+            self.registry, self.failures, self.rows, self.sharing, self.learner, filling, statistics
         )
 
     def receipt(self, request_id: str) -> ReceiptDict | None:

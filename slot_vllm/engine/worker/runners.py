@@ -9,7 +9,6 @@ vLLM's own method raises passes through.
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,7 +64,7 @@ def hook_v1(runner: Any, step: Step, cache: "HiddenCache | None") -> None:
     prepared: list[Any] = []
 
     def hooked_execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-        begin_step(step, scheduler_output)
+        step.begin_step(scheduler_output)
         return execute_model(scheduler_output, *args, **kwargs)
 
     def hooked_prepare_inputs(*args: Any, **kwargs: Any) -> Any:
@@ -124,7 +123,7 @@ def hook_v1(runner: Any, step: Step, cache: "HiddenCache | None") -> None:
 
     if has_own_hooks(type(runner), V1_CALLS):
         runner.slot_hook = Hook(
-            partial(begin_step, step),
+            step.begin_step,
             lambda output, indices: before_logits(output, lambda: indices),
             step.unstage,
         )
@@ -141,7 +140,7 @@ def hook_v2(runner: Any, step: Step, cache: "HiddenCache | None") -> None:
 
     def hooked_execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         if not kwargs.get("dummy_run"):
-            begin_step(step, scheduler_output)
+            step.begin_step(scheduler_output)
         return execute_model(scheduler_output, *args, **kwargs)
 
     def hooked_sample(
@@ -184,18 +183,10 @@ def hook_v2(runner: Any, step: Step, cache: "HiddenCache | None") -> None:
         )
 
     if has_own_hooks(type(runner), V2_CALLS):
-        runner.slot_hook = Hook(partial(begin_step, step), before_logits, step.unstage)
+        runner.slot_hook = Hook(step.begin_step, before_logits, step.unstage)
         return
     runner.execute_model = hooked_execute_model
     runner.sample = hooked_sample
-
-
-def begin_step(step: Step, scheduler_output: Any) -> None:
-    """Before a step, whoever calls it."""
-    try:
-        step.begin_step(scheduler_output)
-    except Exception as error:
-        step.give_up(Failure.of(error, "arrival"), scheduler_output)
 
 
 def write(

@@ -32,12 +32,12 @@ class Step:
     """
 
     registry: Registry
+    failures: Failures
     rows: PromptRows
     sharing: Sharing
     learner: Learner
     filling: TableFilling
     statistics: Statistics
-    failures: Failures
     # False while vLLM warms up with requests of its own.
     serving: bool = True
     _scheduled: Collection[str] = ()
@@ -45,26 +45,13 @@ class Step:
     _staged: Additions | None = None
 
     def begin_step(self, scheduler_output: SchedulerOutput) -> None:
-        """Departures, then arrivals: an id may be aborted and used again in the same step."""
+        """Before a step, whoever calls it."""
         if not self.serving:
             return
-        self._staged = self.rows.not_written = None
-        self._adapted = ()
-        # Before anything else that may fail: vLLM names them once.
-        self.registry.depart(scheduler_output.finished_req_ids)
-        self._scheduled = scheduler_output.num_scheduled_tokens
-        self.failures.never_raise(lambda: self.statistics.log_not_finite(self.failures))
-        self.registry.restart(scheduler_output.preempted_req_ids or ())
-        self.registry.arrive(scheduler_output.scheduled_new_reqs)
-
-    def give_up(self, failure: Failure, scheduler_output: Any) -> None:
-        """The scheduler output could not be read, on any rank: all requests continue without a
-        delta, those that are here and the step's arrivals."""
-        self._staged = None
-        self.failures.report(failure, _WITHOUT_SLOT)
-        self.registry.depart(getattr(scheduler_output, "finished_req_ids", ()))
-        self.registry.arrive(getattr(scheduler_output, "scheduled_new_reqs", ()), failure)
-        self.failures.fail_all(self.registry.with_slot, failure)
+        try:
+            self._begin(scheduler_output)
+        except Exception as error:
+            self._give_up(Failure.of(error, "arrival"), scheduler_output)
 
     def not_written(self, failure: Failure) -> None:
         """The step's hidden states are not in the KV cache: a prompt that must read them there,
@@ -109,6 +96,26 @@ class Step:
         self.failures.report(found, _WITHOUT_SLOT)
         self.failures.fail_all(self._adapted, found)
         return None
+
+    def _begin(self, scheduler_output: SchedulerOutput) -> None:
+        """Departures, then arrivals: an id may be aborted and used again in the same step."""
+        self._staged = self.rows.not_written = None
+        self._adapted = ()
+        # Before anything else that may fail: vLLM names them once.
+        self.registry.depart(scheduler_output.finished_req_ids)
+        self._scheduled = scheduler_output.num_scheduled_tokens
+        self.failures.never_raise(lambda: self.statistics.log_not_finite(self.failures))
+        self.registry.restart(scheduler_output.preempted_req_ids or ())
+        self.registry.arrive(scheduler_output.scheduled_new_reqs)
+
+    def _give_up(self, failure: Failure, scheduler_output: Any) -> None:
+        """The scheduler output could not be read, on any rank: all requests continue without a
+        delta, those that are here and the step's arrivals."""
+        self._staged = None
+        self.failures.report(failure, _WITHOUT_SLOT)
+        self.registry.depart(getattr(scheduler_output, "finished_req_ids", ()))
+        self.registry.arrive(getattr(scheduler_output, "scheduled_new_reqs", ()), failure)
+        self.failures.fail_all(self.registry.with_slot, failure)
 
     def _run(self, hidden_states: Tensor, batch: BatchView) -> Additions | None:
         prompts = self._complete_prompts(hidden_states, batch)

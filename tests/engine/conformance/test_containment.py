@@ -145,7 +145,7 @@ def logits(llm: Any, patch: Patch, tokens: list[int]) -> None:
 
 
 def step(llm: Any, patch: Patch, tokens: list[int]) -> None:
-    patch.setattr(runner_of(llm).slot_state.step, "begin_step", _raise)
+    patch.setattr(runner_of(llm).slot_state.step, "_begin", _raise)
 
 
 # (fault, its reason, whether all requests of the step are concerned)
