@@ -24,7 +24,7 @@ RANK = {part: rank for rank, parts in enumerate(ORDER) for part in parts}
 
 
 def part_of(module: str) -> str | None:
-    """``slot_vllm.engine.worker.deltas`` -> ``engine.worker``."""
+    """``slot_vllm.engine.worker.step`` -> ``engine.worker``."""
     names = module.split(".")[1:] or ["__init__"]
     return next((p for p in (".".join(names[:2]), names[0]) if p in RANK), None)
 

@@ -82,7 +82,7 @@ def _run(model: str, cases: Sequence[Case], slot: bool) -> Outcome:
     last = [s[len(case.tokens) - 1].tolist() for s, case in zip(states, cases, strict=True)]
     if not slot:
         return Outcome(None, "", "", tokens_of(outputs), [None] * len(cases), last)
-    linear_head = runner.slot_deltas.linear_head
+    linear_head = runner.slot_state.linear_head
     head = linear_head.head()
     return Outcome(
         None,

@@ -81,9 +81,18 @@ def scheduler_of(llm: Any) -> Any:
     return llm.llm_engine.engine_core.engine_core.scheduler
 
 
-def deltas_of(llm: Any) -> Any:
+def state_of(llm: Any) -> Any:
     """The state of a SLOT engine whose worker is in this process, else None."""
-    return None if _worker(llm) is None else getattr(runner_of(llm), "slot_deltas", None)
+    return None if _worker(llm) is None else getattr(runner_of(llm), "slot_state", None)
+
+
+def statuses(state: Any, own: str | None = None) -> dict[str, list[str]]:
+    """The running requests by status, but for the plain one that its caller calls ``own``."""
+    found: dict[str, list[str]] = {}
+    for name, request in state.registry.requests.items():
+        if request.status != "plain" or name.rpartition("-")[0] != own:
+            found.setdefault(request.status, []).append(name)
+    return found
 
 
 def _worker(llm: Any) -> Any:
@@ -93,9 +102,10 @@ def _worker(llm: Any) -> Any:
 def _parts(llm: Any) -> dict[str, Any]:
     """The objects whose methods tests replace."""
     parts = {"scheduler": scheduler_of(llm)}
-    if deltas := deltas_of(llm):
-        parts |= {"deltas": deltas, "rows": deltas.rows, "table": deltas.table}
-        parts |= {"pending": deltas.pending, "workspace": deltas.workspace}
+    if state := state_of(llm):
+        parts |= {"step": state.step, "registry": state.registry, "learner": state.learner}
+        parts |= {"rows": state.rows, "table": state.table}
+        parts |= {"buffers": state.buffers, "workspace": state.workspace}
     return parts
 
 
@@ -119,12 +129,12 @@ def begin_test(llm: Any) -> None:
 
 def _begin(worker: Any) -> dict[str, Any]:
     """In each worker; what it counted before."""
-    deltas = getattr(worker.model_runner, "slot_deltas", None)
-    if deltas is None:
+    state = getattr(worker.model_runner, "slot_state", None)
+    if state is None:
         return {}
-    deltas.forget_shared()
-    deltas.failures.errors.clear()
-    return {name: n for name, n in deltas.stats().items() if name not in GAUGES}
+    state.sharing.forget()
+    state.failures.errors.clear()
+    return {name: n for name, n in state.stats().items() if name not in GAUGES}
 
 
 def assert_nothing_left(llm: Any) -> None:
@@ -150,18 +160,15 @@ def assert_nothing_left(llm: Any) -> None:
 
 def _left(worker: Any, own: str) -> dict[str, Any]:
     """Of requests, in a worker, but of ``own``, whose departure it will hear of."""
-    deltas = getattr(worker.model_runner, "slot_deltas", None)
-    if deltas is None:
+    state = getattr(worker.model_runner, "slot_state", None)
+    if state is None:
         return {}
-    table = deltas.table
+    table = state.table
     left = {
-        "requests": list(deltas.requests),
-        "bypassed": list(deltas.bypassed),
-        "plain": [name for name in deltas.plain if name.rpartition("-")[0] != own],
-        "receipts": [n for n in deltas.receipts._without if n.rpartition("-")[0] != own],
+        **statuses(state, own),
         "table rows": len(table),
-        "pending bytes": deltas.pending.device_bytes + deltas.pending.host_bytes,
-        "staged": deltas._staged is not None,
+        "pending bytes": state.buffers.device_bytes + state.buffers.host_bytes,
+        "staged": state.step._staged is not None,
         # Row 0 is of those without SLOT.
         "row 0": bool(table.biases[0].any() or table.rounded[0].any() or table.effective[0]),
     }

@@ -1,19 +1,20 @@
 """Tests that share an engine do not meet one another in it."""
 
 import inspect
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
+from slot_vllm.engine.worker.request import Status, TrackedRequest
 from tests.engine import conftest
 from tests.engine.cases import Case, random_tokens
 from tests.engine.engines import (
     Engines,
     assert_nothing_left,
     begin_test,
-    deltas_of,
     scheduler_of,
+    state_of,
 )
 from tests.engine.generate import run, sampling_params, stats_of
 
@@ -43,7 +44,7 @@ def _left_is_an_error(llm: Any, what: str) -> None:
 
 def test_what_a_test_leaves_behind_is_an_error(engines: Engines, tiny_model: str) -> None:
     llm = engines.get(tiny_model, {})
-    deltas = deltas_of(llm)
+    state = state_of(llm)
     llm.llm_engine.add_request(
         "left", {"prompt_token_ids": list(CASE.tokens)}, sampling_params(CASE)
     )
@@ -52,27 +53,24 @@ def test_what_a_test_leaves_behind_is_an_error(engines: Engines, tiny_model: str
     llm.llm_engine.abort_request(["left"])
     assert_nothing_left(llm)
 
-    deltas.stage = deltas.stage.__func__.__get__(deltas)
+    state.step.stage = state.step.stage.__func__.__get__(state.step)
     assert_nothing_left(llm)
-    deltas.stage = lambda *args: None
-    _left_is_an_error(llm, r"still replaced by the test: \['deltas\.stage'\]")
-    del deltas.stage
+    state.step.stage = lambda *args: None
+    _left_is_an_error(llm, r"still replaced by the test: \['step\.stage'\]")
+    del state.step.stage
 
-    deltas.table.assign("left", ())
+    state.table.assign("left", ())
     _left_is_an_error(llm, "'table rows': 1")
-    deltas.table.remove("left")
-    rows = deltas.pending.allocate(2, 4, torch.float32)
+    state.table.remove("left")
+    rows = state.buffers.allocate(2, 4, torch.float32)
     _left_is_an_error(llm, "'pending bytes': 32")
-    deltas.pending.release(rows)
-    for name in ("bypassed", "plain"):
-        getattr(deltas, name).add("left-1")
-        _left_is_an_error(llm, rf"'{name}': \['left-1'\]")
-        getattr(deltas, name).remove("left-1")
-    deltas.requests["left"] = deltas.receipts._without["left"] = None
-    _left_is_an_error(llm, r"'requests': \['left'\], 'receipts': \['left'\]")
-    del deltas.requests["left"], deltas.receipts._without["left"]
+    state.buffers.release(rows)
+    for status in get_args(Status):
+        state.registry.requests["left-1"] = TrackedRequest("left", status)
+        _left_is_an_error(llm, rf"'{status}': \['left-1'\]")
+        del state.registry.requests["left-1"]
     for name in ("biases", "rounded", "effective"):
-        row = getattr(deltas.table, name)[0]
+        row = getattr(state.table, name)[0]
         row += 1
         _left_is_an_error(llm, "'row 0': True")
         row -= 1

@@ -12,16 +12,16 @@ import pytest
 from slot_vllm.engine.frontend import beam_search
 from slot_vllm.engine.frontend.origins import submitting
 from slot_vllm.engine.frontend.scheduler import LimitedCompletions
-from slot_vllm.engine.worker import deltas as deltas_module
+from slot_vllm.engine.worker import learning
 from tests.engine.cases import Case, random_tokens
-from tests.engine.engines import runner_of
+from tests.engine.engines import runner_of, statuses
 from tests.engine.generate import run, sampling_params, stats_of
 
 COUNT = 2000
 # Prompts that begin with it fail in the optimizer.
 BAD = 255
 # Those of a step, however it was.
-OF_A_STEP = ("Deltas._scheduled", "Deltas._before")
+OF_A_STEP = ("Step._scheduled",)
 BOUNDED = ("DeltaCache._free", "DeltaCache._entries", "Failures.errors")
 ROOMY = {"max_num_seqs": 32, "max_num_batched_tokens": 128, "num_gpu_blocks_override": 300}
 
@@ -54,8 +54,8 @@ def test_nothing_is_left_and_the_counters_agree(
     tiny_model: str, engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llm = engine(tiny_model, slot={"keep_deltas": 8, "receipts": 8, "max_concurrent": 4}, **ROOMY)
-    core, slot = llm.llm_engine, runner_of(llm).slot_deltas
-    learn, arrive = deltas_module.optimize, slot._arrive
+    core, slot = llm.llm_engine, runner_of(llm).slot_state
+    learn, arrive = learning.optimize, slot.registry._arrive
     reached: list[str] = []
 
     def optimize(head: Any, prompts: Any, *args: Any, **kwargs: Any) -> Any:
@@ -67,8 +67,8 @@ def test_nothing_is_left_and_the_counters_agree(
         reached.append(new.req_id.split("-")[0])
         arrive(new)
 
-    monkeypatch.setattr(deltas_module, "optimize", optimize)
-    monkeypatch.setattr(slot, "_arrive", watched)
+    monkeypatch.setattr(learning, "optimize", optimize)
+    monkeypatch.setattr(slot.registry, "_arrive", watched)
     generator = random.Random(7)
 
     def load(first: int, last: int) -> int:
@@ -109,7 +109,7 @@ def test_nothing_is_left_and_the_counters_agree(
 
     load(0, COUNT // 4)
     owners = (slot, core.input_processor.slot_admission)
-    shared = len(slot.shared)
+    shared = len(slot.sharing.cache)
     early = [_sizes(owner, set()) for owner in owners]
     answered = load(COUNT // 4, COUNT)
     late = [_sizes(owner, set()) for owner in owners]
@@ -128,18 +128,21 @@ def test_nothing_is_left_and_the_counters_agree(
     assert stats["failed"] == stats["failed.optimizer"]
     assert all(stats[name] for name in (*outcomes, "bypassed"))
 
-    assert not slot.requests and not slot.bypassed and not len(slot.table)
+    assert set(statuses(slot)) <= {"plain"} and not len(slot.table)
     # They forget a request when nothing refers to it any more.
     gc.collect()
     assert isinstance(scheduler, LimitedCompletions)
     assert not len(scheduler._prompts) and not len(scheduler._completed)
     assert not len(scheduler._learned) and not scheduler._completing
-    assert len(slot.kept) == len(slot.receipts._finished) == 8 and len(slot.errors) == 16
-    assert slot.pending.device_bytes == slot.pending.host_bytes == 0
+    assert (
+        len(slot.registry.kept) == len(slot.registry.receipts._finished) == 8
+        and len(slot.failures.errors) == 16
+    )
+    assert slot.buffers.device_bytes == slot.buffers.host_bytes == 0
     # What is bounded may grow until then, and there may be counters that were not there before.
-    assert len(slot.shared) >= shared
-    assert len(slot.shared._free) + len(slot.shared) == slot.shared.capacity
+    assert len(slot.sharing.cache) >= shared
+    assert len(slot.sharing.cache._free) + len(slot.sharing.cache) == slot.sharing.cache.capacity
     for sizes in (*early, *late):
-        for name in (*BOUNDED, *OF_A_STEP, "Deltas.counters"):
+        for name in (*BOUNDED, *OF_A_STEP, "Statistics.counters"):
             sizes.pop(name, None)
     assert early == late

@@ -15,14 +15,14 @@ from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 from vllm.entrypoints.serve.instrumentator import metrics as instrumentator
 
-from slot_vllm.engine.frontend import coalesced, metrics
+from slot_vllm.engine.frontend import cached_rpc, metrics
 from slot_vllm.engine.wire.engine_settings import EXTENSION
 from slot_vllm.engine.wire.histogram import Histogram
 from slot_vllm.engine.wire.worker_metrics import WorkerMetrics
 from slot_vllm.engine.worker.loss_drops import BOUNDS, LossDrops
 from slot_vllm.engine.worker.step_timer import StepTimer
 from tests.conftest import ROOT
-from tests.engine.test_deltas import TOKENS, Deltas, arrival, begin, make_deltas, step
+from tests.engine.test_step import TOKENS, RunnerState, arrival, begin, make_state, step
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -45,12 +45,12 @@ def value(samples: Samples, name: str, **labels: str) -> float:
     return found
 
 
-def worker(deltas: Deltas) -> WorkerMetrics:
-    return {"stats": deltas.stats(), "histograms": deltas.histograms()}
+def worker(state: RunnerState) -> WorkerMetrics:
+    return state.metrics()
 
 
-def shown(deltas: Deltas) -> Samples:
-    return parsed(metrics.exposition("m", {0: worker(deltas)}))
+def shown(state: RunnerState) -> Samples:
+    return parsed(metrics.exposition("m", {0: worker(state)}))
 
 
 def outcomes(samples: Samples) -> dict[str, int]:
@@ -62,7 +62,7 @@ def outcomes(samples: Samples) -> dict[str, int]:
 
 
 def test_every_request_has_one_outcome() -> None:
-    deltas = make_deltas(capacity=8)
+    state = make_state(capacity=8)
     new = [
         arrival("a-1", TOKENS),
         arrival("b-1", TOKENS),
@@ -77,16 +77,16 @@ def test_every_request_has_one_outcome() -> None:
             req_id="i-1", sampling_params=SimpleNamespace(extra_args=None), lora_request=None
         ),
     ]
-    deltas.config = deltas.config.model_copy(update={"steps": 0})
-    begin(deltas, new)
-    step(deltas, ("a-1", TOKENS, 0), ("b-1", TOKENS, 0), ("c-1", [7], 0), ("d-1", [7], 0))
-    step(deltas, ("g-1", [3, 1], 0), ("h-1", TOKENS, 0))
-    assert value(shown(deltas), "vllm:slot_deltas_alive") == 1
-    assert value(shown(deltas), "vllm:slot_requests_running") == 6
+    state.registry.config = state.registry.config.model_copy(update={"steps": 0})
+    begin(state, new)
+    step(state, ("a-1", TOKENS, 0), ("b-1", TOKENS, 0), ("c-1", [7], 0), ("d-1", [7], 0))
+    step(state, ("g-1", [3, 1], 0), ("h-1", TOKENS, 0))
+    assert value(shown(state), "vllm:slot_deltas_alive") == 1
+    assert value(shown(state), "vllm:slot_requests_running") == 6
     # A preempted request of the V2 runner comes again; it is the same one.
-    begin(deltas, [arrival("f-1", TOKENS, steps=0)])
-    begin(deltas, finished=[request.req_id for request in new])
-    samples = shown(deltas)
+    begin(state, [arrival("f-1", TOKENS, steps=0)])
+    begin(state, finished=[request.req_id for request in new])
+    samples = shown(state)
     assert outcomes(samples) == {
         "optimized": 1,
         "shared": 1,
@@ -97,7 +97,7 @@ def test_every_request_has_one_outcome() -> None:
         "aborted": 1,
     }
     assert sum(outcomes(samples).values()) == len(new)
-    assert not deltas.requests and not deltas.bypassed and not deltas.plain
+    assert not state.registry.requests
     assert value(samples, "vllm:slot_fallbacks_total", outcome="bypassed", reason="multimodal") == 1
     assert value(samples, "vllm:slot_deltas_alive") == 0
     assert value(samples, "vllm:slot_cached_deltas") == 2
@@ -105,20 +105,20 @@ def test_every_request_has_one_outcome() -> None:
 
 
 def test_reasons_of_failures_become_labels() -> None:
-    deltas = make_deltas()
-    deltas.counters["failed.optimizer"] += 3
-    samples = shown(deltas)
+    state = make_state()
+    state.statistics.counters["failed.optimizer"] += 3
+    samples = shown(state)
     assert value(samples, "vllm:slot_fallbacks_total", outcome="failed", reason="optimizer") == 3
 
 
 def test_one_time_per_step_that_learns_and_one_drop_per_prompt() -> None:
-    deltas = make_deltas(delta_cache_mb=0)
-    begin(deltas, [arrival(name, TOKENS) for name in ("a-1", "b-1")] + [arrival("c-1", TOKENS[:3])])
-    step(deltas, ("a-1", TOKENS, 0), ("b-1", TOKENS, 0))
-    step(deltas, ("c-1", TOKENS[:2], 0))
-    step(deltas, ("c-1", TOKENS[2:3], 2))
-    step(deltas, ("a-1", [4], len(TOKENS)))
-    samples = shown(deltas)
+    state = make_state(delta_cache_mb=0)
+    begin(state, [arrival(name, TOKENS) for name in ("a-1", "b-1")] + [arrival("c-1", TOKENS[:3])])
+    step(state, ("a-1", TOKENS, 0), ("b-1", TOKENS, 0))
+    step(state, ("c-1", TOKENS[:2], 0))
+    step(state, ("c-1", TOKENS[2:3], 2))
+    step(state, ("a-1", [4], len(TOKENS)))
+    samples = shown(state)
     assert value(samples, "vllm:slot_optimize_seconds_count") == 2
     assert value(samples, "vllm:slot_optimize_seconds_sum") > 0
     assert value(samples, "vllm:slot_loss_drop_nats_bucket", le="+Inf") == 3
@@ -127,10 +127,10 @@ def test_one_time_per_step_that_learns_and_one_drop_per_prompt() -> None:
 
 @pytest.mark.parametrize(("report_loss", "told"), [(False, 0), (True, 1)])
 def test_one_step_has_a_drop_only_with_the_loss_after_it(report_loss: bool, told: int) -> None:
-    deltas = make_deltas(report_loss=report_loss)
-    begin(deltas, [arrival("a-1", TOKENS, steps=1)])
-    step(deltas, ("a-1", TOKENS, 0))
-    assert value(shown(deltas), "vllm:slot_loss_drop_nats_bucket", le="+Inf") == told
+    state = make_state(report_loss=report_loss)
+    begin(state, [arrival("a-1", TOKENS, steps=1)])
+    step(state, ("a-1", TOKENS, 0))
+    assert value(shown(state), "vllm:slot_loss_drop_nats_bucket", le="+Inf") == told
 
 
 def test_drops_by_their_upper_bounds() -> None:
@@ -243,7 +243,7 @@ def scraped(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_each_engine_counts_once(scraped: Any) -> None:
-    first, second = make_deltas(), make_deltas()
+    first, second = make_state(), make_state()
     begin(first, [arrival("a-1", TOKENS)])
     step(first, ("a-1", TOKENS, 0))
     # Two ranks of one engine saw the same request.
@@ -254,10 +254,10 @@ def test_each_engine_counts_once(scraped: Any) -> None:
 
 
 def test_losses_that_rose_are_counted() -> None:
-    deltas = make_deltas(report_loss=True)
-    begin(deltas, [arrival("a-1", TOKENS, steps=1, lr=100.0)])
-    step(deltas, ("a-1", TOKENS, 0))
-    assert value(shown(deltas), "vllm:slot_loss_rose_total") == deltas.stats()["loss_rose"] == 1
+    state = make_state(report_loss=True)
+    begin(state, [arrival("a-1", TOKENS, steps=1, lr=100.0)])
+    step(state, ("a-1", TOKENS, 0))
+    assert value(shown(state), "vllm:slot_loss_rose_total") == state.stats()["loss_rose"] == 1
 
 
 def test_an_engine_without_slot_shows_nothing_of_it(scraped: Any) -> None:
@@ -269,14 +269,14 @@ def test_an_engine_without_slot_shows_nothing_of_it(scraped: Any) -> None:
 def test_an_engine_that_does_not_answer_costs_only_its_metrics(
     scraped: Any, trouble: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = EngineClient([[worker(make_deltas())]])
+    client = EngineClient([[worker(make_state())]])
 
     async def no_answer(*_: Any) -> Any:
         if trouble == "dead":
             raise RuntimeError("the engine is dead")
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(coalesced, "ANSWER_SECONDS", 0.01)
+    monkeypatch.setattr(cached_rpc, "ANSWER_SECONDS", 0.01)
     monkeypatch.setattr(client, "call_utility_all_async", no_answer)
     samples = parsed(scraped(client))
     assert value(samples, "vllm:slot_up", model_name="m") == 0
@@ -284,9 +284,9 @@ def test_an_engine_that_does_not_answer_costs_only_its_metrics(
 
 
 def exported() -> Samples:
-    deltas = make_deltas()
-    deltas.counters["bypassed.multimodal"] += 1
-    return shown(deltas)
+    state = make_state()
+    state.statistics.counters["bypassed.multimodal"] += 1
+    return shown(state)
 
 
 def families_of(names: Iterable[str]) -> set[str]:

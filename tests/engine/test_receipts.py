@@ -1,27 +1,27 @@
 """What a receipt says, for how long there is one, and that without ``receipts`` nothing is done."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from slot_vllm.engine.wire.receipt_dict import MOST_SECONDS
-from slot_vllm.engine.worker import deltas as deltas_module
+from slot_vllm.engine.worker import learning
 from slot_vllm.engine.worker.last_finished import LastFinished
 from slot_vllm.engine.worker.receipts import Receipts
+from slot_vllm.engine.worker.request import TrackedRequest
 from slot_vllm.optim import optimize as optimize_module
 from slot_vllm.optim.optimize import Prompt, optimize
 from slot_vllm.optim.oracle import oracle
 from slot_vllm.params import SlotParams
-from tests.engine.test_deltas import (
+from tests.engine.test_step import (
     TOKENS,
-    Deltas,
     FixedHead,
+    RunnerState,
     arrival,
     begin,
     hidden_of,
-    make_deltas,
+    make_state,
     step,
 )
 
@@ -57,7 +57,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def test_what_each_outcome_says() -> None:
-    deltas = make_deltas(capacity=12, receipts=20, keep_deltas=0)
+    state = make_state(capacity=12, receipts=20, keep_deltas=0)
     new = [arrival(f"{name}-1", LONG, **settings) for name, settings in SETTINGS.items()]
     new += [
         arrival("same-1", LONG),
@@ -68,11 +68,11 @@ def test_what_each_outcome_says() -> None:
         arrival("bad-1", [3, 10**6]),
         arrival("later-1", TOKENS),
     ]
-    begin(deltas, new)
+    begin(state, new)
     # What is known of a prompt at its arrival; the others' are not complete.
-    assert deltas.receipt("own") is None and deltas.receipt("plain") is not None
+    assert state.receipt("own") is None and state.receipt("plain") is not None
     step(
-        deltas,
+        state,
         *((f"{name}-1", LONG, 0) for name in (*SETTINGS, "same")),
         ("one-1", [7], 0),
         ("bad-1", [3, 0], 0),
@@ -81,7 +81,7 @@ def test_what_each_outcome_says() -> None:
 
     def read() -> dict[str, Any]:
         names = (n.req_id.partition("-")[0] for n in new)
-        return {name: deltas.receipt(name) for name in names}
+        return {name: state.receipt(name) for name in names}
 
     receipts = read()
     assert receipts.pop("later") is None
@@ -106,30 +106,30 @@ def test_what_each_outcome_says() -> None:
         assert receipts[name] == {**NOTHING, **expected, "lr": 0.1 if steps else None}
 
     # Departure changes nothing; one that was aborted within its prompt has none.
-    begin(deltas, finished={n.req_id for n in new})
-    assert not deltas.requests and not deltas.receipts._without
+    begin(state, finished={n.req_id for n in new})
+    assert not state.registry.requests
     after = read()
     assert after.pop("later") is None
     assert after == receipts
     # Nothing as large as a delta is kept.
-    kept = [r.learned.delta for r in deltas.receipts._finished.values() if r.learned]
+    kept = [r.learned.delta for r in state.registry.receipts._finished.values() if r.learned]
     assert kept and all(delta.untyped_storage().nbytes() == 0 for delta in kept)
 
 
 def test_a_delta_that_is_lost_later() -> None:
-    deltas = make_deltas(receipts=4)
-    begin(deltas, [arrival("a-1", TOKENS), arrival("b-1", LONG)])
-    step(deltas, ("a-1", TOKENS, 0), ("b-1", LONG, 0))
-    deltas._adapted = [deltas.requests["a-1"]]
+    state = make_state(receipts=4)
+    begin(state, [arrival("a-1", TOKENS), arrival("b-1", LONG)])
+    step(state, ("a-1", TOKENS, 0), ("b-1", LONG, 0))
+    state.step._adapted = [q for q in state.registry.with_slot if q.req_id == "a-1"]
 
     def fail() -> Any:
         raise RuntimeError("injected")
 
-    assert deltas.attempt(fail) is None
-    deltas.linear_head.weight[3, 2] = float("inf")  # type: ignore[attr-defined]
-    begin(deltas, [arrival("c-1", LONG[:-1])], finished={"a-1", "b-1"})
-    step(deltas, ("c-1", LONG[:-1], 0))
-    found: dict[str, Any] = {name: deltas.receipt(name) for name in "abc"}
+    assert state.step.attempt(fail) is None
+    state.linear_head.weight[3, 2] = float("inf")  # type: ignore[attr-defined]
+    begin(state, [arrival("c-1", LONG[:-1])], finished={"a-1", "b-1"})
+    step(state, ("c-1", LONG[:-1], 0))
+    found: dict[str, Any] = {name: state.receipt(name) for name in "abc"}
     assert [(r["outcome"], r["reason"]) for r in found.values()] == [
         ("failed", "logits"),
         ("applied", None),
@@ -139,27 +139,25 @@ def test_a_delta_that_is_lost_later() -> None:
 
 
 def test_a_preempted_request_has_one_receipt() -> None:
-    deltas = make_deltas(receipts=4)
-    begin(deltas, [arrival("a-1", TOKENS), arrival("p-1", TOKENS, steps=0)])
-    step(deltas, ("a-1", TOKENS[:5], 0))
-    begin(deltas, preempted={"a-1", "p-1"})
-    assert deltas.receipt("a") is None
-    begin(deltas, [arrival("a-1", TOKENS), arrival("p-1", TOKENS, steps=0)])
-    step(deltas, ("a-1", TOKENS, 0))
-    learned = deltas.receipt("a")
-    begin(deltas, preempted={"a-1"})
-    begin(deltas, [arrival("a-1", TOKENS)])
-    step(deltas, ("a-1", [*TOKENS, 1], 0))
-    begin(deltas, finished={"a-1", "p-1"})
-    assert deltas.receipt("a") == learned and learned is not None
+    state = make_state(receipts=4)
+    begin(state, [arrival("a-1", TOKENS), arrival("p-1", TOKENS, steps=0)])
+    step(state, ("a-1", TOKENS[:5], 0))
+    begin(state, preempted={"a-1", "p-1"})
+    assert state.receipt("a") is None
+    begin(state, [arrival("a-1", TOKENS), arrival("p-1", TOKENS, steps=0)])
+    step(state, ("a-1", TOKENS, 0))
+    learned = state.receipt("a")
+    begin(state, preempted={"a-1"})
+    begin(state, [arrival("a-1", TOKENS)])
+    step(state, ("a-1", [*TOKENS, 1], 0))
+    begin(state, finished={"a-1", "p-1"})
+    assert state.receipt("a") == learned and learned is not None
     assert_is_the_oracle_s(learned, TOKENS, steps=2)
-    assert len(deltas.receipts._finished) == 2
+    assert len(state.registry.receipts._finished) == 2
 
 
 def finish(receipts: Receipts, name: str) -> None:
-    new = SimpleNamespace(req_id=f"{name}-1", sampling_params=SimpleNamespace(extra_args=None))
-    receipts.without(new, "plain")
-    receipts.finish(new.req_id, None)
+    receipts.finish(f"{name}-1", TrackedRequest(f"{name}-1", "plain"))
 
 
 def test_how_many_are_kept_and_for_how_long() -> None:
@@ -186,43 +184,43 @@ def test_an_id_that_is_used_again_is_the_newest_s() -> None:
     for name in ("a", "b", "a", "c"):
         kept.put(name, name)
     assert kept.values() == ["a", "c"]
-    deltas = make_deltas(receipts=4)
+    state = make_state(receipts=4)
     for req_id, tokens in (("a-1", TOKENS), ("a-2", LONG)):
-        begin(deltas, [arrival(req_id, tokens)], finished={"a-1"})
-        step(deltas, (req_id, tokens, 0))
-    receipt = deltas.receipt("a")
+        begin(state, [arrival(req_id, tokens)], finished={"a-1"})
+        step(state, (req_id, tokens, 0))
+    receipt = state.receipt("a")
     assert receipt is not None and receipt["tokens"] == len(LONG) - 1
 
 
 def test_several_answers_to_one_prompt_have_the_receipt_of_the_one_that_learned() -> None:
-    deltas = make_deltas(receipts=4)
+    state = make_state(receipts=4)
     # As vLLM names the requests that n makes of one, after admission.
     names = ["x-0", "x-1", "x-2"]
-    begin(deltas, [arrival(name, TOKENS) for name in names])
-    step(deltas, *((name, TOKENS, 0) for name in names))
+    begin(state, [arrival(name, TOKENS) for name in names])
+    step(state, *((name, TOKENS, 0) for name in names))
     for finished in ({"x-0"}, {"x-1", "x-2"}):
-        receipt = deltas.receipt("x")
+        receipt = state.receipt("x")
         assert receipt is not None and receipt["outcome"] == "applied" and receipt["seconds"]
-        begin(deltas, finished=finished)
+        begin(state, finished=finished)
 
 
 def test_a_beam_search_has_one_receipt() -> None:
-    deltas = make_deltas(receipts=2)
-    begin(deltas, [arrival("p-1", TOKENS, steps=0)])
-    begin(deltas, finished={"p-1"})
+    state = make_state(receipts=2)
+    begin(state, [arrival("p-1", TOKENS, steps=0)])
+    begin(state, finished={"p-1"})
     for i in range(6):
         new = arrival(f"b-{i}", TOKENS, bypassed="beam_search")
         name = f"cmpl-a-{i:016x}-beam-{i % 2}"
         # As admission says it.
         new.sampling_params.extra_args["slot"] |= {"request_id": name, "counted": i == 0}
-        begin(deltas, [new])
-        (receipt,) = deltas.receipts_of(["cmpl-a"])["cmpl-a"]
+        begin(state, [new])
+        (receipt,) = state.receipts_of(["cmpl-a"])["cmpl-a"]
         assert (receipt["outcome"], receipt["reason"]) == ("bypassed", "beam_search")
-        begin(deltas, finished={new.req_id})
-    (again,) = deltas.receipts_of(["cmpl-a"])["cmpl-a"]
+        begin(state, finished={new.req_id})
+    (again,) = state.receipts_of(["cmpl-a"])["cmpl-a"]
     assert again == receipt
     # It cost no other its place.
-    assert deltas.receipt("p") is not None
+    assert state.receipt("p") is not None
 
 
 @pytest.mark.parametrize(
@@ -253,17 +251,13 @@ def test_which_requests_a_response_is_made_of(response: str, prompts: list[str])
     names = ["cmpl-a-10", "cmpl-a-0", "cmpl-a-2", "cmpl-a-b-0", "chatcmpl-a", "chatcmpl-b_1"]
     names += ["chatcmpl-b_0", "generate-tokens-a", "generate-tokens-3", "resp_a_0", "chatcmpl-3"]
     for name in names:
-        extra_args = {"slot": {"request_id": name}}
-        new = SimpleNamespace(req_id=f"{name}-1f", sampling_params=SimpleNamespace())
-        new.sampling_params.extra_args = extra_args
-        receipts.without(new, "plain")
-        receipts.finish(new.req_id, None)
+        receipts.finish(f"{name}-1f", TrackedRequest(name, "plain"))
     found = receipts.of_responses([response, "cmpl-unknown"], ())
     assert [receipt.request_id for receipt in found[response]] == prompts
     assert found["cmpl-unknown"] == []
 
 
-def served(deltas: Deltas) -> None:
+def served(state: RunnerState) -> None:
     """A request of each kind, from arrival to departure."""
     new = [
         arrival("a-1", LONG, loss_tokens=6),
@@ -272,9 +266,9 @@ def served(deltas: Deltas) -> None:
         arrival("m-1", LONG, bypassed="multimodal"),
         arrival("o-1", LONG, version="9.9"),
     ]
-    begin(deltas, new)
-    step(deltas, ("a-1", LONG, 0), ("b-1", LONG, 0))
-    begin(deltas, finished={n.req_id for n in new})
+    begin(state, new)
+    step(state, ("a-1", LONG, 0), ("b-1", LONG, 0))
+    begin(state, finished={n.req_id for n in new})
 
 
 @pytest.mark.parametrize("receipts", [0, 8])
@@ -293,19 +287,19 @@ def test_without_them_nothing_is_asked_for_and_nothing_kept(
         looks.append(1)
         return last_kl(*args)
 
-    monkeypatch.setattr(deltas_module, "optimize", watched)
+    monkeypatch.setattr(learning, "optimize", watched)
     monkeypatch.setattr(optimize_module, "last_kl", looked)
-    deltas = make_deltas(receipts=receipts, keep_deltas=2)
-    served(deltas)
+    state = make_state(receipts=receipts, keep_deltas=2)
+    served(state)
     wanted = receipts > 0
     assert [(a["final_loss"], a["with_last_kl"]) for a in asked] == [(wanted, wanted)]
     assert len(looks) == wanted
-    (one, other) = (learned for _, learned in deltas.kept.values())
+    (one, other) = (learned for _, learned in state.registry.kept.values())
     assert len(one.losses) == len(other.losses) == 2 + wanted
     assert (one.last_kl is not None) == wanted
-    assert len(deltas.receipts._finished) == (5 if wanted else 0)
-    assert not deltas.receipts._without
-    assert all((deltas.receipt(name) is not None) == wanted for name in "abpmo")
+    assert len(state.registry.receipts._finished) == (5 if wanted else 0)
+    assert not state.registry.requests
+    assert all((state.receipt(name) is not None) == wanted for name in "abpmo")
 
 
 def test_nothing_is_read_before_a_receipt_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,11 +331,11 @@ def test_nothing_is_read_before_a_receipt_is(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(torch.Tensor, name, reading)
     watch(optimize_module, "last_kl")
     watch(Receipts, "finish")
-    deltas = make_deltas(receipts=8)
-    begin(deltas, [arrival("a-1", LONG)])
-    step(deltas, ("a-1", LONG, 0))
-    begin(deltas, finished={"a-1"})
+    state = make_state(receipts=8)
+    begin(state, [arrival("a-1", LONG)])
+    step(state, ("a-1", LONG, 0))
+    begin(state, finished={"a-1"})
     assert not read
-    watch(Deltas, "receipt")
-    receipt = deltas.receipt("a")
+    watch(RunnerState, "receipt")
+    receipt = state.receipt("a")
     assert receipt is not None and receipt["last_kl"] is not None and read

@@ -7,11 +7,11 @@ import pytest
 from fastapi.testclient import TestClient
 
 from slot_vllm import __version__
-from slot_vllm.engine.frontend import batched
+from slot_vllm.engine.frontend import batched_rpc
 from slot_vllm.params import SlotConfig
-from tests.engine.test_deltas import TOKENS, Deltas, arrival, begin, make_deltas, step
 from tests.engine.test_metrics import EngineClient
 from tests.engine.test_stats_endpoint import app_of
+from tests.engine.test_step import TOKENS, RunnerState, arrival, begin, make_state, step
 
 
 def client_of(engines: list[list[Any]], receipts: int) -> Any:
@@ -23,22 +23,22 @@ def client_of(engines: list[list[Any]], receipts: int) -> Any:
     return TestClient(app_of(client))
 
 
-def worker(deltas: Deltas) -> Any:
-    return {"receipts": deltas.receipts_of}
+def worker(state: RunnerState) -> Any:
+    return {"receipts": state.receipts_of}
 
 
-def serve(deltas: Deltas, *prompts: str) -> None:
+def serve(state: RunnerState, *prompts: str) -> None:
     """The prompts of one body, by the names that a server gives to them."""
     new = [arrival(f"{i}-1", TOKENS[i:]) for i in range(len(prompts))]
     for one, name in zip(new, prompts, strict=True):
         one.sampling_params.extra_args["slot"]["request_id"] = name
-    begin(deltas, new)
-    step(deltas, *((one.req_id, one.prompt_token_ids, 0) for one in new))
-    begin(deltas, finished={one.req_id for one in new})
+    begin(state, new)
+    step(state, *((one.req_id, one.prompt_token_ids, 0) for one in new))
+    begin(state, finished={one.req_id for one in new})
 
 
 def test_the_prompts_of_a_body_may_be_in_several_engines() -> None:
-    first, second = make_deltas(receipts=4), make_deltas(receipts=4)
+    first, second = make_state(receipts=4), make_state(receipts=4)
     serve(first, "cmpl-a-0", "cmpl-a-2", "chatcmpl-a")
     serve(second, "cmpl-a-1")
     # Each rank of an engine has all receipts.
@@ -54,9 +54,9 @@ def test_the_prompts_of_a_body_may_be_in_several_engines() -> None:
 
 @pytest.mark.parametrize("name", ["cmpl-b", "cmpl", "cmpl-", "chatcmpl", "%2e%2a", "a" * 4000])
 def test_an_id_that_nobody_has(name: str) -> None:
-    deltas = make_deltas(receipts=4)
-    serve(deltas, "cmpl-a-0", "chatcmpl-a")
-    answer = client_of([[worker(deltas)]], 4).get(f"/slot/requests/{name}")
+    state = make_state(receipts=4)
+    serve(state, "cmpl-a-0", "chatcmpl-a")
+    answer = client_of([[worker(state)]], 4).get(f"/slot/requests/{name}")
     assert answer.status_code == 404
     for part in ("no response has this id", "not complete", "15 minutes or 4 requests ago"):
         assert part in answer.text
@@ -65,20 +65,20 @@ def test_an_id_that_nobody_has(name: str) -> None:
 
 @pytest.mark.parametrize("path", ["/slot/requests", "/slot/requests/"])
 def test_no_route_lists_them(path: str) -> None:
-    deltas = make_deltas(receipts=4)
-    serve(deltas, "cmpl-a-0")
-    answer = client_of([[worker(deltas)]], 4).get(path)
+    state = make_state(receipts=4)
+    serve(state, "cmpl-a-0")
+    answer = client_of([[worker(state)]], 4).get(path)
     assert answer.status_code == 404 and "cmpl" not in answer.text
 
 
 def test_an_engine_that_keeps_none_says_how_to_keep_them() -> None:
-    answer = client_of([[worker(make_deltas())]], 0).get("/slot/requests/cmpl-a")
+    answer = client_of([[worker(make_state())]], 0).get("/slot/requests/cmpl-a")
     assert answer.status_code == 404
     assert "keeps no receipts" in answer.text and "--additional-config" in answer.text
 
 
 def test_an_engine_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batched, "ANSWER_SECONDS", 0.01)
+    monkeypatch.setattr(batched_rpc, "ANSWER_SECONDS", 0.01)
     http = client_of([], 4)
 
     async def silent(*_: Any) -> Any:

@@ -179,15 +179,15 @@ def test_an_engine_that_asks_for_slot_is_checked(
 
 
 def test_a_worker_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    from slot_vllm.engine.worker import agreement, extension
+    from slot_vllm.engine.worker import common_settings, extension
 
     def refuse(v2: bool, hidden_cache: bool) -> None:
         raise SlotError(f"{v2} {hidden_cache}")
 
     monkeypatch.setattr(release, "check_worker", refuse)
-    monkeypatch.setattr(agreement, "read_config", lambda _: SlotConfig(hidden_cache="on"))
+    monkeypatch.setattr(common_settings, "read_config", lambda _: SlotConfig(hidden_cache="on"))
     for group in ("get_tp_group", "get_pp_group"):
-        monkeypatch.setattr(agreement, group, lambda: SimpleNamespace(world_size=1))
+        monkeypatch.setattr(common_settings, group, lambda: SimpleNamespace(world_size=1))
     with pytest.raises(SlotError, match="True True"):
         extension.install(
             SimpleNamespace(model_runner=None, vllm_config=None, use_v2_model_runner=True)

@@ -23,11 +23,11 @@ def test_no_delta_is_shared_across_a_change_of_weights(name: str) -> None:
         add_lora=lambda request: True,
         **dict.fromkeys(CHANGES_WEIGHTS, method),
     )
-    deltas: Any = SimpleNamespace(
-        forget_shared=lambda: happened.append("forgotten"),
-        forget_adapter=lambda adapter: happened.append(adapter),
+    state: Any = SimpleNamespace(
+        sharing=SimpleNamespace(forget=lambda: happened.append("forgotten")),
+        registry=SimpleNamespace(change_adapter=happened.append),
     )
-    watch(worker, deltas, None)
+    watch(worker, state, None)
     assert getattr(worker, name)() == "done"
     assert happened == ["forgotten", name]
     for again in (False, True):
@@ -36,15 +36,15 @@ def test_no_delta_is_shared_across_a_change_of_weights(name: str) -> None:
 
 
 def test_vllms_own_warm_up_is_no_request() -> None:
-    deltas: Any = SimpleNamespace(serving=True)
+    state: Any = SimpleNamespace(step=SimpleNamespace(serving=True))
     seen: list[bool] = []
     worker = SimpleNamespace(
         model_runner=SimpleNamespace(initialize_kv_cache=None),
-        compile_or_warm_up_model=lambda: seen.append(deltas.serving),
+        compile_or_warm_up_model=lambda: seen.append(state.step.serving),
         add_lora=None,
         **dict.fromkeys(CHANGES_WEIGHTS, None),
     )
-    watch(worker, deltas, None)
+    watch(worker, state, None)
     worker.compile_or_warm_up_model()
     assert seen == [False]
-    assert deltas.serving
+    assert state.step.serving

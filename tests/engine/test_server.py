@@ -14,7 +14,7 @@ import httpx
 import openai
 import pytest
 
-from slot_vllm.engine.frontend.coalesced import FRESH_SECONDS
+from slot_vllm.engine.frontend.cached_rpc import FRESH_SECONDS
 from slot_vllm.params import REQUEST_KEYS
 from tests.bad_settings import BAD_SETTINGS, MAX_STEPS
 from tests.conftest import ROOT, starts

@@ -8,7 +8,7 @@ import httpx
 import openai
 import pytest
 
-from slot_vllm.engine.frontend.coalesced import FRESH_SECONDS
+from slot_vllm.engine.frontend.cached_rpc import FRESH_SECONDS
 from tests.engine.server import MODEL, Server, serving
 from tests.engine.test_metrics import Samples, outcomes, parsed, value
 

@@ -253,7 +253,7 @@ def test_a_workspace_too_small_for_the_head_is_refused(
     with pytest.raises(SlotError, match=r"slot.workspace_mb=1: too small .* allowed: \d+ or more"):
         import torch
 
-        from slot_vllm.engine.worker.deltas import Deltas
+        from slot_vllm.engine.worker.runner_state import RunnerState
         from slot_vllm.optim.head import Head
         from slot_vllm.params import SlotConfig
 
@@ -264,7 +264,7 @@ def test_a_workspace_too_small_for_the_head_is_refused(
             def describe(self) -> str:
                 return "200000 x 4"
 
-        Deltas(SlotConfig(workspace_mb=1), BigHead(), 4, torch.device("cpu"))  # type: ignore[arg-type]
+        RunnerState(SlotConfig(workspace_mb=1), BigHead(), 4, torch.device("cpu"))  # type: ignore[arg-type]
 
 
 PLAIN = """

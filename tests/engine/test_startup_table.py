@@ -6,12 +6,12 @@ import pytest
 
 from slot_vllm.engine.worker.startup_table import startup_table
 from slot_vllm.params import SlotConfig
-from tests.engine.test_deltas import make_deltas
+from tests.engine.test_step import make_state
 
 
 def rows(**settings: Any) -> dict[str, str]:
     config = SlotConfig.model_validate({"workspace_mb": 1, "hidden_cache": "off", **settings})
-    table = startup_table(config, True, "50 x 16", make_deltas())
+    table = startup_table(config, True, "50 x 16", make_state())
     title, *lines = table.splitlines()
     assert title.endswith("on the V2 model runner")
     return {line[2:16].rstrip(): line[16:] for line in lines}

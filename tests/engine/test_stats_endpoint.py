@@ -13,8 +13,8 @@ from vllm.plugins import load_endpoint_plugins
 from vllm.plugins.endpoint_plugins.interface import EndpointPlugin
 
 from slot_vllm.engine.frontend.stats_endpoint import PATH, StatsEndpoint
-from tests.engine.test_deltas import TOKENS, arrival, begin, make_deltas, step
 from tests.engine.test_metrics import EngineClient, worker
+from tests.engine.test_step import TOKENS, arrival, begin, make_state, step
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_an_engine_without_slot_says_so(path: str) -> None:
 
 
 def test_every_worker_of_every_engine() -> None:
-    first, second = make_deltas(), make_deltas()
+    first, second = make_state(), make_state()
     begin(second, [arrival("a-1", TOKENS)])
     step(second, ("a-1", TOKENS, 0))
     app = app_of(EngineClient([[worker(first)], [worker(second)] * 2]))

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from fastapi import HTTPException
 
-from slot_vllm.engine.frontend.coalesced import ANSWER_SECONDS
+from slot_vllm.engine.frontend.cached_rpc import ANSWER_SECONDS
 from slot_vllm.engine.wire.engine_settings import asks_for_slot
 
 T = TypeVar("T")

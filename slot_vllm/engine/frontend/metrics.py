@@ -25,7 +25,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from slot_vllm.engine.frontend.coalesced import Coalesced
+from slot_vllm.engine.frontend.cached_rpc import CachedRpc
 from slot_vllm.engine.frontend.wraps import is_wrapped, mark
 from slot_vllm.engine.wire.engine_settings import asks_for_slot
 from slot_vllm.engine.wire.histogram import HistogramSnapshot
@@ -145,7 +145,7 @@ async def ask_engines(engine_client: Any, method: str, *args: Any) -> dict[int, 
     return dict(zip(core.engine_ranks_managed, answers, strict=True))
 
 
-async def scrape(model_name: str, asked: Coalesced[dict[int, WorkerMetrics]]) -> bytes:
+async def scrape(model_name: str, asked: CachedRpc[dict[int, WorkerMetrics]]) -> bytes:
     """What the engines' metrics are; without an answer in time only that there was none."""
     try:
         engines = await asked.answer()
@@ -183,7 +183,7 @@ def extend(app: FastAPI) -> None:
         if engine_client is not None and asks_for_slot(engine_client.vllm_config):
             state = request.app.state
             if not hasattr(state, "slot_metrics"):
-                state.slot_metrics = Coalesced(functools.partial(ask, engine_client))
+                state.slot_metrics = CachedRpc(functools.partial(ask, engine_client))
             model_name = engine_client.vllm_config.model_config.served_model_name
             body = bytes(response.body) + await scrape(model_name, state.slot_metrics)
             return Response(body, media_type=response.headers["content-type"])

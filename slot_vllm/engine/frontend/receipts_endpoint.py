@@ -5,7 +5,7 @@ from typing import Any
 
 from fastapi import HTTPException, Request
 
-from slot_vllm.engine.frontend.batched import Batched
+from slot_vllm.engine.frontend.batched_rpc import BatchedRpc
 from slot_vllm.engine.frontend.endpoint import in_time, require_slot
 from slot_vllm.engine.frontend.metrics import ask_engines
 from slot_vllm.engine.wire.engine_settings import read_config
@@ -17,7 +17,7 @@ PATH = "/slot/requests/{response_id}"
 _HERE = PATH.partition("{")[0]
 
 
-def receipts_of(engine_client: Any) -> Batched[list[ReceiptDict]]:
+def receipts_of(engine_client: Any) -> BatchedRpc[list[ReceiptDict]]:
     """By the ids of responses. A prompt is in one data-parallel engine, and of the ranks of an
     engine's last pipeline stage each knows all of it."""
 
@@ -32,7 +32,7 @@ def receipts_of(engine_client: Any) -> Batched[list[ReceiptDict]]:
             for name, own in found.items()
         }
 
-    return Batched(ask)
+    return BatchedRpc(ask)
 
 
 async def slot_receipts(response_id: str, request: Request) -> dict[str, list[ReceiptDict]]:

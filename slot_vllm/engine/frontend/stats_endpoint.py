@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 
 from slot_vllm.engine.frontend import receipts_endpoint
-from slot_vllm.engine.frontend.coalesced import Coalesced
+from slot_vllm.engine.frontend.cached_rpc import CachedRpc
 from slot_vllm.engine.frontend.endpoint import in_time, require_slot
 from slot_vllm.engine.frontend.metrics import ask_engines
 
@@ -29,7 +29,7 @@ class StatsEndpoint:
         app.add_api_route(path, receipts, methods=["GET"])
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
-        state.slot_stats = Coalesced(lambda: _every_worker(engine_client))
+        state.slot_stats = CachedRpc(lambda: _every_worker(engine_client))
         state.slot_receipts = receipts_endpoint.receipts_of(engine_client)
 
 

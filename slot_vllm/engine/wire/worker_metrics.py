@@ -6,7 +6,7 @@ from slot_vllm.engine.wire.histogram import HistogramSnapshot
 
 
 class WorkerMetrics(TypedDict):
-    """stats: as ``slot_stats``. histograms: as ``Deltas.histograms``."""
+    """stats: as ``slot_stats``. histograms: as ``Statistics.histograms``."""
 
     stats: dict[str, int | float]
     histograms: dict[str, HistogramSnapshot]

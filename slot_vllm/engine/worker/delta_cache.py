@@ -14,7 +14,7 @@ class DeltaCache:
     delta is finite: so all tensor-parallel ranks know the same."""
 
     def __init__(self, limit: int, size: int, device: torch.device, waits: bool = False) -> None:
-        self._waits = waits
+        self.waits = waits
         self._deltas = torch.empty(limit // (4 * size), size, dtype=torch.float32, device=device)
         self._free = list(range(len(self._deltas)))
         # A row of ``_deltas``, and all else that was learned.
@@ -31,7 +31,7 @@ class DeltaCache:
         if key not in self._entries:
             return None
         row, learned = self._entries[key]
-        if learned.known_not_finite(self._waits):
+        if learned.known_not_finite(self.waits):
             # What was not finite once, a fault, need not be so again.
             del self._entries[key]
             self._free.append(row)

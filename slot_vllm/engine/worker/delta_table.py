@@ -1,4 +1,4 @@
-"""What is added to the logits of each running request, one row per request."""
+"""What is added to the logits of each running request, one row per delta."""
 
 from collections.abc import Collection, Sequence
 
@@ -32,17 +32,16 @@ class DeltaTable:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def row(self, request_id: str) -> int | None:
-        return self._rows.get(request_id)
+    def row(self, key: str) -> int | None:
+        return self._rows.get(key)
 
-    def assign(self, request_id: str, keep: Collection[str]) -> int:
-        """Give the request a row, to be filled. ``keep``: the requests of this step, whose rows
-        must stay; a preempted request loses its row when no other is left, and gets one when it
-        resumes."""
+    def assign(self, key: str, keep: Collection[str]) -> int:
+        """Give the key a row, to be filled. ``keep``: the keys of this step, whose rows must stay;
+        a preempted request loses its row when no other is left, and gets one when it resumes."""
         if not self._free:
-            self.remove(next(r for r in self._rows if r not in keep))
+            self.remove(next(k for k in self._rows if k not in keep))
         row = self._free.pop()
-        self._rows[request_id] = row
+        self._rows[key] = row
         return row
 
     def fill(
@@ -76,7 +75,7 @@ class DeltaTable:
                 self.effective[row].copy_((anything[i] & finite[-1]) * row)
         return finite
 
-    def remove(self, request_id: str) -> None:
-        row = self._rows.pop(request_id, None)
+    def remove(self, key: str) -> None:
+        row = self._rows.pop(key, None)
         if row is not None:
             self._free.append(row)

@@ -6,7 +6,8 @@ vLLM imports this module in a worker process when an engine names the extension.
 
 import functools
 import logging
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from vllm.distributed.parallel_state import get_pp_group, get_tp_group
 from vllm.v1.worker.gpu_worker import Worker
@@ -15,16 +16,18 @@ from slot_vllm.engine.vllm_contract import release
 from slot_vllm.engine.wire.engine_settings import asks_for_slot
 from slot_vllm.engine.wire.receipt_dict import ReceiptDict
 from slot_vllm.engine.wire.worker_metrics import WorkerMetrics
-from slot_vllm.engine.worker.agreement import common_config
-from slot_vllm.engine.worker.deltas import Deltas
+from slot_vllm.engine.worker.common_settings import common_config
 from slot_vllm.engine.worker.linear_head import LinearHead
 from slot_vllm.engine.worker.ranks import Ranks
+from slot_vllm.engine.worker.runner_state import RunnerState
 from slot_vllm.engine.worker.runners import hook_v1, hook_v2, watch
 from slot_vllm.engine.worker.startup_table import startup_table
 from slot_vllm.optim.optimize import Learned
 from slot_vllm.params import SlotConfig, SlotError
 
 logger = logging.getLogger("vllm.slot_vllm")
+
+T = TypeVar("T")
 
 
 class SlotWorkerExtension:
@@ -35,27 +38,20 @@ class SlotWorkerExtension:
     def slot_stats(self) -> dict[str, int | float]:
         """Counters since start (optimized, shared, bypassed, failed, prompt_tokens,
         optimize_seconds as seen by the host) and what is alive now."""
-        deltas = _deltas(self)
-        return {} if deltas is None else deltas.stats()
+        return _ask(self, RunnerState.stats, {})
 
     def slot_metrics(self) -> WorkerMetrics | None:
         """``slot_stats`` and the histograms, for the server's ``/metrics``."""
-        deltas = _deltas(self)
-        if deltas is None:
-            return None
-        return {"stats": deltas.stats(), "histograms": deltas.histograms()}
+        return _ask(self, RunnerState.metrics, None)
 
     def slot_forget_shared(self) -> None:
         """Let no later request use a delta that was learned until now. To be called with
         ``reset_prefix_cache`` whenever the weights were changed by other means than vLLM's."""
-        deltas = _deltas(self)
-        if deltas is not None:
-            deltas.forget_shared()
+        _ask(self, lambda state: state.sharing.forget(), None)
 
     def slot_errors(self) -> list[str]:
         """The most recent tracebacks, oldest first."""
-        deltas = _deltas(self)
-        return [] if deltas is None else list(deltas.errors)
+        return _ask(self, lambda state: list(state.failures.errors), [])
 
     def slot_delta(self, request_id: str) -> list[float] | None:
         """The d floats learned for the request whose output shows ``request_id``; None if there
@@ -77,14 +73,12 @@ class SlotWorkerExtension:
     def slot_receipt(self, request_id: str) -> ReceiptDict | None:
         """What SLOT did to the request whose output shows ``request_id``; see ``ReceiptDict``. None
         before its prompt is complete, once it is too long ago, and unless ``receipts`` is set."""
-        deltas = _deltas(self)
-        return None if deltas is None else deltas.receipt(request_id)
+        return _ask(self, lambda state: state.receipt(request_id), None)
 
     def slot_receipts(self, response_ids: list[str]) -> dict[str, list[ReceiptDict]]:
         """The same for a server, by the ids of its responses: one for each of a response's
         prompts."""
-        deltas = _deltas(self)
-        return {} if deltas is None else deltas.receipts_of(response_ids)
+        return _ask(self, lambda state: state.receipts_of(response_ids), {})
 
     def slot_token_shifts(self, request_id: str) -> bytes | None:
         """W delta of the request: what it adds to the logit of each of the V tokens, before the
@@ -95,22 +89,20 @@ class SlotWorkerExtension:
         logits get what rounding leaves of it. None as for ``slot_delta``. The tensor-parallel ranks
         put it together, so that each returns all of it.
         """
-        deltas = _deltas(self)
-        shifts = None if deltas is None else deltas.token_shifts(request_id)
+        shifts = _ask(self, lambda state: state.token_shifts(request_id), None)
         return None if shifts is None else shifts.cpu().numpy().tobytes()
 
 
-def _deltas(worker: Any) -> Deltas | None:
-    """None on a pipeline stage that does not have the head."""
-    if not hasattr(worker.model_runner, "slot_deltas"):
+def _ask(worker: Any, question: Callable[[RunnerState], T], nothing: T) -> T:
+    """``nothing`` is the answer of a pipeline stage that does not have the head."""
+    if not hasattr(worker.model_runner, "slot_state"):
         raise SlotError("this engine was started without SLOT (--worker-extension slot_vllm)")
-    deltas: Deltas | None = worker.model_runner.slot_deltas
-    return deltas
+    state: RunnerState | None = worker.model_runner.slot_state
+    return nothing if state is None else question(state)
 
 
 def _find(worker: Any, request_id: str) -> Learned | None:
-    deltas = _deltas(worker)
-    return None if deltas is None else deltas.find(request_id)
+    return _ask(worker, lambda state: state.registry.find(request_id), None)
 
 
 def install(worker: Any) -> None:
@@ -125,25 +117,25 @@ def install(worker: Any) -> None:
 
     config = common_config(worker.vllm_config, check)
     if not get_pp_group().is_last_rank:
-        runner.slot_deltas = runner.slot_hidden_cache = None
+        runner.slot_state = runner.slot_hidden_cache = None
         return
     ranks = Ranks(get_tp_group())
     model = runner.get_model()
     hidden_size = worker.vllm_config.model_config.get_hidden_size()
     linear_head = LinearHead(model, hidden_size, runner.dtype, ranks)
-    deltas = Deltas(config, linear_head, runner.max_num_reqs, runner.device, ranks)
+    state = RunnerState(config, linear_head, runner.max_num_reqs, runner.device, ranks)
     cache = None
     if config.hidden_cache == "on":
         # Only here: a vLLM without HiddenStateCacheSpec cannot import it.
         from slot_vllm.engine.worker.hidden_cache import HiddenCache
 
         cache = HiddenCache(worker.vllm_config, hidden_size, ranks)
-    (hook_v2 if v2 else hook_v1)(runner, deltas, cache)
-    watch(worker, deltas, cache)
-    linear_head.hook(deltas.take, deltas.attempt)
-    runner.slot_deltas = deltas
+    (hook_v2 if v2 else hook_v1)(runner, state.step, cache)
+    watch(worker, state, cache)
+    linear_head.hook(state.step.take, state.step.attempt)
+    runner.slot_state = state
     runner.slot_hidden_cache = cache
-    logger.info("%s", startup_table(config, v2, linear_head.describe(), deltas))
+    logger.info("%s", startup_table(config, v2, linear_head.describe(), state))
 
 
 def _wrap_load_model() -> None:

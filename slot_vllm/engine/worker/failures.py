@@ -1,78 +1,103 @@
-"""What fails in SLOT's own part of a step costs deltas, never a request and never the engine."""
+"""What fails in SLOT's own part of a step costs deltas, never a request and never the engine.
+
+What may fail on one rank alone is agreed upon here before anything that the ranks do together
+depends on it, in an order that the scheduler's output alone determines.
+"""
 
 import logging
-import traceback
 from collections import Counter, deque
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TypeVar
 
-import torch
-
+from slot_vllm.engine.worker.failure import REASONS, Failure, Reason
+from slot_vllm.engine.worker.prompt_rows import PromptRows
 from slot_vllm.engine.worker.ranks import ALONE, Ranks
-from slot_vllm.optim.shard import OtherRankFailed
+from slot_vllm.engine.worker.request import SlotRequest
+from slot_vllm.optim.shard import CollectiveFailed, OtherRankFailed
 
 logger = logging.getLogger("vllm.slot_vllm")
 
-# docs/settings.md says what each one is.
-Reason = Literal[
-    "arrival",
-    "departure",
-    "batch",
-    "hidden_cache",
-    "vocabulary",
-    "out_of_memory",
-    "optimizer",
-    "non_finite",
-    "table",
-    "logits",
-]
-REASONS: tuple[Reason, ...] = get_args(Reason)
-
-
-@dataclass(frozen=True)
-class Failure:
-    """reason: a metric's label. trace: the traceback as text; the exception itself would keep its
-    frames' tensors alive."""
-
-    reason: Reason
-    message: str
-    trace: str
-
-    @classmethod
-    def of(cls, error: Exception, place: Reason) -> "Failure":
-        """``place``: where it was raised. Memory that ran out is a reason of its own anywhere."""
-        memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        return cls(
-            "out_of_memory" if memory else place,
-            f"{type(error).__name__}: {error}",
-            "".join(traceback.format_exception(error)),
-        )
-
+T = TypeVar("T")
 
 _ELSEWHERE = Failure.of(OtherRankFailed(), "batch")
 
 
 class Failures:
     """Counts them in ``counters``, keeps the most recent tracebacks, and logs the first failure of
-    each reason."""
+    each reason. rows: gives up those of a request that fails."""
 
-    def __init__(self, counters: Counter[str], ranks: Ranks = ALONE) -> None:
+    def __init__(self, counters: Counter[str], rows: PromptRows, ranks: Ranks = ALONE) -> None:
         self._counters = counters
+        self._rows = rows
         self._ranks = ranks
         self._logged: set[Reason] = set()
         self.errors: deque[str] = deque(maxlen=16)
 
+    @contextmanager
+    def noted(self, request: SlotRequest, place: Reason) -> Iterator[None]:
+        """Note what is raised within on the request, for ``settle``, and raise it no further."""
+        try:
+            yield
+        except Exception as error:
+            request.failure = Failure.of(error, place)
+
+    def settle(self, requests: Sequence[SlotRequest]) -> None:
+        """Those of ``requests`` with a noted failure on any rank fail on all."""
+        failures = self.agreed([request.failure for request in requests])
+        for request, failure in zip(requests, failures, strict=True):
+            if failure is not None:
+                self.fail(request, failure)
+
+    def attempt(self, place: Reason, work: Callable[[], T]) -> T | Failure:
+        """The result of ``work``, or on all ranks a failure if it raises on any."""
+        result: list[T] = []
+        failure = None
+        try:
+            result.append(work())
+        except CollectiveFailed:
+            raise
+        except OtherRankFailed:
+            # That rank reports it.
+            pass
+        except Exception as error:
+            failure = Failure.of(error, place)
+        (failure,) = self.agreed([failure])
+        return failure or result[0]
+
+    def attempt_together(self, place: Reason, work: Callable[[], T]) -> T | Failure:
+        """As ``attempt``, of ``work`` in which the ranks do things together. With several it
+        raises: the others may be anywhere in it, and an engine that ends is better than one that
+        waits for ever."""
+        return work() if self._ranks.size > 1 else self.attempt(place, work)
+
     def agreed(self, here: Sequence[Failure | None]) -> Sequence[Failure | None]:
         """What failed on any rank, given what failed on this one, thing by thing, with the same
-        reason on all. What may fail on one rank alone passes here before anything that the ranks
-        do together depends on it, in an order that the scheduler's output alone determines. With
-        one rank, what failed here."""
+        reason on all. With one rank, what failed here."""
         codes = [0 if failure is None else 1 + REASONS.index(failure.reason) for failure in here]
         return [
             None if code == 0 else replace(failure or _ELSEWHERE, reason=REASONS[code - 1])
             for failure, code in zip(here, self._ranks.largest(codes), strict=True)
         ]
+
+    def fail(self, request: SlotRequest, failure: Failure) -> None:
+        """The request continues without a delta."""
+        self.count(failure, request.external_id)
+        request.failure = failure
+        self._rows.finish(request, "failed", reason=failure.reason)
+
+    def fail_all(self, requests: Iterable[SlotRequest], failure: Failure) -> None:
+        for request in requests:
+            if request.status != "failed":
+                self.fail(request, failure)
+
+    def never_raise(self, update: Callable[[], None]) -> None:
+        """Update logs and metrics; never raise."""
+        try:
+            update()
+        except Exception as error:
+            self.report(Failure.of(error, "batch"), "a log or a metric lacks something")
 
     def count(self, failure: Failure, name: str) -> None:
         """``name``: of the request."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from inspect import signature
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 
+from slot_vllm.engine.worker.additions import Additions
 from slot_vllm.engine.worker.own_hooks import has_own_hooks
 from slot_vllm.engine.worker.ranks import ALONE, Ranks
 from slot_vllm.kernels.apply_delta import add_bias_rows
@@ -20,37 +21,6 @@ from slot_vllm.params import SlotError
 _PROBE_ROWS = 4
 # What the model computes and what f(h W^T) gives may differ by the rounding of the logits.
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-
-
-@dataclass(frozen=True)
-class Additions:
-    """What one step adds, per row of logits.
-
-    look_up: gives each row's row in the tables, (r,) int64. biases, rounded: see DeltaTable; None
-    where no request of the step uses it. fade: gives ``factors``; None where all of them are 1.
-    """
-
-    look_up: Callable[[], Tensor]
-    biases: Tensor | None
-    rounded: Tensor | None
-    fade: Callable[[], Tensor] | None = None
-
-    @cached_property
-    def factors(self) -> Tensor | None:
-        """(r,) float32, what each row's row of the tables is multiplied by."""
-        return None if self.fade is None else self.fade()
-
-    @cached_property
-    def rows(self) -> Tensor:
-        """(r,) int64, each row's row in the tables; 0 where nothing is left of it."""
-        rows = self.look_up()
-        return rows if self.factors is None else torch.where(self.factors > 0, rows, 0)
-
-    def of(self, table: Tensor) -> Tensor:
-        """(r, m), what each row gets of ``table`` (1 + capacity, m), in its dtype."""
-        if self.factors is None:
-            return table[self.rows]
-        return (table[self.rows].float() * self.factors.unsqueeze(1)).to(table.dtype)
 
 
 @dataclass(frozen=True)

@@ -6,19 +6,20 @@ from collections.abc import Callable
 from torch import Tensor
 
 from slot_vllm.engine.worker.batch import BatchView
-from slot_vllm.engine.worker.failures import Failure
-from slot_vllm.engine.worker.pending import PendingRows
-from slot_vllm.engine.worker.request import SlotRequest
+from slot_vllm.engine.worker.failure import Failure
+from slot_vllm.engine.worker.prompt_buffers import PromptBuffers
+from slot_vllm.engine.worker.request import SlotRequest, Status
+from slot_vllm.optim.optimize import Learned
 
 
 class PromptRows:
-    """From the KV cache, where the batch can be read from there; else from ``pending`` buffers.
+    """From the KV cache, where the batch can be read from there; else from ``buffers``.
 
     not_written: why the current step's hidden states are not in the KV cache, if they are not.
     """
 
-    def __init__(self, pending: PendingRows, counters: Counter[str]) -> None:
-        self._pending = pending
+    def __init__(self, buffers: PromptBuffers, counters: Counter[str]) -> None:
+        self._buffers = buffers
         self._counters = counters
         self.not_written: Failure | None = None
 
@@ -46,7 +47,7 @@ class PromptRows:
             return None
         if stop < length:
             return None
-        self._pending.open()
+        self._buffers.open()
         return lambda: read(i, skipped, length)
 
     def _keep(self, request: SlotRequest, rows: Tensor, start: int) -> Tensor | None:
@@ -64,12 +65,23 @@ class PromptRows:
             return rows
         if len(rows):
             if request.hidden is None:
-                request.hidden = self._pending.allocate(length - skipped, rows.shape[1], rows.dtype)
+                request.hidden = self._buffers.allocate(length - skipped, rows.shape[1], rows.dtype)
             request.hidden[stop - len(rows) - skipped : stop - skipped].copy_(rows)
         # vLLM promises the names of preempted requests to the V2 runner only: one that starts again
         # unannounced overwrites equal rows.
         request.filled = max(request.filled, stop)
         return request.hidden if request.filled == length else None
+
+    def finish(
+        self,
+        request: SlotRequest,
+        status: Status,
+        learned: Learned | None = None,
+        reason: str | None = None,
+    ) -> None:
+        """Its delta is known, or it gets none any more: its rows go."""
+        request.status, request.learned, request.reason = status, learned, reason
+        self.release(request)
 
     def restart(self, request: SlotRequest) -> None:
         """It was preempted and starts again with its first token; the room is for others."""
@@ -79,4 +91,4 @@ class PromptRows:
     def release(self, request: SlotRequest) -> None:
         hidden, request.hidden = request.hidden, None
         if hidden is not None:
-            self._pending.release(hidden)
+            self._buffers.release(hidden)

@@ -45,14 +45,6 @@ class Ranks:
         """The minimum over the ranks."""
         return ~self.largest([~value])[0]
 
-    def agreed(self, errors: Sequence[Exception | None]) -> list[Exception | None]:
-        """What failed on any rank, given what failed on this one, thing by thing."""
-        flags = self.largest([error is not None for error in errors])
-        return [
-            error or (OtherRankFailed() if flag else None)
-            for error, flag in zip(errors, flags, strict=True)
-        ]
-
     def together(self, work: Callable[[], None]) -> None:
         """Run ``work``, which exchanges nothing itself; what it raises on any rank is raised on
         all."""
@@ -61,9 +53,8 @@ class Ranks:
             work()
         except Exception as error:
             failed = error
-        (failed,) = self.agreed([failed])
-        if failed is not None:
-            raise failed
+        if any(self.largest([failed is not None])):
+            raise failed or OtherRankFailed()
 
     def same(self, digest: bytes) -> bool:
         """Whether all ranks gave the same 8 bytes."""

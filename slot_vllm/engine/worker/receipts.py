@@ -5,18 +5,16 @@ Nothing waits for the device until a receipt is read: it holds what was learned 
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from math import isfinite
-from typing import Any
 
 from torch import Tensor
 
 from slot_vllm.engine.wire.receipt_dict import MOST_SECONDS, Outcome, ReceiptDict
-from slot_vllm.engine.wire.resolved import BEAM_SEARCH, RESOLVED
-from slot_vllm.engine.wire.response_ids import place, response_ids, without_beam
+from slot_vllm.engine.wire.response_ids import place, response_ids
 from slot_vllm.engine.worker.last_finished import LastFinished
-from slot_vllm.engine.worker.request import SlotRequest
+from slot_vllm.engine.worker.request import SlotRequest, TrackedRequest
 from slot_vllm.engine.worker.step_timer import StepTime
 from slot_vllm.optim.optimize import Learned
 from slot_vllm.params import SlotParams
@@ -35,19 +33,17 @@ class Receipt:
     learning: StepTime | None = None
 
     @classmethod
-    def of(cls, request: SlotRequest) -> "Receipt | None":
+    def of(cls, request: TrackedRequest) -> "Receipt | None":
         """None until its prompt is complete."""
-        learned = request.learned
-        if learned is None:
+        status = request.status
+        if status == "prefilling" or status == "search_step":
             return None
-        name, params = request.external_id, request.params
-        if request.failure is not None:
-            return cls(name, "failed", request.failure.reason, params)
-        # A copy of nothing: a part of delta would keep all of it.
-        learned = replace(learned, delta=learned.delta[:0].clone())
-        if request.shares:
-            return cls(name, "shared", None, params, learned)
-        return cls(name, "applied", None, params, learned, request.learning)
+        learned = learning = None
+        if isinstance(request, SlotRequest) and request.learned is not None:
+            # A copy of nothing: a part of delta would keep all of it.
+            learned = replace(request.learned, delta=request.learned.delta[:0].clone())
+            learning = request.learning if status == "applied" else None
+        return cls(request.external_id, status, request.reason, request.params, learned, learning)
 
     def read(self) -> ReceiptDict:
         """Waits for the device."""
@@ -78,43 +74,20 @@ class Receipts:
 
     def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit = limit
-        # Of those that run without SLOT.
-        self._without: dict[str, Receipt] = {}
         self._finished: LastFinished[Receipt] = LastFinished(limit, MOST_SECONDS, clock)
 
-    def without(
-        self,
-        new: Any,
-        outcome: Outcome,
-        reason: str | None = None,
-        params: SlotParams | None = None,
-    ) -> None:
-        """``new``, as the scheduler names it, goes without SLOT."""
-        if not self._limit:
-            return
-        name = _external_id(new)
-        if reason == BEAM_SEARCH:
-            # Of a search, the request of its first step.
-            name = without_beam(name)
-        self._without[new.req_id] = Receipt(name, outcome, reason, params)
-
-    def finish(self, req_id: str, request: SlotRequest | None) -> None:
-        """request: None for one that went without SLOT."""
-        if not self._limit:
-            return
-        receipt = self._without.pop(req_id, None)
-        if request is not None:
-            receipt = Receipt.of(request)
+    def finish(self, req_id: str, request: TrackedRequest) -> None:
+        receipt = Receipt.of(request) if self._limit else None
         if receipt is not None:
             self._finished.put(req_id, receipt)
 
-    def find(self, request_id: str, running: Iterable[SlotRequest]) -> Receipt | None:
-        """Of the request whose output shows ``request_id``. running: those with SLOT."""
+    def find(self, request_id: str, running: Iterable[TrackedRequest]) -> Receipt | None:
+        """Of the request whose output shows ``request_id``. running: the newest last."""
         found = [r for r in self._newest_first(running) if r.request_id == request_id]
         return _telling(found) if found else None
 
     def of_responses(
-        self, names: Collection[str], running: Iterable[SlotRequest]
+        self, names: Collection[str], running: Iterable[TrackedRequest]
     ) -> dict[str, list[Receipt]]:
         """By ``names``, the ids of a server's responses: those of their prompts, in order."""
         found: dict[str, dict[str, list[Receipt]]] = {name: defaultdict(list) for name in names}
@@ -127,14 +100,13 @@ class Receipts:
             for name, own in found.items()
         }
 
-    def _newest_first(self, running: Iterable[SlotRequest]) -> Iterator[Receipt]:
+    def _newest_first(self, running: Iterable[TrackedRequest]) -> Iterator[Receipt]:
         if not self._limit:
             return
         for request in reversed(list(running)):
             receipt = Receipt.of(request)
             if receipt is not None:
                 yield receipt
-        yield from reversed(self._without.values())
         yield from reversed(self._finished.values())
 
 
@@ -148,14 +120,6 @@ def _telling(found: list[Receipt]) -> Receipt:
         if other.outcome == "applied" and same:
             return other
     return newest
-
-
-def _external_id(new: Any) -> str:
-    """Of any request, whatever is wrong with it."""
-    extra_args = getattr(getattr(new, "sampling_params", None), "extra_args", None)
-    resolved = extra_args.get(RESOLVED) if isinstance(extra_args, Mapping) else None
-    name = resolved.get("request_id") if isinstance(resolved, Mapping) else None
-    return str(name or new.req_id)
 
 
 def _finite(value: Tensor | None) -> float | None:

@@ -1,52 +1,72 @@
-"""One request with SLOT, from its arrival at the worker to its departure."""
+"""One request, from its arrival at the worker to its departure."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
-from slot_vllm.engine.worker.failures import Failure, Reason
+from slot_vllm.engine.worker.failure import Failure
 from slot_vllm.engine.worker.step_timer import StepTime
 from slot_vllm.loss_tokens import flags
 from slot_vllm.optim.optimize import Learned
 from slot_vllm.params import SlotParams
 
+# prefilling: its delta is not known yet. applied: it learned its own. shared: another one learned
+# it. The others have none; search_step: a further step of a search, whose first one counts.
+Status = Literal["prefilling", "applied", "shared", "failed", "bypassed", "plain", "search_step"]
+
 
 @dataclass
-class SlotRequest:
-    """external_id: what RequestOutput.request_id shows. row: its name in the table, which requests
-    that share a delta share. skipped: how many of its first tokens it does not learn from.
-    shareable: whether its tokens say all about its prompt. epoch: of the weights when it came.
-    seen: up to where its prompt was computed or read from the prefix cache. hidden: without a
-    hidden-state cache, (n - skipped, d), the rows that it learns from while the prompt is
-    incomplete; those among the prompt's first ``filled`` are there. failure: why it goes on without
-    a delta. spans: where in the whole prompt the tokens stand that are learned from, if only
-    admission can tell. shares: whether another request learned its delta. learning: of the step in
-    which it learned its own."""
+class TrackedRequest:
+    """external_id: what RequestOutput.request_id shows. reason: why it was bypassed or failed."""
 
     external_id: str
+    status: Status
+    reason: str | None = None
+    params: SlotParams | None = None
+
+
+@dataclass(kw_only=True)
+class SlotRequest(TrackedRequest):
+    """One that arrived with SLOT.
+
+    key: what requests that share its delta have in common; None until its prompt is complete, and
+        if nobody may share it.
+    skipped: how many of its first tokens it does not learn from.
+    shareable: whether its tokens say all about its prompt.
+    epoch: of the weights when it came.
+    spans: where in the whole prompt the tokens stand that are learned from, if only admission can
+        tell.
+    seen: up to where its prompt was computed or read from the prefix cache.
+    hidden: without a hidden-state cache, (n - skipped, d), the rows that it learns from while the
+        prompt is incomplete; those among the prompt's first ``filled`` are there.
+    failure: what failed on this rank; its ``status`` follows once all ranks know.
+    learning: of the step in which it learned its own delta.
+    """
+
+    req_id: str
     params: SlotParams
     tokens: list[int]
-    row: str
+    status: Status = "prefilling"
+    key: bytes | None = None
     skipped: int = 0
     lora_request: Any = None
     cache_salt: str | None = None
     shareable: bool = False
     epoch: tuple[int, int] = (0, 0)
+    spans: Sequence[Sequence[int]] | None = None
     seen: int = 0
     hidden: Tensor | None = None
     filled: int = 0
     learned: Learned | None = None
     failure: Failure | None = None
-    spans: Sequence[Sequence[int]] | None = None
-    shares: bool = False
     learning: StepTime | None = None
 
     @property
-    def failed(self) -> bool:
-        return self.failure is not None
+    def table_key(self) -> str:
+        """Of its row in the table, which requests that share a delta share."""
+        return self.req_id if self.key is None else self.key.hex()
 
     @property
     def rounds(self) -> bool:
@@ -63,11 +83,3 @@ class SlotRequest:
         if self.spans is None:
             return None
         return flags(self.spans, len(self.tokens))[self.skipped :]
-
-    @contextmanager
-    def containing(self, place: Reason) -> Iterator[None]:
-        """What is raised within is noted, and raised no further."""
-        try:
-            yield
-        except Exception as error:
-            self.failure = Failure.of(error, place)

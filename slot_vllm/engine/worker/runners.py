@@ -1,5 +1,5 @@
 """Where the two model runners are touched. Both end in the same hook: before the step's logits
-are computed, ``Deltas`` sees its hidden states and says what each row of logits gets.
+are computed, ``Step`` sees its hidden states and says what each row of logits gets.
 
 Only methods of the given instance are replaced, so other engines of the process keep theirs; a
 patched vLLM (``own_hooks``) calls the hook itself. What is raised in what we add is contained; what
@@ -9,7 +9,6 @@ vLLM's own method raises passes through.
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,9 +16,10 @@ import torch
 
 from slot_vllm.engine.worker.batch import BatchView
 from slot_vllm.engine.worker.cpu_generators import keep_states
-from slot_vllm.engine.worker.deltas import Deltas
-from slot_vllm.engine.worker.failures import Failure
+from slot_vllm.engine.worker.failure import Failure
 from slot_vllm.engine.worker.own_hooks import has_own_hooks
+from slot_vllm.engine.worker.runner_state import RunnerState
+from slot_vllm.engine.worker.step import Step
 
 if TYPE_CHECKING:
     from slot_vllm.engine.worker.hidden_cache import HiddenCache
@@ -56,7 +56,7 @@ class Hook:
     after_logits: Callable[[], None]
 
 
-def hook_v1(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
+def hook_v1(runner: Any, step: Step, cache: "HiddenCache | None") -> None:
     """``vllm.v1.worker.gpu_model_runner.GPUModelRunner``."""
     execute_model = runner.execute_model
     prepare_inputs = runner._prepare_inputs
@@ -64,7 +64,7 @@ def hook_v1(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
     prepared: list[Any] = []
 
     def hooked_execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-        begin_step(deltas, scheduler_output)
+        step.begin_step(scheduler_output)
         return execute_model(scheduler_output, *args, **kwargs)
 
     def hooked_prepare_inputs(*args: Any, **kwargs: Any) -> Any:
@@ -86,11 +86,11 @@ def hook_v1(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
                 keep_states(runner)
             except Exception as error:
                 failure = Failure.of(error, "batch")
-                deltas.failures.report(failure, "vLLM cannot rewind a seeded request")
+                step.failures.report(failure, "vLLM cannot rewind a seeded request")
         if cache is not None:
-            write(cache, deltas, hidden_states, lambda: slots(cache))
-        if deltas.requests:
-            deltas.stage(hidden_states, lambda: view(logits_indices()))
+            write(cache, step, hidden_states, lambda: slots(cache))
+        if step.registry.with_slot:
+            step.stage(hidden_states, lambda: view(logits_indices()))
 
     def slots(cache: "HiddenCache") -> torch.Tensor:
         rows = int(runner.query_start_loc.np[runner.input_batch.num_reqs])
@@ -123,9 +123,9 @@ def hook_v1(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
 
     if has_own_hooks(type(runner), V1_CALLS):
         runner.slot_hook = Hook(
-            partial(begin_step, deltas),
+            step.begin_step,
             lambda output, indices: before_logits(output, lambda: indices),
-            deltas.unstage,
+            step.unstage,
         )
         return
     runner.execute_model = hooked_execute_model
@@ -133,14 +133,14 @@ def hook_v1(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
     runner._model_forward = hooked_model_forward
 
 
-def hook_v2(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
+def hook_v2(runner: Any, step: Step, cache: "HiddenCache | None") -> None:
     """``vllm.v1.worker.gpu.model_runner.GPUModelRunner``."""
     execute_model = runner.execute_model
     sample = runner.sample
 
     def hooked_execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         if not kwargs.get("dummy_run"):
-            begin_step(deltas, scheduler_output)
+            step.begin_step(scheduler_output)
         return execute_model(scheduler_output, *args, **kwargs)
 
     def hooked_sample(
@@ -150,13 +150,13 @@ def hook_v2(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
         try:
             return sample(hidden_states, input_batch, *args, **kwargs)
         finally:
-            deltas.unstage()
+            step.unstage()
 
     def before_logits(hidden_states: torch.Tensor, input_batch: Any) -> None:
         if cache is not None and cache.allocated:
-            write(cache, deltas, hidden_states, lambda: slots(cache, input_batch.num_tokens))
-        if deltas.requests:
-            deltas.stage(hidden_states, lambda: view(input_batch))
+            write(cache, step, hidden_states, lambda: slots(cache, input_batch.num_tokens))
+        if step.registry.with_slot:
+            step.stage(hidden_states, lambda: view(input_batch))
 
     def slots(cache: "HiddenCache", rows: int) -> torch.Tensor:
         # The mapping is the forward pass's own.
@@ -183,23 +183,15 @@ def hook_v2(runner: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
         )
 
     if has_own_hooks(type(runner), V2_CALLS):
-        runner.slot_hook = Hook(partial(begin_step, deltas), before_logits, deltas.unstage)
+        runner.slot_hook = Hook(step.begin_step, before_logits, step.unstage)
         return
     runner.execute_model = hooked_execute_model
     runner.sample = hooked_sample
 
 
-def begin_step(deltas: Deltas, scheduler_output: Any) -> None:
-    """Before a step, whoever calls it."""
-    try:
-        deltas.begin_step(scheduler_output)
-    except Exception as error:
-        deltas.give_up(Failure.of(error, "arrival"), scheduler_output)
-
-
 def write(
     cache: "HiddenCache",
-    deltas: Deltas,
+    step: Step,
     hidden_states: torch.Tensor,
     slots: Callable[[], torch.Tensor],
 ) -> None:
@@ -211,10 +203,10 @@ def write(
     except Exception as error:
         cache.invalidate(slots)
         # Other ranks hear of it when a prompt needs these rows.
-        deltas.not_written(Failure.of(error, "hidden_cache"))
+        step.not_written(Failure.of(error, "hidden_cache"))
 
 
-def watch(worker: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
+def watch(worker: Any, state: RunnerState, cache: "HiddenCache | None") -> None:
     """Either runner: say what the hidden states cost once the KV cache is there, take no notice of
     vLLM's own warm-up requests, and share no delta across a change of weights."""
 
@@ -232,20 +224,20 @@ def watch(worker: Any, deltas: Deltas, cache: "HiddenCache | None") -> None:
             logger.info("SLOT keeps hidden states in the KV cache: %s", cost.describe())
 
     def hooked_warm_up(*args: Any, **kwargs: Any) -> Any:
-        deltas.serving = False
+        state.step.serving = False
         try:
             return warm_up(*args, **kwargs)
         finally:
-            deltas.serving = True
+            state.step.serving = True
 
     def hooked_add_lora(lora_request: Any) -> Any:
         if lora_request.load_inplace:
-            deltas.forget_adapter(lora_request.lora_name)
+            state.registry.change_adapter(lora_request.lora_name)
         return add_lora(lora_request)
 
     def forgetting(method: Callable[..., Any]) -> Callable[..., Any]:
         def hooked(*args: Any, **kwargs: Any) -> Any:
-            deltas.forget_shared()
+            state.sharing.forget()
             return method(*args, **kwargs)
 
         return hooked

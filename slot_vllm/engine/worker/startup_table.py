@@ -1,7 +1,7 @@
 """How SLOT runs on a worker: a table in its log."""
 
 from slot_vllm import __version__
-from slot_vllm.engine.worker.deltas import Deltas
+from slot_vllm.engine.worker.runner_state import RunnerState
 from slot_vllm.params import PAPER_STEPS, SlotConfig, SlotParams
 
 _FOR_ALL = (
@@ -9,14 +9,14 @@ _FOR_ALL = (
 )
 
 
-def startup_table(config: SlotConfig, v2: bool, head: str, deltas: Deltas) -> str:
+def startup_table(config: SlotConfig, v2: bool, head: str, state: RunnerState) -> str:
     """A line per thing that it is good to know; what is off or the paper's is left out."""
-    size = deltas.workspace_size
+    size = state.workspace_size
     rows = {
         "head": head,
         "workspace": f"{size.mb} MiB ({size.reason})",
         "hidden cache": config.hidden_cache,
-        "delta cache": f"{config.delta_cache_mb} MiB ({deltas.shared.capacity} deltas)",
+        "delta cache": f"{config.delta_cache_mb} MiB ({state.sharing.cache.capacity} deltas)",
         "requests": _defaults(config),
         "at most": ", ".join(_limits(config)),
         "readable": ", ".join(_readable(config)),

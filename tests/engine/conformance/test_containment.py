@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from slot_vllm.engine.worker import deltas as deltas_module
-from slot_vllm.engine.worker import linear_head, runners
+from slot_vllm.engine.worker import learning, linear_head, runners
+from slot_vllm.engine.worker.additions import Additions
 from tests.engine.cases import (
     Case,
     assert_delta_equal,
@@ -18,7 +18,7 @@ from tests.engine.cases import (
     random_tokens,
     reference,
 )
-from tests.engine.engines import ROOMY, runner_of
+from tests.engine.engines import ROOMY, runner_of, statuses
 from tests.engine.generate import delta_of, run, sampling_params, stats_of, tokens_of
 from tests.engine.runner import V2
 
@@ -54,15 +54,17 @@ def _raise(*_args: Any, **_kwargs: Any) -> Any:
 
 
 def arrival(llm: Any, patch: Patch, tokens: list[int]) -> None:
-    slot = runner_of(llm).slot_deltas
-    arrive = slot._arrive
+    slot = runner_of(llm).slot_state
+    arrive = slot.registry._arrive
     patch.setattr(
-        slot, "_arrive", lambda new: (_raise if new.prompt_token_ids == tokens else arrive)(new)
+        slot.registry,
+        "_arrive",
+        lambda new: (_raise if new.prompt_token_ids == tokens else arrive)(new),
     )
 
 
 def rows(llm: Any, patch: Patch, tokens: list[int]) -> None:
-    slot = runner_of(llm).slot_deltas
+    slot = runner_of(llm).slot_state
     take = slot.rows.take
     patch.setattr(
         slot.rows, "take", lambda q, *args: (_raise if q.tokens == tokens else take)(q, *args)
@@ -70,17 +72,17 @@ def rows(llm: Any, patch: Patch, tokens: list[int]) -> None:
 
 
 def optimizer(llm: Any, patch: Patch, tokens: list[int]) -> None:
-    optimize = deltas_module.optimize
+    optimize = learning.optimize
 
     def broken(head: Any, prompts: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
         here = [p.tokens.tolist() for p in prompts]
         return (_raise if tokens in here else optimize)(head, prompts, *args, **kwargs)
 
-    patch.setattr(deltas_module, "optimize", broken)
+    patch.setattr(learning, "optimize", broken)
 
 
 def memory(llm: Any, patch: Patch, tokens: list[int]) -> None:
-    workspace = runner_of(llm).slot_deltas.workspace
+    workspace = runner_of(llm).slot_state.workspace
     take = workspace.take
 
     def broken(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -93,12 +95,12 @@ def memory(llm: Any, patch: Patch, tokens: list[int]) -> None:
 
 
 def table(llm: Any, patch: Patch, tokens: list[int]) -> None:
-    slot = runner_of(llm).slot_deltas
+    slot = runner_of(llm).slot_state
     fill = slot.table.fill
 
     def broken(filled: Sequence[int], *args: Any) -> Any:
-        (victim,) = (q for q in slot.requests.values() if q.tokens == tokens)
-        return (_raise if slot.table.row(victim.row) in filled else fill)(filled, *args)
+        (victim,) = (q for q in slot.registry.with_slot if q.tokens == tokens)
+        return (_raise if slot.table.row(victim.table_key) in filled else fill)(filled, *args)
 
     patch.setattr(slot.table, "fill", broken)
 
@@ -143,7 +145,7 @@ def logits(llm: Any, patch: Patch, tokens: list[int]) -> None:
 
 
 def step(llm: Any, patch: Patch, tokens: list[int]) -> None:
-    patch.setattr(runner_of(llm).slot_deltas, "begin_step", _raise)
+    patch.setattr(runner_of(llm).slot_state.step, "_begin", _raise)
 
 
 # (fault, its reason, whether all requests of the step are concerned)
@@ -204,8 +206,8 @@ def test_a_fault(
         assert_delta_equal(delta_of(llm, output), expected[case], case.lr)
     assert stats_of(llm)["failed"] == before["failed"]
     run(llm, [mine.plain])
-    slot = runner_of(llm).slot_deltas
-    assert not slot.requests and not slot.bypassed and not len(slot.table)
+    slot = runner_of(llm).slot_state
+    assert set(statuses(slot)) <= {"plain"} and not len(slot.table)
 
 
 _PREFIX = random_tokens(96, seed=6000)
@@ -293,8 +295,8 @@ def test_a_step_that_is_not_understood(
     )
     (output,) = run(llm, [mine.after])
     assert_tokens_equal(tokens_of([output]), [expected[mine.after]])
-    slot = runner_of(llm).slot_deltas
-    assert len(slot.requests) == 1 and not slot.bypassed and not slot.plain
+    slot = runner_of(llm).slot_state
+    assert {status: len(own) for status, own in statuses(slot).items()} == {"applied": 1}
 
 
 def test_what_vllm_raises_passes_through(
@@ -302,14 +304,12 @@ def test_what_vllm_raises_passes_through(
 ) -> None:
     llm = engine(tiny_model, slot={}, **ROOMY)
     runner = runner_of(llm)
-    processor = runner.slot_deltas.linear_head._processor
+    processor = runner.slot_state.linear_head._processor
     before = stats_of(llm)["failed"]
-    additions = linear_head.Additions(
-        lambda: torch.tensor([1]), runner.slot_deltas.table.biases, None
-    )
+    additions = Additions(lambda: torch.tensor([1]), runner.slot_state.table.biases, None)
     rows_ = torch.zeros(1, 64)
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="injected"):
         patch.setattr(processor, "_get_logits", _raise)
-        runner.slot_deltas._staged = additions
+        runner.slot_state.step._staged = additions
         runner.get_model().compute_logits(rows_)
     assert stats_of(llm)["failed"] == before

@@ -53,8 +53,8 @@ def test_abort_at_any_moment(tiny_model: str, engine: Callable[..., Any]) -> Non
         mine = [done[r] for r, c in ids if c in survivors]
         assert_tokens_equal(tokens_of(mine), reference(tiny_model, survivors))
     run(llm, [Case(random_tokens(4, seed=1), 0, 0.1, 1)])
-    assert not runner_of(llm).slot_deltas.requests
-    assert runner_of(llm).slot_deltas.pending.device_bytes == 0
+    assert not runner_of(llm).slot_state.registry.with_slot
+    assert runner_of(llm).slot_state.buffers.device_bytes == 0
 
 
 @pytest.mark.parametrize("settings", [(), (("window", 6), ("half_life", 3.0))])
@@ -123,7 +123,7 @@ def test_logprobs_are_adapted_and_prompt_logprobs_are_the_models_own(
         assert all(abs(mine[t].logprob - own[t].logprob) < 1e-4 for t in mine)
     shift = _first_logits(slot) - _first_logits(plain)
     delta = torch.tensor(delta_of(llm, slot))
-    head = runner_of(llm).slot_deltas.linear_head.head()
+    head = runner_of(llm).slot_state.linear_head.head()
     torch.testing.assert_close(shift, head.weight @ delta, rtol=1e-3, atol=1e-3)
 
 
@@ -148,7 +148,7 @@ def test_in_bf16_a_small_delta_survives(
     (slot,) = run(llm, [Case(tokens, 5, lr, 1)], logprobs=-1)
     (plain,) = run(llm, [Case(tokens, 0, lr, 1)], logprobs=-1)
     shift = _first_logits(slot) - _first_logits(plain)
-    head = runner_of(llm).slot_deltas.linear_head.head()
+    head = runner_of(llm).slot_state.linear_head.head()
     expected = head.weight.float() @ torch.tensor(delta_of(llm, slot))
     assert (shift - expected).norm() <= 0.05 * expected.norm()
     # In float32, not in the model's dtype.
@@ -202,7 +202,7 @@ def test_a_failure_of_the_optimizer_costs_only_the_delta(
         raise RuntimeError("injected")
 
     with monkeypatch.context() as patch:
-        patch.setattr("slot_vllm.engine.worker.deltas.optimize", broken)
+        patch.setattr("slot_vllm.engine.worker.learning.optimize", broken)
         (output,) = run(llm, [case])
     plain = Case(case.tokens, 0, 0.1, NEW)
     assert_tokens_equal(tokens_of([output]), reference(tiny_model, [plain]))

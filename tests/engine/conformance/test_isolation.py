@@ -81,10 +81,10 @@ def test_nothing_is_left_of_finished_requests(tiny_model: str, engine: Callable[
     run(llm, _neighbours(5, 0.1, 500))
     # Departures reach the worker with the next step.
     run(llm, [Case(random_tokens(4, seed=1), 0, 0.1, 1)])
-    deltas = runner_of(llm).slot_deltas
-    assert not deltas.requests
-    assert len(deltas.table) == 0
-    assert deltas.pending.device_bytes == deltas.pending.host_bytes == 0
+    state = runner_of(llm).slot_state
+    assert not state.registry.with_slot
+    assert len(state.table) == 0
+    assert state.buffers.device_bytes == state.buffers.host_bytes == 0
     stats = stats_of(llm)
     assert stats["failed"] == 0, llm.collective_rpc("slot_errors")
     assert stats["kept_deltas"] <= 64

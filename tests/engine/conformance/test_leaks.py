@@ -31,16 +31,16 @@ def _poison(slot: Any, value: float) -> None:
     free = slot.table._free
     slot.table.biases[free] = value
     slot.table.rounded[free] = value
-    slot.shared._deltas[slot.shared._free] = value
+    slot.sharing.cache._deltas[slot.sharing.cache._free] = value
 
 
 def _poisoned(llm: Any, patch: pytest.MonkeyPatch, value: float) -> None:
     runner = runner_of(llm)
-    slot, cache = runner.slot_deltas, runner.slot_hidden_cache
+    slot, cache = runner.slot_state, runner.slot_hidden_cache
     if cache is not None:
         # No request is running: all blocks are free.
         cache._layer.kv_cache.fill_(value)
-    stage, allocate = slot.stage, slot.pending.allocate
+    stage, allocate = slot.step.stage, slot.buffers.allocate
 
     def poisoned_stage(*args: Any) -> None:
         _poison(slot, value)
@@ -51,8 +51,8 @@ def _poisoned(llm: Any, patch: pytest.MonkeyPatch, value: float) -> None:
     def poisoned_buffer(*args: Any) -> Any:
         return allocate(*args).fill_(value)
 
-    patch.setattr(slot, "stage", poisoned_stage)
-    patch.setattr(slot.pending, "allocate", poisoned_buffer)
+    patch.setattr(slot.step, "stage", poisoned_stage)
+    patch.setattr(slot.buffers, "allocate", poisoned_buffer)
 
 
 @pytest.mark.parametrize("hidden_cache", ["on", "off"])
@@ -89,7 +89,7 @@ def test_a_slots_next_request_gets_nothing_of_the_one_before(
     _, plain, adapted, *_ = CASES
     _fresh(llm)
     alone = [tokens_and_logprobs(run(llm, [case], logprobs=5)) for case in (plain, adapted)]
-    slot = runner_of(llm).slot_deltas
+    slot = runner_of(llm).slot_state
     rows = set()
     for case, expected in zip((plain, adapted), alone, strict=True):
         _fresh(llm)
@@ -117,4 +117,4 @@ def test_deltas_are_read_only_where_they_are_kept(
     assert stats_of(llm)["optimized"] == 1
     run(llm, [CASES[5]])
     assert llm.collective_rpc("slot_delta", args=("mine",)) == [None]
-    assert not runner_of(llm).slot_deltas.kept
+    assert not runner_of(llm).slot_state.registry.kept

@@ -43,16 +43,16 @@ def serve(
     """arrivals and aborted: by the number of the step before which they happen."""
     from vllm.sampling_params import RequestOutputKind
 
-    core, deltas = llm.llm_engine, runner_of(llm).slot_deltas
+    core, state = llm.llm_engine, runner_of(llm).slot_state
     served = Served({}, {}, [], [])
-    stage = deltas.stage
+    stage = state.step.stage
 
     def counted(*args: Any) -> None:
-        before = deltas.counters["optimized"]
+        before = state.statistics.counters["optimized"]
         stage(*args)
-        served.optimized.append(deltas.counters["optimized"] - before)
+        served.optimized.append(state.statistics.counters["optimized"] - before)
 
-    deltas.stage = counted
+    state.step.stage = counted
     step = 0
     while step <= max(arrivals) or core.has_unfinished_requests():
         for name, case in arrivals.get(step, ()):
@@ -69,7 +69,7 @@ def serve(
                     served.tokens.setdefault(output.request_id, []).extend(part.token_ids)
         step += 1
         assert step < 500
-    del deltas.stage
+    del state.step.stage
     return served
 
 

@@ -43,7 +43,7 @@ def test_the_last_tokens_are_learned_from(
         preempted.append(request)
         return original(request, *args, **kwargs)
 
-    allocate = runner.slot_deltas.pending.allocate
+    allocate = runner.slot_state.buffers.allocate
 
     def watched(rows: int, *args: Any) -> Any:
         nonlocal pending
@@ -51,7 +51,7 @@ def test_the_last_tokens_are_learned_from(
         return allocate(rows, *args)
 
     monkeypatch.setattr(scheduler, "_preempt_request", preempt)
-    monkeypatch.setattr(runner.slot_deltas.pending, "allocate", watched)
+    monkeypatch.setattr(runner.slot_state.buffers, "allocate", watched)
     cases = _of_their_end(mixed_cases(16, NEW) if V2 else mixed_cases(24, 32))
     expected = reference(tiny_model, cases)
     outputs = run(llm, cases)

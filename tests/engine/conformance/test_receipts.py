@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from slot_vllm.engine.frontend.beam_search import search
 from slot_vllm.engine.frontend.origins import submitting
-from slot_vllm.engine.worker import deltas as deltas_module
+from slot_vllm.engine.worker import learning
 from tests.engine.cases import Answer, Case, computed, mixed_cases, random_tokens
 from tests.engine.conformance.test_settings import mixed
 from tests.engine.engines import scheduler_of
@@ -36,7 +36,7 @@ def test_receipts_of_a_mixed_batch(
     tiny_model: str, engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llm = engine(tiny_model, slot={"receipts": 64})
-    learn, scheduler = deltas_module.optimize, scheduler_of(llm)
+    learn, scheduler = learning.optimize, scheduler_of(llm)
     preempted: list[str] = []
     preempt = scheduler._preempt_request
 
@@ -49,7 +49,7 @@ def test_receipts_of_a_mixed_batch(
         preempted.append(request.request_id.rpartition("-")[0])
         return preempt(request, *args, **kwargs)
 
-    monkeypatch.setattr(deltas_module, "optimize", optimize)
+    monkeypatch.setattr(learning, "optimize", optimize)
     monkeypatch.setattr(scheduler, "_preempt_request", watched)
     new = 40
     cases = [c for c in mixed_cases(16, new) if len(c.tokens) > 1]

@@ -114,10 +114,10 @@ def _check(llm: Any, model: str, drawn: Schedule, pool: list[Case]) -> None:
         if case.steps:
             assert_delta_equal(delta_of(llm, output), answer, case.lr)
     run(llm, [pool[0]])
-    deltas = runner_of(llm).slot_deltas
-    assert len(deltas.requests) <= 1  # the last one's departure comes with the next step
-    assert deltas.pending.device_bytes == 0
-    assert not deltas.errors
+    state = runner_of(llm).slot_state
+    assert len(state.registry.with_slot) <= 1  # the last one's departure comes with the next step
+    assert state.buffers.device_bytes == 0
+    assert not state.failures.errors
 
 
 @pytest.mark.parametrize(
@@ -152,23 +152,23 @@ def test_random_schedules(
     # Whether it had learned by then: what it computed so far is read after it has resumed.
     preempted: list[bool] = []
     scheduler = scheduler_of(llm)
-    deltas = runner_of(llm).slot_deltas
-    requests = deltas.requests
-    stage, optimized = deltas.stage, []
+    state = runner_of(llm).slot_state
+    stage, optimized = state.step.stage, []
     preempt = scheduler._preempt_request
 
     def counted(request: Any, *args: Any, **kwargs: Any) -> Any:
-        if request.request_id in requests:
-            preempted.append(requests[request.request_id].learned is not None)
+        known = state.registry.get(request.request_id)
+        if known is not None:
+            preempted.append(known.status != "prefilling")
         return preempt(request, *args, **kwargs)
 
     def counting(*args: Any) -> None:
-        before = deltas.counters["optimized"]
+        before = state.statistics.counters["optimized"]
         stage(*args)
-        optimized.append(deltas.counters["optimized"] - before)
+        optimized.append(state.statistics.counters["optimized"] - before)
 
     monkeypatch.setattr(scheduler, "_preempt_request", counted)
-    monkeypatch.setattr(deltas, "stage", counting)
+    monkeypatch.setattr(state.step, "stage", counting)
 
     # Other schedules for every chunk, the same in every run.
     @seed(chunk)

@@ -31,7 +31,7 @@ def test_token_shifts_are_w_delta(
     cases = [Case(random_tokens(n, seed=800 + n), steps, 0.5, 2) for n, steps in lengths]
     *learned, single, without = run(llm, cases)
     head = load_file(Path(model) / "model.safetensors")[weight]
-    assert runner_of(llm).slot_deltas.linear_head._lm_head.weight.shape[0] > head.shape[0]
+    assert runner_of(llm).slot_state.linear_head._lm_head.weight.shape[0] > head.shape[0]
     for output in learned:
         shifts, delta = shifts_of(llm, output), delta_of(llm, output)
         assert shifts is not None

@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load_file
 
 from slot_vllm.bench.scaling import ModelShape, learning, prefill
+from slot_vllm.engine.worker.request import TrackedRequest
 from tests.engine.cases import (
     VOCABULARY,
     Case,
@@ -301,7 +302,7 @@ def _failing(at_call: int) -> Wrap:
         ("slot_vllm.optim.two_pass_form.TwoPassForm", "sums", 3),
         ("slot_vllm.optim.two_pass_form.TwoPassForm", "__init__", 1),
         ("slot_vllm.engine.worker.hidden_cache.HiddenCache", "read", 1),
-        ("slot_vllm.engine.worker.deltas.Deltas", "_key", 1),
+        ("slot_vllm.engine.worker.sharing.Sharing", "set_key", 1),
     ],
 )
 def test_what_fails_on_one_rank_costs_one_delta_on_both(
@@ -360,17 +361,18 @@ def test_what_a_test_leaves_behind_on_one_rank_is_an_error(
 ) -> None:
     llm = parallel(tiny_model, **TP2)
 
-    def leaving(change: str) -> Callable[[Any], None]:
-        def work(worker: Any) -> None:
-            if worker.rank == 1:
-                getattr(worker.model_runner.slot_deltas.plain, change)("left-1")
+    def leave(worker: Any) -> None:
+        if worker.rank == 1:
+            registry = worker.model_runner.slot_state.registry
+            registry.requests["left-1"] = TrackedRequest("left", "plain")
 
-        return work
+    def remove(worker: Any) -> None:
+        worker.model_runner.slot_state.registry.requests.pop("left-1", None)
 
-    llm.collective_rpc(leaving("add"))
+    llm.collective_rpc(leave)
     with pytest.raises(AssertionError, match=r"{'worker 1': {'plain': \['left-1'\]}}"):
         assert_nothing_left(llm)
-    llm.collective_rpc(leaving("remove"))
+    llm.collective_rpc(remove)
 
 
 def test_what_is_not_added_on_one_rank_is_added_on_none(
@@ -401,7 +403,7 @@ def test_what_people_read_of_a_step_may_be_missing_on_one_rank(
         on_rank(1, _failing(1), "slot_vllm.engine.worker.loss_drops.LossDrops", "observe")
     )
     llm.collective_rpc(
-        on_rank(1, _failing(1), "slot_vllm.engine.worker.deltas.Deltas", "_log_not_finite")
+        on_rank(1, _failing(1), "slot_vllm.engine.worker.statistics.Statistics", "log_not_finite")
     )
     (output,) = run(llm, [case])
     assert_tokens_equal(tokens_of([output]), reference(tiny_model, [case]))
@@ -415,16 +417,16 @@ def test_ranks_that_differ_are_found(tiny_model: str, parallel: Callable[..., An
 
     def wrap(worker: Any, original: Callable[..., Any]) -> Any:
         def optimize(*args: Any, **kwargs: Any) -> Any:
-            deltas.optimize = original
+            module.optimize = original
             (learned,) = original(*args, **kwargs)
             learned.delta[3] += 1e-7
             return [learned]
 
-        import slot_vllm.engine.worker.deltas as deltas
+        import slot_vllm.engine.worker.learning as module
 
         return optimize
 
-    llm.collective_rpc(on_rank(0, wrap, "slot_vllm.engine.worker.deltas", "optimize"))
+    llm.collective_rpc(on_rank(0, wrap, "slot_vllm.engine.worker.learning", "optimize"))
     (output,) = run(llm, [case])
     assert_tokens_equal(tokens_of([output]), reference(tiny_model, [replace(case, steps=0)]))
     for stats, errors in zip(

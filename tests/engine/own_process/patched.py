@@ -77,7 +77,7 @@ def test_failures_are_contained(
     assert_tokens_equal(tokens_of(outputs), reference(tiny_model, [replace(case, steps=0)]))
     assert stats_of(llm)["failed.logits"] == failed[0] + 1
     with monkeypatch.context() as patch:
-        patch.setattr(runner_of(llm).slot_deltas, "_arrive", fail)
+        patch.setattr(runner_of(llm).slot_state.registry, "_arrive", fail)
         run(llm, [replace(case, tokens=case.tokens[1:])])
     assert stats_of(llm)["failed.arrival"] == failed[1] + 1
     again = replace(case, tokens=case.tokens[2:])

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from slot_vllm.engine.worker import deltas as deltas_module
+from slot_vllm.engine.worker import learning
 from slot_vllm.engine.worker.extension import SlotWorkerExtension
 
 # Requests with this learning rate are those that ``poison`` hits.
@@ -21,10 +21,10 @@ class FaultyExtension(SlotWorkerExtension):
     def break_optimizer(self, switch: str) -> None:
         """Every optimization raises."""
         if switch == "on":
-            self.optimize = deltas_module.optimize
-            deltas_module.optimize = _broken
+            self.optimize = learning.optimize
+            learning.optimize = _broken
         else:
-            deltas_module.optimize = self.optimize
+            learning.optimize = self.optimize
 
     def slow(self, switch: str) -> None:
         """Every step takes 50 ms more, so that requests can be met within their prompts."""
@@ -42,11 +42,11 @@ class FaultyExtension(SlotWorkerExtension):
 
     def poison(self, switch: str) -> None:
         """The first hidden state of prompts with ``POISONED_LR`` is NaN when SLOT sees it."""
-        deltas = self.model_runner.slot_deltas
+        state = self.model_runner.slot_state
         if switch == "off":
-            del deltas._prompt
+            del state.learner._prompt
             return
-        prompt = deltas._prompt
+        prompt = state.learner._prompt
 
         def poisoned(request: Any, rows: torch.Tensor) -> Any:
             if request.params.lr == POISONED_LR:
@@ -54,7 +54,7 @@ class FaultyExtension(SlotWorkerExtension):
                 rows[0] = torch.nan
             return prompt(request, rows)
 
-        deltas._prompt = poisoned
+        state.learner._prompt = poisoned
 
 
 def _broken(*_args: Any, **_kwargs: Any) -> Any:

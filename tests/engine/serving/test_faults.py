@@ -13,7 +13,7 @@ import openai
 import psutil
 import pytest
 
-from slot_vllm.engine.frontend.coalesced import FRESH_SECONDS
+from slot_vllm.engine.frontend.cached_rpc import FRESH_SECONDS
 from tests.engine.cases import Case, assert_tokens_equal, random_tokens, reference
 from tests.engine.server import Server, ask, ask_all, body, serving
 from tests.engine.serving.conftest import OPTIONS

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-class PendingRows:
+class PromptBuffers:
     """Buffers of (n, d) hidden states, ``limit`` bytes of them on the device; what exceeds that
     waits in host memory. On a CPU the two are the same, and nothing is limited."""
 

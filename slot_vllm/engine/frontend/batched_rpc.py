@@ -1,6 +1,6 @@
-"""One question to the engine at a time, about all that was asked for meanwhile.
+"""One RPC at a time, about all that was asked for meanwhile.
 
-As in ``coalesced``, strangers may ask, and each question costs the engine a pause between steps.
+As with ``cached_rpc``, strangers may ask, and each call costs the engine a pause between steps.
 """
 
 import asyncio
@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import Generic, TypeVar
 
-from slot_vllm.engine.frontend.coalesced import ANSWER_SECONDS
+from slot_vllm.engine.frontend.cached_rpc import ANSWER_SECONDS
 
 T = TypeVar("T")
 
@@ -17,7 +17,7 @@ PAUSE_SECONDS = 0.1
 MOST_NAMES = 64
 
 
-class Batched(Generic[T]):
+class BatchedRpc(Generic[T]):
     """call: gives the answers to at most ``MOST_NAMES`` names, by name. Between two calls it is
     quiet for ``PAUSE_SECONDS``; a call without an answer stays the only one."""
 

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from slot_vllm.engine.frontend import coalesced
-from slot_vllm.engine.frontend.coalesced import Coalesced
+from slot_vllm.engine.frontend import cached_rpc
+from slot_vllm.engine.frontend.cached_rpc import CachedRpc
 
 
 class Engine:
@@ -29,14 +29,14 @@ class Engine:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Its one item is the time."""
     now = [1000.0]
-    monkeypatch.setattr(coalesced, "monotonic", lambda: now[0])
+    monkeypatch.setattr(cached_rpc, "monotonic", lambda: now[0])
     return now
 
 
 def test_an_answer_is_shared_until_it_is_old(clock: list[float]) -> None:
     async def check() -> None:
         engine = Engine()
-        asked = Coalesced(engine.ask)
+        asked = CachedRpc(engine.ask)
         waiting = [asyncio.ensure_future(asked.answer()) for _ in range(20)]
         await asyncio.sleep(0)
         # One of those who wait goes away; the others get the answer.
@@ -55,11 +55,11 @@ def test_an_answer_is_shared_until_it_is_old(clock: list[float]) -> None:
 def test_an_engine_that_does_not_answer_is_asked_once(
     clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coalesced, "ANSWER_SECONDS", 0.01)
+    monkeypatch.setattr(cached_rpc, "ANSWER_SECONDS", 0.01)
 
     async def check() -> None:
         engine = Engine()
-        asked = Coalesced(engine.ask)
+        asked = CachedRpc(engine.ask)
         for _ in range(5):
             clock[0] += 100
             with pytest.raises(TimeoutError):
@@ -77,7 +77,7 @@ def test_an_error_is_an_answer(clock: list[float]) -> None:
         engine = Engine()
         engine.free.set()
         engine.error = RuntimeError("dead")
-        asked = Coalesced(engine.ask)
+        asked = CachedRpc(engine.ask)
         for _ in range(3):
             with pytest.raises(RuntimeError, match="dead"):
                 await asked.answer()

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from slot_vllm.engine.frontend import batched
-from slot_vllm.engine.frontend.batched import MOST_NAMES, PAUSE_SECONDS, Batched
+from slot_vllm.engine.frontend import batched_rpc
+from slot_vllm.engine.frontend.batched_rpc import MOST_NAMES, PAUSE_SECONDS, BatchedRpc
 
 
 class Engine:
@@ -39,7 +39,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
             now[0] += seconds
         await sleep(0)
 
-    monkeypatch.setattr(batched, "monotonic", lambda: now[0])
+    monkeypatch.setattr(batched_rpc, "monotonic", lambda: now[0])
     monkeypatch.setattr(asyncio, "sleep", pause)
     return slept
 
@@ -47,7 +47,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_those_who_ask_meanwhile_share_the_next_question(pauses: list[float]) -> None:
     async def check() -> None:
         engine = Engine()
-        asked = Batched(engine.ask)
+        asked = BatchedRpc(engine.ask)
         first = asyncio.ensure_future(asked.answer("a"))
         while not engine.calls:
             await asyncio.sleep(0)
@@ -73,11 +73,11 @@ def test_those_who_ask_meanwhile_share_the_next_question(pauses: list[float]) ->
 def test_an_engine_that_does_not_answer_is_asked_once(
     pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batched, "ANSWER_SECONDS", 0.01)
+    monkeypatch.setattr(batched_rpc, "ANSWER_SECONDS", 0.01)
 
     async def check() -> None:
         engine = Engine()
-        asked = Batched(engine.ask)
+        asked = BatchedRpc(engine.ask)
         for name in "abc":
             with pytest.raises(TimeoutError):
                 await asked.answer(name)
@@ -91,7 +91,7 @@ def test_an_engine_that_does_not_answer_is_asked_once(
 def test_who_asks_gets_the_error(pauses: list[float]) -> None:
     async def check() -> None:
         engine = Engine()
-        asked = Batched(engine.ask)
+        asked = BatchedRpc(engine.ask)
         engine.free.set()
         engine.error = RuntimeError("gone")
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""One question to the engine at a time, however many ask.
+"""One RPC at a time, whose answer all who ask get.
 
 ``/metrics`` and ``/slot/stats`` are open to whoever reaches the server, and each answer costs the
 engine a pause between two steps.
@@ -16,7 +16,7 @@ ANSWER_SECONDS = 5.0
 FRESH_SECONDS = 1.0
 
 
-class Coalesced(Generic[T]):
+class CachedRpc(Generic[T]):
     """Those who ask while a call is under way wait for its answer, and an answer or error younger
     than FRESH_SECONDS is given again. A call without an answer stays the only one."""
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from slot_vllm.engine.worker import agreement
-from slot_vllm.engine.worker.agreement import common_config, differences
+from slot_vllm.engine.worker import common_settings
+from slot_vllm.engine.worker.common_settings import common_config, differences
 from slot_vllm.params import SlotConfig, SlotError
 from tests.conftest import ROOT
 from tests.engine.vllm_command import vllm_command
@@ -80,10 +80,10 @@ def two_workers(monkeypatch: pytest.MonkeyPatch) -> Any:
                 raise RuntimeError("Timed out waiting 1800000ms")
             parts[:] = [own, [other]]
 
-        monkeypatch.setattr(agreement, "get_tp_group", lambda: Group(2))
-        monkeypatch.setattr(agreement, "get_pp_group", lambda: Group(1))
-        monkeypatch.setattr(agreement, "read_config", lambda config: SlotConfig(**config))
-        monkeypatch.setattr(agreement, "__version__", "1.0")
+        monkeypatch.setattr(common_settings, "get_tp_group", lambda: Group(2))
+        monkeypatch.setattr(common_settings, "get_pp_group", lambda: Group(1))
+        monkeypatch.setattr(common_settings, "read_config", lambda config: SlotConfig(**config))
+        monkeypatch.setattr(common_settings, "__version__", "1.0")
         monkeypatch.setattr("platform.node", lambda: "a")
         monkeypatch.setattr(torch.distributed, "all_gather_object", all_gather_object)
 
