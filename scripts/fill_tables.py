@@ -1,4 +1,4 @@
-"""Writes the tables of committed runs into the pages that show them.
+"""Writes the tables of committed runs, and those of the settings, into the pages that show them.
 
     python scripts/fill_tables.py
 
@@ -12,6 +12,7 @@ A page says where and what, RUN being a directory under logs/reference:
     <!-- examples RUN: METRIC, ARM -->    the shortest answers that were gained and lost
     <!-- screen FILE -->                  of scripts/screen_settings.py: the gains over no SLOT
     <!-- cost FILE -->                    of scripts/bench_serve.py: a row per arm
+    <!-- settings request|engine -->      what slot_vllm/params.py declares: a row per setting
     <!-- end -->
 
 Shares are in per cent, differences in points.
@@ -34,9 +35,12 @@ from slot_vllm.evaluation.record import (
     TokenShift,
 )
 from slot_vllm.evaluation.samples import SAMPLES, SampleFile
+from slot_vllm.params import REQUEST_PREFIX, SlotConfig, SlotParams
+from slot_vllm.setting import Setting
+from slot_vllm.validation_errors import allowed_values
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "study.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "study.md", ROOT / "docs" / "settings.md")
 _TOKENS = 12  # of a list of shifts
 _CHARACTERS = 600  # of an answer
 _BLOCK = re.compile(r"(<!-- (\w+) ([\w./-]+)(?:: ([^>]*))? -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -177,6 +181,23 @@ def _cost(file: Path, _: Sequence[str]) -> str:
     return _table([*heading, "its p99", "seconds of learning"], rows)
 
 
+def _settings(place: Path, _: Sequence[str]) -> str:
+    if place.name == "request":
+        fields, prefix = SlotParams.model_fields, REQUEST_PREFIX
+    else:
+        own = SlotConfig.model_fields.keys() - SlotParams.model_fields.keys()
+        fields, prefix = {n: f for n, f in SlotConfig.model_fields.items() if n in own}, ""
+    rows = []
+    for name, field in fields.items():
+        said, default = Setting.of(field), field.default
+        shown = default if isinstance(default, str) else json.dumps(default)
+        if default is None and prefix:  # HTTP requests cannot say null
+            shown = "none"
+        allowed = re.sub("'([^']*)'", r"`\1`", allowed_values(field))
+        rows.append([f"`{prefix}{name}`", f"`{shown}`", allowed, said.meaning, said.cost])
+    return _table(["key", "default", "allowed", "what it is", "what it costs"], rows)
+
+
 _KINDS: dict[str, Callable[[Path, Sequence[str]], str]] = {
     "scores": _scores,
     "answers": _answers,
@@ -186,6 +207,7 @@ _KINDS: dict[str, Callable[[Path, Sequence[str]], str]] = {
     "examples": _examples,
     "screen": _screen,
     "cost": _cost,
+    "settings": _settings,
 }
 
 

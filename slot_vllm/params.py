@@ -6,23 +6,15 @@ environment > defaults (the paper's). A preset says every setting, so nothing sh
 A request has SLOT if it names any setting, or if the engine does: then all its requests have it.
 """
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
 from slot_vllm.chat_turns import ROLES
 from slot_vllm.presets import PRESETS
 from slot_vllm.removed import REMOVED, refuse
+from slot_vllm.setting import Betas, Count, Integer, Number, Setting, integer, number, or_none
 from slot_vllm.validation_errors import Allowed, allowed_values, describe, one_of, shown
 
 REQUEST_PREFIX = "slot_"
@@ -44,32 +36,6 @@ class SlotError(ValueError):
     """A SLOT setting that is unknown, of the wrong type or out of range."""
 
 
-def _number(value: Any) -> Any:
-    # JSON `true` is not a number, and neither is a string that looks like one.
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError("a number is required")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("a finite number is required")
-    return value
-
-
-def _integer(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError("an integer is required")
-    return value
-
-
-def _pair(value: Any) -> Any:
-    if not isinstance(value, list | tuple) or len(value) != 2:
-        raise ValueError("a list of two numbers is required")
-    return tuple(value)
-
-
-def _or_none(check: Callable[[Any], Any]) -> BeforeValidator:
-    # HTTP requests cannot say null.
-    return BeforeValidator(lambda value: None if value is None or value == "none" else check(value))
-
-
 def _preset(value: Any) -> Any:
     if value is not None and value not in list(PRESETS):
         raise ValueError("unknown preset")
@@ -88,66 +54,93 @@ def _loss_tokens(value: Any) -> Any:
     return value
 
 
-Integer = Annotated[int, BeforeValidator(_integer)]
-Number = Annotated[float, BeforeValidator(_number)]
-Steps = Annotated[Integer, Field(ge=0)]
-LearningRate = Annotated[Number, Field(ge=0, le=100)]
-# In float32 a beta nearer to 1 would be 1, and a smaller eps 0.
-Beta = Annotated[Number, Field(ge=0, le=0.9999999)]
-Betas = Annotated[tuple[Beta, Beta], BeforeValidator(_pair)]
-Epsilon = Annotated[Number, Field(ge=1e-30, le=1)]
-WeightDecay = Annotated[Number, Field(ge=0, le=1)]
-Rounding = Literal["exact", "model"]
-Window = Annotated[
-    Annotated[int, Field(ge=1, le=_MOST_TOKENS)] | None,
-    _or_none(_integer),
-    Allowed(f"'none' or an integer from 1 to {_MOST_TOKENS}"),
-]
-HalfLife = Annotated[
-    Annotated[float, Field(gt=0)] | None,
-    _or_none(_number),
-    Allowed("'none' or a number above 0"),
-]
-Preset = Annotated[str | None, PlainValidator(_preset), Allowed(one_of(map(repr, PRESETS)))]
-Reduction = Literal["mean", "mean_over_rows"]
-LossTokens = Annotated[
-    int | str | tuple[str, ...],
-    PlainValidator(_loss_tokens),
-    Allowed(
-        f"'all', 'text', {', '.join(map(repr, ROLES))}, a list of these roles, or an integer from "
-        f"1 to {_MOST_TOKENS}"
-    ),
-]
-
-
 class SlotParams(BaseModel):
-    """The settings of one request. Defaults are the paper's.
-
-    preset: a name of ``PRESETS``, whose settings stand where none is given. It is None once they
-        are filled in.
-    rounding: ``exact`` applies W delta in float32; ``model`` reproduces the published h + delta in
-        the model's dtype, which loses small deltas in bf16.
-    window: W delta is added for the first so many generated tokens. None: for all.
-    half_life: for the t-th generated token, counted from 0, W delta is multiplied by
-        2^(-t / half_life). None: it stays as it is.
-    reduction: of the gradient over the rows; ``mean_over_rows`` divides the mean by their number.
-    loss_tokens: which tokens of the prompt are learned from: all, those of the turns of one role or
-        of several, all but special tokens (``text``), or the last K.
-    """
+    """The settings of one request. Defaults are the paper's."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=False)
 
-    preset: Preset = Field(default=None, exclude=True)
-    steps: Steps = PAPER_STEPS
-    lr: LearningRate = 0.1
-    betas: Betas = (0.9, 0.999)
-    eps: Epsilon = 1e-5
-    weight_decay: WeightDecay = 1e-8
-    rounding: Rounding = "exact"
-    window: Window = None
-    half_life: HalfLife = None
-    reduction: Reduction = "mean"
-    loss_tokens: LossTokens = "all"
+    preset: Annotated[
+        str | None,
+        PlainValidator(_preset),
+        Allowed(one_of(map(repr, PRESETS))),
+        Setting(
+            "settings that go together ([below](#presets))", "that of its settings", ("paper-vllm",)
+        ),
+    ] = Field(default=None, exclude=True)  # None once its settings are filled in.
+    steps: Annotated[
+        Count,
+        Setting(
+            "steps of AdamW, at most the engine's `max_steps`; 0 is plain vLLM, bit for bit. The "
+            "default is the engine's `steps` where they are not 0",
+            "for n prompt tokens one n x V x d product, then a pass over n x V logits and two over "
+            "W per step; where the logits do not fit the workspace, one such product per step",
+            (2,),
+        ),
+    ] = PAPER_STEPS
+    lr: Annotated[
+        Number,
+        Field(ge=0, le=100),
+        Setting("learning rate; `lr * weight_decay` is at most 1", tried=(0.5,)),
+    ] = 0.1
+    betas: Annotated[Betas, Setting("AdamW's decay rates", tried=((0.5, 0.7),))] = (0.9, 0.999)
+    eps: Annotated[
+        Number, Field(ge=1e-30, le=1), Setting("added to AdamW's denominator", tried=(1e-3,))
+    ] = 1e-5
+    weight_decay: Annotated[
+        Number, Field(ge=0, le=1), Setting("decoupled weight decay", tried=(0.1,))
+    ] = 1e-8
+    rounding: Annotated[
+        Literal["exact", "model"],
+        Setting(
+            "`exact` adds W delta to the logits in float32. `model` adds delta to the hidden "
+            "states in the model's dtype, as the published code does; in bf16 that loses most of "
+            "a small delta",
+            tried=("model",),
+        ),
+    ] = "exact"
+    window: Annotated[
+        Annotated[int, Field(ge=1, le=_MOST_TOKENS)] | None,
+        or_none(integer),
+        Allowed(f"'none' or an integer from 1 to {_MOST_TOKENS}"),
+        Setting(
+            "how many generated tokens, from the first on, W delta is added for; `none`: all "
+            "([below](#a-window-and-a-half-life))",
+            tried=(7,),
+            shares=True,
+        ),
+    ] = None
+    half_life: Annotated[
+        Annotated[float, Field(gt=0)] | None,
+        or_none(number),
+        Allowed("'none' or a number above 0"),
+        Setting(
+            "for the t-th generated token, counted from 0, W delta is multiplied by "
+            "2^(-t / half_life); `none`: by 1 ([below](#a-window-and-a-half-life))",
+            tried=(1.5,),
+            shares=True,
+        ),
+    ] = None
+    reduction: Annotated[
+        Literal["mean", "mean_over_rows"],
+        Setting(
+            "of the gradient over the rows; `mean_over_rows` divides the mean by their number",
+            tried=("mean_over_rows",),
+        ),
+    ] = "mean"
+    loss_tokens: Annotated[
+        int | str | tuple[str, ...],
+        PlainValidator(_loss_tokens),
+        Allowed(
+            f"'all', 'text', {', '.join(map(repr, ROLES))}, a list of these roles, or an integer "
+            f"from 1 to {_MOST_TOKENS}"
+        ),
+        Setting(
+            "which tokens of the prompt are learned from ([below](#which-tokens-count))",
+            "less than all tokens do; with `text` and roles the front end reads and searches the "
+            "prompt once more",
+            (3, 7, "text", "user"),
+        ),
+    ] = "all"
 
     @property
     def words(self) -> str | tuple[str, ...] | None:
@@ -168,51 +161,110 @@ class SlotParams(BaseModel):
 
 
 REQUEST_KEYS = tuple(REQUEST_PREFIX + name for name in SlotParams.model_fields)
+# Requests that differ in these alone share a delta.
+SHARING = frozenset(n for n, field in SlotParams.model_fields.items() if Setting.of(field).shares)
 
 
 class SlotConfig(SlotParams):
-    """The settings of one engine: the defaults of its requests, and its limits.
+    """The settings of one engine: the defaults of its requests, and its limits."""
 
-    steps: of requests that name no setting; 0 unless the engine names one. A request that names
-        one, but not ``slot_steps``, has these steps, or the paper's where they are 0.
-    max_steps: the most steps that a request may ask for.
-    max_prompt_tokens: the longest prompt that is learned from as a whole, tokens. None: no limit.
-    long_prompts: what happens with longer ones: ``refuse``: no SLOT; ``last``: delta is learned
-        from the last ``max_prompt_tokens`` tokens, and their hidden states after the whole prompt.
-    max_concurrent: how many prompts may complete, and so be optimized, in one engine step; the
-        others wait with their last token. None: no limit.
-    workspace_mb: memory of the optimizer, MiB, allocated when the model is loaded. None: 512 on a
-        CPU; on CUDA 2 % of the memory free by then, at least 256 and at most 4096.
-    hidden_cache: whether hidden states are kept in vLLM's KV cache, so that prompts may be read
-        from the prefix cache; ``auto``: where that works.
-    delta_cache_mb: deltas for later requests with an equal prompt, MiB; 0: every request learns
-        its own.
-    pending_mb: hidden states of prompts that are not complete yet, MiB on the device; what exceeds
-        it waits in host memory. With ``hidden_cache`` none wait: how many are copied out of the KV
-        cache at once, for the prompts that a step completes.
-    report_loss: compute the prompt loss after the last step too (one more pass per prompt) and
-        keep the losses of finished requests readable with the deltas.
-    keep_deltas: how many finished requests' deltas (and losses) stay readable.
-    receipts: of how many finished requests it can be read what was done to them, for a quarter of
-        an hour; needs the loss that ``report_loss`` computes, and little more. 0: of none, nor of
-        those that run.
-    check_ranks: under tensor parallelism, compare hashes of each delta over the ranks; a request
-        whose ranks differ fails. Waits for the device: for debugging.
-    """
-
-    steps: Steps = 0
-    max_steps: Annotated[Integer, Field(ge=0, le=1000)] = 100
-    max_prompt_tokens: Annotated[Integer, Field(ge=2)] | None = None
-    long_prompts: Literal["refuse", "last"] = "refuse"
-    max_concurrent: Annotated[Integer, Field(ge=1)] | None = None
-    workspace_mb: Annotated[Integer, Field(ge=1)] | None = None
-    hidden_cache: Literal["auto", "on", "off"] = "auto"
-    delta_cache_mb: Annotated[Integer, Field(ge=0)] = 64
-    pending_mb: Annotated[Integer, Field(ge=0)] = 256
-    report_loss: Annotated[bool, Field(strict=True)] = False
-    keep_deltas: Annotated[Integer, Field(ge=0)] = 0
-    receipts: Annotated[Integer, Field(ge=0, le=10_000)] = 0
-    check_ranks: Annotated[bool, Field(strict=True)] = False
+    # Of requests that name no setting; the paper's where the engine names another setting.
+    steps: Count = 0
+    max_steps: Annotated[
+        Integer, Field(ge=0, le=1000), Setting("the most steps that a request may ask for")
+    ] = 100
+    max_prompt_tokens: Annotated[
+        Annotated[Integer, Field(ge=2)] | None,
+        Setting(
+            "the longest prompt that is learned from as a whole; null: no limit",
+            "the optimizer's time grows with it",
+        ),
+    ] = None
+    long_prompts: Annotated[
+        Literal["refuse", "last"],
+        Setting(
+            "what happens with longer ones. `refuse`: an error (HTTP 400) for a request that names "
+            "a `slot_*` key, and `bypassed.long_prompt` for one that has SLOT from the defaults. "
+            "`last`: delta is learned from the last `max_prompt_tokens` tokens, with their hidden "
+            "states after the whole prompt",
+            "`last`: as a prompt of `max_prompt_tokens` tokens",
+        ),
+    ] = "refuse"
+    max_concurrent: Annotated[
+        Annotated[Integer, Field(ge=1)] | None,
+        Setting(
+            "how many prompts may complete, and so be optimized, in an engine step; null: no limit",
+            "the others wait with their last token ([bursts](#bursts-of-prompts))",
+        ),
+    ] = None
+    workspace_mb: Annotated[
+        Annotated[Integer, Field(ge=1)] | None,
+        Setting(
+            "memory of the optimizer. null: 512 on a CPU; on CUDA 2 % of the memory that is free "
+            "once the model is loaded, at least 256 and at most 4096. The log says at start-up "
+            "how much it is and why",
+            "so many MiB, allocated before vLLM measures what is left for the KV cache",
+        ),
+    ] = None
+    hidden_cache: Annotated[
+        Literal["auto", "on", "off"],
+        Setting(
+            "whether hidden states are kept in vLLM's KV cache, so that SLOT requests read the "
+            "prefix cache ([prefix caching](prefix_cache.md)). `on` is an error where that is "
+            "impossible; `auto` is then `off`, with a line in the log",
+            "a layer of the KV cache",
+        ),
+    ] = "auto"
+    delta_cache_mb: Annotated[
+        Count,
+        Setting(
+            "deltas for later requests with an equal prompt; 0: every request learns its own",
+            "so many MiB",
+        ),
+    ] = 64
+    pending_mb: Annotated[
+        Count,
+        Setting(
+            "hidden states of prompts that are not complete yet; what exceeds it waits in host "
+            "memory. With `hidden_cache` none wait: how much is copied out of the KV cache at once",
+            "so many MiB, on a GPU",
+        ),
+    ] = 256
+    report_loss: Annotated[
+        bool,
+        Field(strict=True),
+        Setting(
+            "compute the prompt loss after the last step too, and keep the losses of finished "
+            "requests readable with the deltas",
+            "one more pass over the prompt's logits",
+        ),
+    ] = False
+    keep_deltas: Annotated[
+        Count,
+        Setting(
+            "how many finished requests' deltas and losses stay readable; 0: none at any time",
+            "a vector of the hidden size each",
+        ),
+    ] = 0
+    receipts: Annotated[
+        Integer,
+        Field(ge=0, le=10_000),
+        Setting(
+            "of how many finished requests it can be read what SLOT did to them, for 15 minutes "
+            "([receipts](observability.md#receipts)); 0: of none, nor of those that run",
+            "the loss after the last step, as `report_loss`; two rows of logits per prompt; one "
+            "more pass over W for all prompts of a group",
+        ),
+    ] = 0
+    check_ranks: Annotated[
+        bool,
+        Field(strict=True),
+        Setting(
+            "under tensor parallelism, compare hashes of each delta over the ranks; a request "
+            "whose ranks differ fails and counts in `ranks_differ`. For debugging",
+            "each step waits for the device",
+        ),
+    ] = False
 
     @classmethod
     def load(
@@ -251,7 +303,7 @@ class SlotConfig(SlotParams):
     def load_for_all(
         cls, settings: Mapping[str, Any], environment: Mapping[str, str]
     ) -> "SlotConfig":
-        """``load`` for who asks for SLOT as such: the paper's steps where nothing says how many."""
+        """``load`` where SLOT itself is asked for: the paper's steps if nothing says others."""
         return cls.load(settings, {"CHOT_STEPS": str(PAPER_STEPS), **environment})
 
     def resolve(self, extra_args: Mapping[str, Any] | None) -> SlotParams:

@@ -1,10 +1,19 @@
-"""One bad value of each setting of a request, and the range that its error must name."""
+"""One bad value of each setting of a request, and the range that its error must name.
+
+A setting that is not here has a word for its bad value, and the range that its field says.
+"""
 
 from typing import Any
+
+from slot_vllm.params import REQUEST_PREFIX, SlotParams
+from slot_vllm.validation_errors import allowed_values
 
 # For an engine that allows 20 steps.
 MAX_STEPS = 20
 BAD_SETTINGS: dict[str, tuple[Any, str]] = {
+    REQUEST_PREFIX + name: ("no such value", allowed_values(field))
+    for name, field in SlotParams.model_fields.items()
+} | {
     "slot_preset": ("save", "'paper' or 'paper-vllm'"),
     "slot_steps": (-1, "an integer from 0 to 20"),
     "slot_lr": (101, "a number from 0 to 100"),

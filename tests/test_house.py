@@ -10,7 +10,10 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "slot_vllm"
 # Lowest first. A part imports nothing that stands in a later line, nor another part of its line.
 ORDER = (
-    ("params", "presets", "removed", "validation_errors", "chat_turns", "loss_tokens", "__init__"),
+    (
+        *("params", "presets", "removed", "setting", "validation_errors"),
+        *("chat_turns", "loss_tokens", "__init__"),
+    ),
     ("kernels",),
     ("optim",),
     ("engine.wire", "engine.vllm_contract"),

@@ -1,4 +1,5 @@
-"""The numbers of README and study are those of the committed logs."""
+"""The numbers of README and study are those of the committed logs, and the tables of settings
+what slot_vllm/params.py declares."""
 
 import importlib.util
 import json
@@ -12,6 +13,7 @@ import pytest
 from slot_vllm.evaluation.directory import RESULTS, read_results
 from slot_vllm.evaluation.record import CUT_OFF, LOOPS
 from slot_vllm.evaluation.samples import SAMPLES, SampleFile
+from slot_vllm.params import REQUEST_KEYS, SlotConfig, SlotParams
 from tests.conftest import ROOT
 
 REFERENCE = ROOT / "logs" / "reference"
@@ -26,10 +28,11 @@ def tables() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/study.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/study.md", "docs/settings.md"])
 def test_a_page_is_what_its_logs_say(page: str, tables: ModuleType) -> None:
     assert ROOT / page in tables.PAGES
     text = (ROOT / page).read_text(encoding="utf-8")
+    assert tables._BLOCK.search(text)
     assert tables.filled(text) == text
 
 
@@ -46,6 +49,22 @@ def test_an_edited_number_is_found(tables: ModuleType) -> None:
     number = re.search(r"\d+\.\d %", text)
     assert number
     assert tables.filled(text.replace(number.group(), "99.9 %", 1)) == text
+
+
+def test_an_edited_setting_is_found(tables: ModuleType) -> None:
+    text = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    for cell in ("a number from 0 to 100", "decoupled weight decay", "| `null` |"):
+        assert cell in text
+        assert tables.filled(text.replace(cell, "| something else |", 1)) == text
+
+
+def test_every_setting_is_in_a_table(tables: ModuleType) -> None:
+    text = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    blocks = {found[3]: found[0] for found in tables._BLOCK.finditer(text)}
+    keys = {place: re.findall(r"^\| `(\w+)`", block, re.M) for place, block in blocks.items()}
+    assert keys["request"] == list(REQUEST_KEYS)
+    own = [name for name in SlotConfig.model_fields if name not in SlotParams.model_fields]
+    assert keys["engine"] == own
 
 
 def test_a_block_of_no_kind_is_an_error(tables: ModuleType) -> None:

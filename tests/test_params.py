@@ -3,8 +3,9 @@ from typing import Any
 
 import pytest
 
-from slot_vllm.params import REQUEST_KEYS, SlotConfig, SlotError, SlotParams
+from slot_vllm.params import REQUEST_KEYS, SHARING, SlotConfig, SlotError, SlotParams
 from slot_vllm.presets import PRESETS
+from slot_vllm.setting import Setting
 from tests.bad_settings import BAD_SETTINGS, MAX_STEPS
 
 
@@ -163,6 +164,20 @@ def test_every_key_s_error_names_its_range(key: str) -> None:
 def test_every_engine_setting_s_error_names_its_range(key: str) -> None:
     with pytest.raises(SlotError, match=rf"^slot\.{key}={{}}: .+; allowed: \S"):
         SlotConfig.load({key: {}}, {})
+
+
+@pytest.mark.parametrize("name", SlotParams.model_fields)
+def test_what_is_tried_of_a_setting_is_valid_and_not_its_default(name: str) -> None:
+    field = SlotParams.model_fields[name]
+    tried = Setting.of(field).tried
+    assert tried and field.default not in tried
+    for value in tried:
+        params = SlotParams.model_validate({name: value})
+        assert name == "preset" or getattr(params, name) == value
+
+
+def test_only_what_says_where_a_delta_is_added_is_no_part_of_it() -> None:
+    assert {"window", "half_life"} == SHARING
 
 
 @pytest.mark.parametrize(

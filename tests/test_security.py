@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from slot_vllm.evaluation.config import _Loader
 from slot_vllm.params import SlotParams
+from slot_vllm.setting import Setting
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "slot_vllm"
@@ -92,11 +93,13 @@ def test_yaml_makes_no_objects() -> None:
 
 
 def test_a_request_sets_numbers_and_words_from_fixed_lists() -> None:
-    """Anything else, a path say, would need a bound and a place in docs/security.md."""
+    """Anything else, a path say, would need a bound."""
     settings = SlotParams().model_dump()
     assert {type(value) for value in settings.values()} == {int, float, tuple, str, NoneType}
     for name in ("preset", *(name for name, value in settings.items() if isinstance(value, str))):
         with pytest.raises(ValidationError):
             SlotParams.model_validate({name: "/etc/passwd"})
-    page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
-    assert all(f"`slot_{name}`" in page for name in SlotParams.model_fields)
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    for name, field in SlotParams.model_fields.items():
+        [row] = [line for line in page.splitlines() if line.startswith(f"| `slot_{name}` |")]
+        assert Setting.of(field).cost in row

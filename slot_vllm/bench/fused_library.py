@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from slot_vllm.optim.head import Head
 from slot_vllm.optim.optimize import Prompt
+from slot_vllm.optim.oracle import torchs_adamw
 
 # hidden (n, d), weight (V, d), targets (n,) -> the mean cross-entropy.
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -44,13 +45,7 @@ def fused_delta(loss: Loss, head: Head, prompt: Prompt) -> Tensor:
     params = prompt.params
     with torch.enable_grad():
         delta = nn.Parameter(torch.zeros(head.hidden_size, device=head.weight.device))
-        optimizer = torch.optim.AdamW(
-            [delta],
-            lr=params.lr,
-            betas=params.betas,
-            eps=params.eps,
-            weight_decay=params.weight_decay,
-        )
+        optimizer = torchs_adamw(delta, params)
         for _ in range(params.steps):
             optimizer.zero_grad()
             hidden = (prompt.hidden[:-1].float() + delta).to(prompt.hidden.dtype)

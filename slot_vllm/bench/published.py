@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from slot_vllm.optim.head import Head
 from slot_vllm.optim.optimize import Prompt
+from slot_vllm.optim.oracle import torchs_adamw
 
 
 def published_delta(head: Head, prompt: Prompt) -> Tensor:
@@ -20,13 +21,7 @@ def published_delta(head: Head, prompt: Prompt) -> Tensor:
     tokens = prompt.tokens.unsqueeze(0)
     with torch.enable_grad():
         delta = nn.Parameter(torch.zeros(1, 1, head.hidden_size).to(hidden))
-        optimizer = torch.optim.AdamW(
-            [delta],
-            lr=params.lr,
-            betas=params.betas,
-            eps=params.eps,
-            weight_decay=params.weight_decay,
-        )
+        optimizer = torchs_adamw(delta, params)
         for _ in range(params.steps):
             optimizer.zero_grad()
             logits = nn.functional.linear(hidden + delta, head.weight, head.bias)

@@ -17,8 +17,9 @@ from slot_vllm.evaluation import ready_files, unicode_text
 from slot_vllm.evaluation.control import Example
 from slot_vllm.evaluation.overrides import OverrideError, override
 from slot_vllm.evaluation.record import BASELINE, Arm, Name
-from slot_vllm.params import Integer, Number, SlotConfig, SlotError, SlotParams
+from slot_vllm.params import SlotConfig, SlotError, SlotParams
 from slot_vllm.removed import REMOVED, of_stored_run
+from slot_vllm.setting import Integer, Number
 from slot_vllm.validation_errors import describe
 
 KEPT_LOSSES = 1024

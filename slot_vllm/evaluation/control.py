@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from slot_vllm.evaluation.unicode_text import blank
-from slot_vllm.params import Number
+from slot_vllm.setting import Number
 
 
 def _not_blank(text: str) -> str:

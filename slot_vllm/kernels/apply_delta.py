@@ -13,11 +13,12 @@ instead of d values. Not compared on CUDA.
 
 from torch import Tensor
 
-from slot_vllm.kernels import backend
+from slot_vllm.kernels.backend import Kernel
 
 _TILE = 64
 
 
+@Kernel
 def add_bias_rows(
     logits: Tensor, table: Tensor, rows: Tensor, factors: Tensor | None = None
 ) -> None:
@@ -27,17 +28,6 @@ def add_bias_rows(
     logits: (r, V) float32. table: (1 + capacity, V) float32. rows: (r,) int64. factors: (r,)
     float32; None: all are 1. Rows of logits without a delta keep every bit.
     """
-    if backend.uses_triton(logits):
-        from slot_vllm.kernels.triton.apply_delta import add_bias_rows as on_device
-
-        on_device(logits, table, rows, factors)
-    else:
-        torch_add_bias_rows(logits, table, rows, factors)
-
-
-def torch_add_bias_rows(
-    logits: Tensor, table: Tensor, rows: Tensor, factors: Tensor | None = None
-) -> None:
     if logits.device.type == "cpu":
         each = [1.0] * len(rows) if factors is None else factors.tolist()
         for i, (row, factor) in enumerate(zip(rows.tolist(), each, strict=True)):

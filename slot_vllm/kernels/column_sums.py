@@ -9,12 +9,13 @@ so that W^T sums is the gradient of its summed losses with respect to delta (see
 
 from torch import Tensor
 
-from slot_vllm.kernels import backend
 from slot_vllm.kernels.activation import Activation
+from slot_vllm.kernels.backend import Kernel
 from slot_vllm.kernels.ragged import RowPart
 from slot_vllm.kernels.row_statistics import shifted_tiles
 
 
+@Kernel
 def add_column_sums(
     logits: Tensor,
     shifts: Tensor | None,
@@ -30,23 +31,6 @@ def add_column_sums(
     over the whole vocabulary. first_token: where this shard of the vocabulary begins.
     The result is the same in every run: no sum depends on the order in which programs finish.
     """
-    if backend.uses_triton(logits):
-        from slot_vllm.kernels.triton.column_sums import add_column_sums as on_device
-
-        on_device(logits, shifts, lse, part, f, sums, first_token)
-    else:
-        torch_add_column_sums(logits, shifts, lse, part, f, sums, first_token)
-
-
-def torch_add_column_sums(
-    logits: Tensor,
-    shifts: Tensor | None,
-    lse: Tensor,
-    part: RowPart,
-    f: Activation,
-    sums: Tensor,
-    first_token: int = 0,
-) -> None:
     columns = part.targets - first_token
     for request, rows, z in shifted_tiles(logits, shifts, part):
         y, slope = f.value_and_slope(z)

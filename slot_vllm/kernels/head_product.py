@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor
 
-from slot_vllm.kernels import backend
 from slot_vllm.kernels.activation import Activation
+from slot_vllm.kernels.backend import Kernel
 from slot_vllm.kernels.ragged import RowPart
-from slot_vllm.kernels.row_statistics import torch_row_partials
+from slot_vllm.kernels.row_statistics import row_partials
 
 
+@Kernel
 def head_product(
     hidden: Tensor,
     weight: Tensor,
@@ -25,26 +26,10 @@ def head_product(
     those of the rounded logits in ``out``, so that logits that are kept and logits that are made
     again in every step lead to the same delta.
     """
-    if weight.shape[0] and backend.uses_triton(weight):
-        from slot_vllm.kernels.triton.head_product import head_product as on_device
-
-        return on_device(hidden, weight, bias, shifts, part, f, out)
-    return torch_head_product(hidden, weight, bias, shifts, part, f, out)
-
-
-def torch_head_product(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    shifts: Tensor | None,
-    part: RowPart,
-    f: Activation,
-    out: Tensor,
-) -> tuple[Tensor, Tensor]:
     # torch would resize an ``out`` that does not fit.
     assert out.shape == (hidden.shape[0], weight.shape[0])
     if bias is None:
         torch.mm(hidden, weight.T, out=out)
     else:
         torch.addmm(bias.to(weight.dtype), hidden, weight.T, out=out)
-    return torch_row_partials(out, shifts, part, f)
+    return row_partials.torch(out, shifts, part, f)

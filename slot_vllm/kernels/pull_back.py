@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from slot_vllm.kernels.compiled import address, library_for
-from slot_vllm.kernels.onchip import widened
+from slot_vllm.kernels.float32_tiles import float32_tiles
 
 
 def pull_back(weight: Tensor, sums: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def pull_back_rounded(weight: Tensor, sums: Tensor, columns: int = 1 << 15) -> T
 def pull_back_torch(weight: Tensor, sums: Tensor) -> Tensor:
     """The same in torch: W widened to float32 a cacheful at a time."""
     out = torch.zeros(sums.shape[0], weight.shape[1], dtype=torch.float32, device=weight.device)
-    for start, stop, rows in widened(weight):
+    for start, stop, rows in float32_tiles(weight):
         if len(sums) == 1:
             out[0].addmv_(rows.T, sums[0, start:stop])
         else:

@@ -10,14 +10,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from slot_vllm.kernels import backend
 from slot_vllm.kernels.activation import Activation
+from slot_vllm.kernels.backend import Kernel
 from slot_vllm.kernels.ragged import RowPart
 
 # Of float32 logits, at a time.
 _TILE_BYTES = 8 << 20
 
 
+@Kernel
 def row_partials(
     logits: Tensor, shifts: Tensor | None, part: RowPart, f: Activation
 ) -> tuple[Tensor, Tensor]:
@@ -27,13 +28,16 @@ def row_partials(
     float32 or None, added to the rows of each request. S is the implementation's choice. With
     V = 0, an empty vocabulary shard, the maxima are -inf and the totals 0.
     """
-    if logits.shape[1] and backend.uses_triton(logits):
-        from slot_vllm.kernels.triton.row_statistics import row_partials as on_device
+    maxima = torch.full((1, len(part)), -torch.inf, device=logits.device)
+    totals = torch.zeros_like(maxima)
+    for _, rows, z in shifted_tiles(logits, shifts, part) if logits.shape[1] else ():
+        y, _ = f.value_and_slope(z)
+        maximum = torch.amax(y, dim=1, out=maxima[0, rows])
+        torch.sum((y - maximum.unsqueeze(1)).exp_(), dim=1, out=totals[0, rows])
+    return maxima, totals
 
-        return on_device(logits, shifts, part, f)
-    return torch_row_partials(logits, shifts, part, f)
 
-
+@Kernel
 def finish_rows(
     maxima: Tensor,
     totals: Tensor,
@@ -49,11 +53,16 @@ def finish_rows(
     first_token: where this shard of the vocabulary begins; a target outside of
     [first_token, first_token + V) has the logit -inf here.
     """
-    if backend.uses_triton(logits):
-        from slot_vllm.kernels.triton.row_statistics import finish_rows as on_device
-
-        return on_device(maxima, totals, logits, shifts, part, f, first_token)
-    return torch_finish_rows(maxima, totals, logits, shifts, part, f, first_token)
+    lse = torch.logsumexp(maxima + totals.log(), dim=0)
+    columns = part.targets - first_token
+    here = (columns >= 0) & (columns < logits.shape[1])
+    target_logits = torch.full_like(lse, -torch.inf)
+    rows = here.nonzero().squeeze(1)
+    z = logits[rows, columns[rows]].float()
+    if shifts is not None:
+        z = z + shifts[part.requests[rows].long(), columns[rows]]
+    target_logits[rows], _ = f.value_and_slope(z)
+    return lse, target_logits
 
 
 def shifted_tiles(
@@ -67,36 +76,3 @@ def shifted_tiles(
             rows = slice(start, min(start + step, end))
             z = logits[rows].float()
             yield request, rows, z if shifts is None else z + shifts[request]
-
-
-def torch_row_partials(
-    logits: Tensor, shifts: Tensor | None, part: RowPart, f: Activation
-) -> tuple[Tensor, Tensor]:
-    maxima = torch.full((1, len(part)), -torch.inf, device=logits.device)
-    totals = torch.zeros_like(maxima)
-    for _, rows, z in shifted_tiles(logits, shifts, part) if logits.shape[1] else ():
-        y, _ = f.value_and_slope(z)
-        maximum = torch.amax(y, dim=1, out=maxima[0, rows])
-        torch.sum((y - maximum.unsqueeze(1)).exp_(), dim=1, out=totals[0, rows])
-    return maxima, totals
-
-
-def torch_finish_rows(
-    maxima: Tensor,
-    totals: Tensor,
-    logits: Tensor,
-    shifts: Tensor | None,
-    part: RowPart,
-    f: Activation,
-    first_token: int = 0,
-) -> tuple[Tensor, Tensor]:
-    lse = torch.logsumexp(maxima + totals.log(), dim=0)
-    columns = part.targets - first_token
-    here = (columns >= 0) & (columns < logits.shape[1])
-    target_logits = torch.full_like(lse, -torch.inf)
-    rows = here.nonzero().squeeze(1)
-    z = logits[rows, columns[rows]].float()
-    if shifts is not None:
-        z = z + shifts[part.requests[rows].long(), columns[rows]]
-    target_logits[rows], _ = f.value_and_slope(z)
-    return lse, target_logits

@@ -9,17 +9,21 @@ import torch
 from torch import Tensor
 
 from slot_vllm.kernels.compiled import address, library_for
-from slot_vllm.kernels.onchip import widened
+from slot_vllm.kernels.float32_tiles import float32_tiles
 
 
-def shift(weight: Tensor, deltas: Tensor, out: Tensor) -> None:
+def shift(weight: Tensor, deltas: Tensor, out: Tensor, scratch: Tensor | None = None) -> None:
     """out = deltas weight^T. On a CPU with float32 products and sums whatever the weight's dtype.
 
     weight: (V, d), rows contiguous. deltas: (B, d) float32. out: (B, V) float32, rows contiguous.
+    scratch: (B, V) in the weight's dtype, for what other devices round; allocated where missing.
     """
     assert out.shape == (deltas.shape[0], weight.shape[0])
     if weight.device.type != "cpu":
-        out.copy_(deltas.to(weight.dtype) @ weight.T)
+        if weight.dtype == torch.float32:
+            torch.mm(deltas, weight.T, out=out)
+        else:
+            out.copy_(torch.mm(deltas.to(weight.dtype), weight.T, out=scratch))
         return
     library = library_for(weight)
     if library is None or out.stride(1) != 1:
@@ -41,7 +45,7 @@ def shift(weight: Tensor, deltas: Tensor, out: Tensor) -> None:
 
 def shift_torch(weight: Tensor, deltas: Tensor, out: Tensor) -> None:
     """The same in torch: W widened to float32 a cacheful at a time."""
-    for start, stop, rows in widened(weight):
+    for start, stop, rows in float32_tiles(weight):
         if len(deltas) == 1:
             torch.mv(rows, deltas[0], out=out[0, start:stop])
         else:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slot_vllm.kernels.adamw import adamw_step
+from slot_vllm.kernels.adamw import AdamW, adamw_step
 from slot_vllm.kernels.device import to_device
 from slot_vllm.kernels.pull_back import pull_back
 from slot_vllm.optim.form import Form, form_for
@@ -184,8 +184,8 @@ def _take_steps(
     settings = to_device([_adamw_settings(fit.params) for fit in fits], torch.float32, device)
     inverse_rows = to_device([[1.0 / fit.rows] for fit in fits], torch.float32, device)
     reductions = to_device([[_reduction(fit)] for fit in fits], torch.float32, device)
-    deltas = torch.zeros(count, head.hidden_size, dtype=torch.float32, device=device)
-    first, second = torch.zeros_like(deltas), torch.zeros_like(deltas)
+    state = AdamW.at_zero(settings, head.hidden_size)
+    deltas = state.parameter
     passes = fits[0].params.steps + int(final_loss)
     losses = torch.zeros(count, passes, dtype=torch.float64, device=device)
     for t in range(1, passes + 1):
@@ -196,14 +196,7 @@ def _take_steps(
         gradient = pull_back(head.weight, sums[:learning])
         if shard is not None:
             gradient = shard.add(gradient)
-        adamw_step(
-            deltas[:learning],
-            gradient * reductions[:learning],
-            first[:learning],
-            second[:learning],
-            t,
-            *settings[:learning].split(1, dim=1),
-        )
+        adamw_step(gradient * reductions[:learning], state, t)
     return deltas, (losses * inverse_rows.double()).float()
 
 

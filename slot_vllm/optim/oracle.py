@@ -9,6 +9,7 @@ from torch import Tensor
 
 from slot_vllm.optim.head import Head
 from slot_vllm.optim.optimize import Learned, Prompt
+from slot_vllm.params import SlotParams
 
 _TILE_BYTES = 256 << 20
 _VOCABULARY_TILE = 4096
@@ -40,9 +41,7 @@ def tiled_oracle(head: Head, prompt: Prompt) -> Tensor:
     delta = torch.zeros(head.hidden_size, dtype=torch.float64, device=head.weight.device)
     if not rows or not params.steps:
         return delta
-    optimizer = torch.optim.AdamW(
-        [delta], params.lr, betas=params.betas, eps=params.eps, weight_decay=params.weight_decay
-    )
+    optimizer = torchs_adamw(delta, params)
     tile = max(1, _TILE_BYTES // (8 * head.vocabulary))
     parts = range(0, head.vocabulary, _VOCABULARY_TILE)
     weights = [head.weight[v : v + _VOCABULARY_TILE] for v in parts]
@@ -67,6 +66,13 @@ def tiled_oracle(head: Head, prompt: Prompt) -> Tensor:
     return delta
 
 
+def torchs_adamw(delta: Tensor, params: SlotParams) -> torch.optim.AdamW:
+    """What takes the steps, here and in what ours is compared with."""
+    return torch.optim.AdamW(
+        [delta], params.lr, betas=params.betas, eps=params.eps, weight_decay=params.weight_decay
+    )
+
+
 def _autograd(head: Head, prompt: Prompt, dtype: torch.dtype) -> Learned:
     params = prompt.params
     hidden, weight = prompt.hidden.to(dtype), head.weight.to(dtype)
@@ -76,9 +82,7 @@ def _autograd(head: Head, prompt: Prompt, dtype: torch.dtype) -> Learned:
     if not rows or not params.steps:
         return Learned(delta, delta[:0], torch.tensor(True))
     delta.requires_grad_()
-    optimizer = torch.optim.AdamW(
-        [delta], params.lr, betas=params.betas, eps=params.eps, weight_decay=params.weight_decay
-    )
+    optimizer = torchs_adamw(delta, params)
 
     def loss() -> Tensor:
         logits = head.activate(F.linear(hidden + delta, weight, bias))

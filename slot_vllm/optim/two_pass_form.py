@@ -98,7 +98,8 @@ class TwoPassForm:
         shifts = None
         if deltas is not None:
             shifts = self._shifts[:active]
-            self._shift(deltas, shifts)
+            rounded = None if self._rounded is None else self._rounded[:active]
+            shift(self._head.weight, deltas, shifts, rounded)
         filling, self._filled = not self._filled, True
         for part in self._parts(active, filling):
             cached = part.first < len(self._cache)
@@ -112,7 +113,7 @@ class TwoPassForm:
             else:
                 hidden, head = self._hidden_of(part), self._head
                 partials = head_product(
-                    hidden, head.weight, head.bias, shifts, part, self._f, out=logits
+                    hidden, head.weight, head.bias, shifts, part, self._f, logits
                 )
             self._add_part(part, shifts, logits, partials, sums, losses)
         return sums, losses
@@ -129,16 +130,6 @@ class TwoPassForm:
         step = self._filling_rows if filling else max(1, cached)
         bounds = [*range(0, cached, step), *range(len(self._cache), stop, self._fresh_rows), stop]
         return [self._rows.part(a, b) for a, b in pairwise(bounds)]
-
-    def _shift(self, deltas: Tensor, out: Tensor) -> None:
-        weight = self._head.weight
-        if weight.device.type == "cpu":
-            shift(weight, deltas, out)
-        elif self._rounded is None:
-            torch.mm(deltas, weight.T, out=out)
-        else:
-            rounded = self._rounded[: len(deltas)]
-            out.copy_(torch.mm(deltas.to(weight.dtype), weight.T, out=rounded))
 
     def _add_part(
         self,

@@ -11,6 +11,7 @@ import pytest
 
 from slot_vllm.evaluation import config as configuration
 from slot_vllm.evaluation.config import ConfigError
+from slot_vllm.params import REQUEST_KEYS
 from tests.conftest import ROOT
 from tests.evaluation.conftest import ARMS, ENGINE, PROBLEMS, RunMain, WriteConfig
 
@@ -248,7 +249,9 @@ def test_what_a_sweep_may_not_be(
 def test_every_slot_setting_of_an_arm_is_named(write_config: WriteConfig) -> None:
     baseline, slot = configuration.load(write_config()).arms
     assert baseline.request_args() == {"slot_steps": 0}
-    assert slot.request_args() == {
+    args = slot.request_args()
+    assert set(args) == set(REQUEST_KEYS) - {"slot_preset"}
+    known = {
         "slot_steps": 3,
         "slot_lr": 0.1,
         "slot_betas": [0.9, 0.999],
@@ -260,6 +263,7 @@ def test_every_slot_setting_of_an_arm_is_named(write_config: WriteConfig) -> Non
         "slot_window": None,
         "slot_half_life": None,
     }
+    assert {**args, **known} == args
 
 
 def test_an_arm_may_name_a_preset_and_override_it(write_config: WriteConfig) -> None:

@@ -4,18 +4,13 @@ import torch
 from torch import Tensor
 
 from slot_vllm.kernels.activation import Activation
-from slot_vllm.kernels.adamw import adamw_step, torch_adamw_step
-from slot_vllm.kernels.apply_delta import add_bias_rows, torch_add_bias_rows
-from slot_vllm.kernels.column_sums import add_column_sums, torch_add_column_sums
-from slot_vllm.kernels.head_product import head_product, torch_head_product
+from slot_vllm.kernels.adamw import AdamW, adamw_step
+from slot_vllm.kernels.apply_delta import add_bias_rows
+from slot_vllm.kernels.column_sums import add_column_sums
+from slot_vllm.kernels.head_product import head_product
 from slot_vllm.kernels.ragged import RaggedRows, RowPart
-from slot_vllm.kernels.request_losses import add_request_losses, torch_add_request_losses
-from slot_vllm.kernels.row_statistics import (
-    finish_rows,
-    row_partials,
-    torch_finish_rows,
-    torch_row_partials,
-)
+from slot_vllm.kernels.request_losses import add_request_losses
+from slot_vllm.kernels.row_statistics import finish_rows, row_partials
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
@@ -46,10 +41,10 @@ def check_passes(
         logits = torch.empty(total, vocabulary, dtype=dtype, device=device)
         plain = torch.empty_like(logits)
         partials = head_product(hidden, weight, bias, shifts, part, f, logits)
-        torch_head_product(hidden, weight, bias, shifts, part, f, plain)
+        head_product.torch(hidden, weight, bias, shifts, part, f, plain)
         close(logits, plain, eps * hidden_size**0.5)
-        expected = torch_finish_rows(
-            *torch_row_partials(logits, shifts, part, f), logits, shifts, part, f, first_token
+        expected = finish_rows.torch(
+            *row_partials.torch(logits, shifts, part, f), logits, shifts, part, f, first_token
         )
         for maxima, totals in (partials, row_partials(logits, shifts, part, f)):
             found = finish_rows(maxima, totals, logits, shifts, part, f, first_token)
@@ -59,27 +54,25 @@ def check_passes(
         sums = torch.randn(len(lengths), vocabulary).to(device)
         plain_sums = sums.clone()
         add_column_sums(logits, shifts, lse, part, f, sums, first_token)
-        torch_add_column_sums(logits, shifts, lse, part, f, plain_sums, first_token)
+        add_column_sums.torch(logits, shifts, lse, part, f, plain_sums, first_token)
         close(sums, plain_sums, 1e-4)
         losses = torch.zeros(len(lengths), 2, dtype=torch.float64, device=device)
         there = torch.where(target_logits.isinf(), 0.0, target_logits)
         add_request_losses(lse, there, part, losses[:, 0])
-        torch_add_request_losses(lse, there, part, losses[:, 1])
+        add_request_losses.torch(lse, there, part, losses[:, 1])
         close(losses[:, 0], losses[:, 1], 1e-6)
 
 
 def check_adamw(device: str) -> None:
     torch.manual_seed(0)
     settings = torch.tensor([[0.1, 0.9, 0.999, 1e-5, 1e-8], [1.0, 0.5, 0.8, 1e-2, 0.3]])
-    columns = settings.to(device).split(1, dim=1)
-    mine = [torch.zeros(2, 1500, device=device) for _ in range(3)]
-    plain = [t.clone() for t in mine]
+    mine, plain = (AdamW.at_zero(settings.to(device), 1500) for _ in range(2))
     for step in range(1, 8):
         gradient = torch.randn(2, 1500).to(device)
-        for update, (p, m, v) in ((adamw_step, mine), (torch_adamw_step, plain)):
-            update(p, gradient, m, v, step, *columns)
-    for a, b in zip(mine, plain, strict=True):
-        close(a, b, 1e-4)
+        adamw_step(gradient, mine, step)
+        adamw_step.torch(gradient, plain, step)
+    for name in ("parameter", "first", "second"):
+        close(getattr(mine, name), getattr(plain, name), 1e-4)
 
 
 def check_apply_delta(device: str) -> None:
@@ -91,11 +84,11 @@ def check_apply_delta(device: str) -> None:
     logits[0] = -0.0
     before, plain = logits.clone(), logits.clone()
     add_bias_rows(logits, table, rows)
-    torch_add_bias_rows(plain, table, rows)
+    add_bias_rows.torch(plain, table, rows)
     assert torch.equal(logits, plain)
     factors = torch.tensor([0.0, 1.0, 0.3, 0.5, 2.0]).to(device)
     add_bias_rows(logits, table, rows, factors)
-    torch_add_bias_rows(plain, table, rows, factors)
+    add_bias_rows.torch(plain, table, rows, factors)
     close(logits, plain, 1e-6)
     untouched = rows == 0
     assert torch.equal(logits[untouched].view(torch.int32), before[untouched].view(torch.int32))

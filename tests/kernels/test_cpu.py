@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slot_vllm.kernels import compiled, onchip
+from slot_vllm.kernels import compiled, float32_tiles
 from slot_vllm.kernels.exponentials import (
     SHARPENED,
     Product,
@@ -51,7 +51,7 @@ def test_both_products_with_the_weight_are_exact_to_float32(
     vocabulary: int, hidden: int, requests: int, dtype: torch.dtype, tile: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onchip, "TILE_BYTES", tile)
+        patch.setattr(float32_tiles, "TILE_BYTES", tile)
         # Rows of a wider matrix, as a head without the padding of its columns would have.
         weight = normal(vocabulary, hidden + 3, seed=1, dtype=dtype)[:, :hidden]
         deltas, sums = normal(requests, hidden, seed=2), normal(requests, vocabulary, seed=3)

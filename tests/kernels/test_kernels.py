@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from slot_vllm.kernels.adamw import adamw_step
+from slot_vllm.kernels.adamw import AdamW, adamw_step
 from slot_vllm.kernels.apply_delta import add_bias_rows
 from slot_vllm.kernels.softmax_sums import add_softmax_sums
 
@@ -37,8 +37,7 @@ def test_softmax_sums_are_the_gradient_of_the_losses(
 def test_adamw_is_torchs_for_each_vector() -> None:
     torch.manual_seed(0)
     settings = [(0.1, 0.9, 0.999, 1e-5, 1e-8), (1.0, 0.5, 0.8, 1e-2, 0.3), (0.0, 0.0, 0.0, 1e-8, 0)]
-    columns = [torch.tensor([[s[i]] for s in settings]) for i in range(5)]
-    parameter, first, second = (torch.zeros(3, 8) for _ in range(3))
+    state = AdamW.at_zero(torch.tensor(settings), 8)
     references = [torch.zeros(8, dtype=torch.float64, requires_grad=True) for _ in settings]
     optimizers = [
         torch.optim.AdamW([r], lr=s[0], betas=(s[1], s[2]), eps=s[3], weight_decay=s[4])
@@ -46,12 +45,16 @@ def test_adamw_is_torchs_for_each_vector() -> None:
     ]
     for step in range(1, 6):
         gradient = torch.randn(3, 8)
-        adamw_step(parameter, gradient, first, second, step, *columns)
+        adamw_step(gradient, state, step)
         for i, (reference, optimizer) in enumerate(zip(references, optimizers, strict=True)):
             reference.grad = gradient[i].double()
             optimizer.step()
     expected = torch.stack([r.detach() for r in references])
-    torch.testing.assert_close(parameter.double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(state.parameter.double(), expected, rtol=1e-5, atol=1e-6)
+    # The others stay as they are.
+    before = state.parameter.clone()
+    adamw_step(torch.ones(1, 8), state, 6)
+    assert (state.parameter != before).any(dim=1).tolist() == [True, False, False]
 
 
 def test_bias_rows_leave_row_zero_alone() -> None:

@@ -18,7 +18,8 @@ from slot_vllm.optim.plain_form import PlainForm
 from slot_vllm.optim.prompt import Prompt
 from slot_vllm.optim.two_pass_form import TwoPassForm
 from slot_vllm.optim.workspace import Workspace
-from slot_vllm.params import SlotParams
+from slot_vllm.params import SHARING, SlotParams
+from slot_vllm.setting import Setting
 from tests.optim.test_optimize import MIB, make_head, make_prompt
 
 FORMS: list[type[Form]] = [CachedForm, PlainForm, TwoPassForm]
@@ -51,14 +52,17 @@ def assert_equal(head: Head, prompt: Prompt, learned: Learned, expected: Learned
     )
 
 
+# What is tried of each setting, if only of those on which delta depends.
+TRIED: dict[str, tuple[Any, ...]] = {
+    name: Setting.of(field).tried
+    for name, field in SlotParams.model_fields.items()
+    if name not in SHARING
+}
 OPTIONS: list[dict[str, Any]] = [
-    {"weight_decay": 0.1},
+    *({name: value} for name, values in TRIED.items() for value in values),
     {"reduction": "mean_over_rows", "eps": 1e-3},
-    {"loss_tokens": 7},
     {"loss_tokens": 1000},
-    {"loss_tokens": "user"},
     {"loss_tokens": "text", "lr": 1.0},
-    {"preset": "paper-vllm"},
 ]
 
 
@@ -142,6 +146,7 @@ def problem(name: str, cap: float | None) -> tuple[Head, list[Prompt], list[Lear
     return head, prompts, [oracle(head, prompt) for prompt in prompts]
 
 
+_DRAWN = ("preset", "steps", "lr")
 requests = st.fixed_dictionaries(
     {
         "length": st.sampled_from([1, 2, 5, 11, 40, 90]),
@@ -149,7 +154,7 @@ requests = st.fixed_dictionaries(
         "lr": st.sampled_from([0.003, 0.05, 0.5]),
     },
     optional={
-        "reduction": st.just("mean_over_rows"),
+        **{name: st.sampled_from(values) for name, values in TRIED.items() if name not in _DRAWN},
         "loss_tokens": st.sampled_from(["user", "text", 3, 30]),
     },
 )

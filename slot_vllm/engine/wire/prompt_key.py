@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from slot_vllm.params import SlotParams
+from slot_vllm.params import SHARING, SlotParams
 
 
 def prompt_key(
@@ -17,11 +17,11 @@ def prompt_key(
     epoch: tuple[int, int],
 ) -> bytes:
     """What determines a delta: 32 bytes, a SHA-256. skipped: how many of the first tokens are not
-    learned from. epoch: of the weights, and of the adapter's. Where a delta fades is none of it."""
+    learned from. epoch: of the weights, and of the adapter's."""
     lora = None
     if lora_request is not None:
         lora = (lora_request.lora_name, lora_request.lora_int_id, lora_request.lora_path)
-    learning = params.model_dump_json(exclude={"window", "half_life"})
+    learning = params.model_dump_json(exclude=set(SHARING))
     settings = (len(tokens), skipped, learning, lora, cache_salt, epoch)
     key = hashlib.sha256(repr(settings).encode())
     key.update(np.asarray(tokens, dtype=np.int64).tobytes())

@@ -8,34 +8,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from slot_vllm.kernels.adamw import AdamW
+
 _BLOCK = 1024
 
 
-def adamw_step(
-    parameter: Tensor,
-    gradient: Tensor,
-    first: Tensor,
-    second: Tensor,
-    step: int,
-    lr: Tensor,
-    beta1: Tensor,
-    beta2: Tensor,
-    eps: Tensor,
-    weight_decay: Tensor,
-) -> None:
+def adamw_step(gradient: Tensor, state: AdamW, step: int) -> None:
     """See ``slot_vllm.kernels.adamw.adamw_step``."""
-    vectors, size = parameter.shape
-    assert all(t.is_contiguous() for t in (parameter, gradient, first, second))
-    settings = (lr, beta1, beta2, eps, weight_decay)
-    # They are columns of one table.
-    (stride,) = {s.stride(0) for s in settings}
+    vectors, size = gradient.shape
+    moments = (state.first, state.second)
+    assert all(t.is_contiguous() for t in (state.parameter, gradient, *moments))
     _adamw_step[(vectors, -(-size // _BLOCK))](
-        parameter,
+        state.parameter,
         gradient,
-        first,
-        second,
-        *settings,
-        stride,
+        *moments,
+        *state.settings.split(1, dim=1),
+        state.settings.stride(0),
         step,
         size,
         BLOCK=_BLOCK,

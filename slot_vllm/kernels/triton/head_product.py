@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from slot_vllm.kernels import row_statistics
 from slot_vllm.kernels.activation import Activation
 from slot_vllm.kernels.ragged import RowPart
 from slot_vllm.kernels.triton.activation import activated
@@ -91,6 +92,8 @@ def head_product(
     assert out.shape == (rows, vocabulary) and len(part) == rows
     assert hidden.dtype == weight.dtype == out.dtype
     assert hidden.stride(1) == weight.stride(1) == out.stride(1) == 1
+    if not vocabulary:
+        return row_statistics.row_partials.torch(out, shifts, part, f)
     if blocks is None:
         blocks = product_blocks(
             hidden_size,

@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from slot_vllm.kernels import row_statistics
 from slot_vllm.kernels.activation import Activation
 from slot_vllm.kernels.ragged import RowPart
 from slot_vllm.kernels.triton.activation import activated
@@ -61,6 +62,8 @@ def row_partials(
     """See ``slot_vllm.kernels.row_statistics.row_partials``."""
     rows, vocabulary = logits.shape
     assert logits.stride(1) == 1 and len(part) == rows
+    if not vocabulary:
+        return row_statistics.row_partials.torch(logits, shifts, part, f)
     if blocks is None:
         longest = max(stop - start for _, start, stop in part.spans())
         blocks = partial_blocks(vocabulary, longest, rows, processors_of(logits.device))

@@ -17,6 +17,7 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from slot_vllm.chat_turns import ROLES
 from slot_vllm.params import REQUEST_KEYS, SlotConfig, SlotError, SlotParams, named
 from slot_vllm.presets import PRESETS
+from slot_vllm.setting import Setting
 from tests.engine.server import MODEL, Server
 from tests.engine.serving.conftest import LIMITS, LONGEST
 
@@ -57,6 +58,9 @@ def _choices(name: str) -> Any:
 
 
 valid: dict[str, Any] = {
+    f"slot_{name}": st.sampled_from(Setting.of(field).tried)
+    for name, field in SlotParams.model_fields.items()
+} | {
     "slot_preset": st.sampled_from(list(PRESETS)),
     "slot_steps": st.integers(0, 20),
     "slot_lr": st.one_of(st.floats(0, 1), st.floats(0, 100)),

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 import triton
-from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
@@ -22,6 +21,7 @@ from triton.runtime.jit import JITFunction
 
 from slot_vllm.kernels import backend
 from slot_vllm.kernels.activation import Activation
+from slot_vllm.kernels.adamw import AdamW
 from slot_vllm.kernels.ragged import RaggedRows
 from slot_vllm.kernels.triton import (
     adamw,
@@ -127,10 +127,9 @@ def check(compiled: Compiled, tmp_path: Path, aligned: bool = True) -> dict[str,
 def test_qwen_7b_with_512_rows(compiled: Compiled, tmp_path: Path) -> None:
     launch_all([512], 152064, 3584, torch.bfloat16, PLAIN, shifted=False)
     launch_all([512], 152064, 3584, torch.bfloat16, PLAIN, shifted=True)
-    settings = torch.empty(1, 6, device="meta").split(1, dim=1)[:5]
-    vectors: list[Tensor] = [torch.empty(1, 3584, device="meta") for _ in range(4)]
+    state = AdamW.at_zero(torch.empty(1, 6, device="meta")[:, :5], 3584)
     for step in (1, 2, 16):
-        adamw.adamw_step(*vectors, step, *settings)  # type: ignore[call-arg, arg-type]
+        adamw.adamw_step(torch.empty(1, 3584, device="meta"), state, step)
     table = torch.empty(65, 152064, device="meta")
     rows = torch.empty(64, dtype=torch.int64, device="meta")
     for factors in (None, torch.empty(64, device="meta")):

@@ -15,19 +15,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import slot_vllm.kernels.adamw as plain_adamw
+import slot_vllm.kernels.column_sums as plain_column_sums
+import slot_vllm.kernels.head_product as plain_head_product
+import slot_vllm.kernels.request_losses as plain_request_losses
+import slot_vllm.kernels.row_statistics as plain_row_statistics
 from slot_vllm.kernels.activation import Activation
-from slot_vllm.kernels.adamw import torch_adamw_step
-from slot_vllm.kernels.column_sums import torch_add_column_sums
-from slot_vllm.kernels.head_product import torch_head_product
+from slot_vllm.kernels.adamw import AdamW
 from slot_vllm.kernels.ragged import RaggedRows, RowPart
-from slot_vllm.kernels.request_losses import torch_add_request_losses
-from slot_vllm.kernels.row_statistics import torch_finish_rows, torch_row_partials
 from slot_vllm.kernels.triton.adamw import adamw_step
 from slot_vllm.kernels.triton.apply_delta import add_bias_rows
 from slot_vllm.kernels.triton.column_sums import SumBlocks, add_column_sums
 from slot_vllm.kernels.triton.head_product import ProductBlocks, head_product
 from slot_vllm.kernels.triton.request_losses import add_request_losses
 from slot_vllm.kernels.triton.row_statistics import PartialBlocks, finish_rows, row_partials
+
+torch_adamw_step = plain_adamw.adamw_step.torch
+torch_add_column_sums = plain_column_sums.add_column_sums.torch
+torch_add_request_losses = plain_request_losses.add_request_losses.torch
+torch_finish_rows = plain_row_statistics.finish_rows.torch
+torch_head_product = plain_head_product.head_product.torch
+torch_row_partials = plain_row_statistics.row_partials.torch
 
 
 @dataclass
@@ -326,9 +334,8 @@ def test_adamw(vectors: int, size: int, steps: int, seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
     choices = [(0.1, 0.9, 0.999, 1e-5, 1e-8), (1.0, 0.5, 0.8, 1e-2, 0.3), (0.0, 0.0, 0.0, 1e-8, 0)]
     picked = [choices[i % 3] for i in range(seed % 3, seed % 3 + vectors)]
-    columns = torch.tensor([[*c, 0.25] for c in picked]).split(1, dim=1)[:5]
-    mine = [torch.zeros(vectors, size) for _ in range(3)]
-    plain = [t.clone() for t in mine]
+    settings = torch.tensor([[*c, 0.25] for c in picked])[:, :5]
+    mine, plain = (AdamW.at_zero(settings, size) for _ in range(2))
     exact_parameters = [torch.zeros(size, dtype=torch.float64, requires_grad=True) for _ in picked]
     optimizers = [
         torch.optim.AdamW([p], lr=c[0], betas=(c[1], c[2]), eps=c[3], weight_decay=c[4])
@@ -336,16 +343,16 @@ def test_adamw(vectors: int, size: int, steps: int, seed: int) -> None:
     ]
     for step in range(1, steps + 1):
         gradient = torch.randn(vectors, size, generator=g)
-        adamw_step(mine[0], gradient, mine[1], mine[2], step, *columns)
-        torch_adamw_step(plain[0], gradient, plain[1], plain[2], step, *columns)
+        adamw_step(gradient, mine, step)
+        torch_adamw_step(gradient, plain, step)
         for i, (parameter, optimizer) in enumerate(zip(exact_parameters, optimizers, strict=True)):
             parameter.grad = gradient[i].double()
             optimizer.step()
     expected = torch.stack([p.detach() for p in exact_parameters])
     scale = max(c[0] for c in picked)
-    close(mine[0] / max(scale, 1e-9), expected / max(scale, 1e-9), 2e-5 * steps)
-    for a, b in zip(mine, plain, strict=True):
-        close(a, b, 1e-5 * steps)
+    close(mine.parameter / max(scale, 1e-9), expected / max(scale, 1e-9), 2e-5 * steps)
+    for name in ("parameter", "first", "second"):
+        close(getattr(mine, name), getattr(plain, name), 1e-5 * steps)
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)

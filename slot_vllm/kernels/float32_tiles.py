@@ -1,4 +1,4 @@
-"""How much of a matrix a CPU's caches hold: the size of the tiles that are widened to float32."""
+"""A matrix in float32, a tile at a time that a CPU's caches hold."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from torch import Tensor
 TILE_BYTES = 6 << 20
 
 
-def widened(matrix: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+def float32_tiles(matrix: Tensor) -> Iterator[tuple[int, int, Tensor]]:
     """(first row, last row + 1, rows) of ``matrix`` (m, k) in float32; each ``rows`` is valid until
     the next one. float32 matrices come as a whole."""
     if matrix.dtype == torch.float32:
