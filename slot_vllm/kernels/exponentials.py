@@ -36,9 +36,9 @@ def stored(logits: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Product:
     """What logits (r, V) were made of: hidden (r, d), weight (V, d), both of one dtype, and bias
-    (V,) or None. With it the exponentials above ``SHARPENED`` of their row's total, and the losses,
-    are made of float32 logits: of the error that the rounding of bf16 logits leaves in delta this
-    takes away all but a fifth."""
+    (V,) or None. With it the losses, and the exponentials above ``SHARPENED`` of their row's total,
+    are made of float32 logits. That removes four fifths of the error that bf16 logits leave in
+    delta."""
 
     hidden: Tensor
     weight: Tensor

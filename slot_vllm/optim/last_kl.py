@@ -1,4 +1,4 @@
-"""What a delta does where it is first applied, for those who want to know."""
+"""How far a delta moves the next-token distribution at the prompt's last position."""
 
 import torch
 from torch import Tensor

@@ -64,7 +64,7 @@ class Rows:
             if count and (count >= _FRESH_ROWS or i + 1 == len(own)):
                 self._head.product(_joined(waiting), out=self._cache[first : first + count])
                 first, waiting = first + count, []
-        # They lie end to end: apart, from the last one on, and what is shared between them.
+        # They lie end to end. Move them apart, the last ones first, and copy shared rows between.
         for i in reversed(range(len(own))):
             start = first - len(own[i])
             move_down(self._cache, start, first, self._offsets[i] + shared[i].count - start)

@@ -30,7 +30,7 @@ class OtherRankFailed(RuntimeError):
 
 
 class CollectiveFailed(RuntimeError):
-    """There is nothing left that the ranks could do together."""
+    """A collective failed: the ranks can exchange nothing any more."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,8 @@ class Exchange:
 
     @contextmanager
     def agreeing(self) -> Iterator[None]:
-        """What is raised within on any rank is raised on all. Raises OtherRankFailed on those that
-        are well themselves, CollectiveFailed where there is no agreeing."""
+        """An error within on one rank is an error on all: OtherRankFailed on those that are well
+        themselves. Raises CollectiveFailed where the ranks cannot agree."""
         if self._original is None:
             yield
             return

@@ -19,8 +19,8 @@ class Shared:
 
 
 def shared_rows(hidden: Sequence[Tensor]) -> list[Shared]:
-    """Of each (n, d), with which of those before it it shares most. On a CPU only: a GPU would have
-    to be waited for."""
+    """For each prompt's hidden states (n, d), the earlier prompt with which it shares most rows. On
+    a CPU only: the host would have to wait for a GPU."""
     found = []
     for i, rows in enumerate(hidden):
         own = Shared()
@@ -39,7 +39,7 @@ def _same_rows(first: Tensor, second: Tensor) -> int:
 
 
 def move_down(cache: Tensor, start: int, stop: int, gap: int) -> None:
-    """Rows [start, stop) by ``gap`` rows, over each other where that is less than they are."""
+    """Move rows [start, stop) down by ``gap`` rows; source and target may overlap."""
     while gap and start < stop:
         count = min(gap, stop - start)
         cache[stop + gap - count : stop + gap] = cache[stop - count : stop]

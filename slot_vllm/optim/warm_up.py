@@ -1,4 +1,4 @@
-"""Compiling what an engine's requests will need, before they do."""
+"""Compiles kernels when an engine starts, before a request needs them."""
 
 import torch
 

@@ -21,12 +21,7 @@ from slot_vllm.engine.frontend.wraps import is_wrapped, mark
 from slot_vllm.engine.wire.engine_settings import asks_for_slot, read_config
 from slot_vllm.engine.wire.resolved import RESOLVED, Resolved, ResolvedDict
 from slot_vllm.loss_tokens import LossTokens
-from slot_vllm.params import (
-    SlotConfig,
-    SlotError,
-    SlotParams,
-    named,
-)
+from slot_vllm.params import SlotConfig, SlotError, SlotParams, named
 
 logger = logging.getLogger("vllm.slot_vllm")
 
@@ -34,19 +29,15 @@ LONG_PROMPT = "long_prompt"
 
 
 class AcceptedDict(dict[str, Any]):
-    """Marks the ``extra_args`` of a request whose response has begun: what stands in the way of one
-    of its later prompts leaves SLOT out of that prompt, and is no error any more."""
+    """Marks the ``extra_args`` of a request whose response has begun: a later prompt of it that
+    cannot have SLOT is served without it, as an error comes too late."""
 
 
 class Admission:
     """Admission to one engine. ``check``, ``spans`` and ``admit`` raise VLLMValidationError.
     tokenizer: gives the engine's, or None."""
 
-    def __init__(
-        self,
-        config: SlotConfig,
-        tokenizer: Callable[[], Any] = lambda: None,
-    ) -> None:
+    def __init__(self, config: SlotConfig, tokenizer: Callable[[], Any] = lambda: None) -> None:
         self.config = config
         self._tokenizer = tokenizer
         self._loss_tokens: LossTokens | None = None
@@ -61,7 +52,7 @@ class Admission:
         lora_request: Any,
         prompt_tokens: int,
     ) -> str | None:
-        """Why a request cannot have SLOT; a short name that is also the counter's."""
+        """Why a request cannot have SLOT, as the counter names it; None if it can."""
         if resumable:
             return "streaming_input"
         if embeddings:
@@ -103,7 +94,7 @@ class Admission:
     def spans(
         self, extra_args: Mapping[str, Any] | None, params: SlotParams, tokens: Sequence[int]
     ) -> tuple[list[tuple[int, int]] | None, str | None]:
-        """Where the tokens stand that the request learns from, None if that needs no tokenizer; and
+        """The spans of the tokens that the request learns from, None if no tokenizer is needed; and
         why it is bypassed, or None."""
         wanted = params.words
         if not params.steps or wanted is None:
@@ -120,7 +111,7 @@ class Admission:
         return None, "loss_tokens"
 
     def check_params(self, params: Any) -> None:
-        """Before vLLM's work on the prompt: bad settings are the cheapest error."""
+        """Refuse bad settings before vLLM works on the prompt."""
         if isinstance(params, SamplingParams):
             self.check(params.extra_args, None)
 

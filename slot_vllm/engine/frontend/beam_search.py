@@ -10,7 +10,7 @@ from slot_vllm.engine.wire.resolved import BEAM_SEARCH
 
 
 def search(prompts: int) -> Origin:
-    """Of a search that begins with so many prompts; each counts as one request."""
+    """The origin of a search over so many prompts, each of which counts as one request."""
     return Origin(BEAM_SEARCH, prompts)
 
 

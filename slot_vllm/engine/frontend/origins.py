@@ -6,15 +6,15 @@ from contextvars import ContextVar
 
 
 class Origin:
-    """What submits requests. reason: why they have no SLOT, also the counter's name. prompts: how
-    many of them count, of which each prompt has at least one; None: all."""
+    """A call of vLLM that submits requests. reason: why they have no SLOT, as the counter names it.
+    prompts: how many prompts the call has; so many of its requests count. None: all count."""
 
     def __init__(self, reason: str, prompts: int | None = None) -> None:
         self.reason = reason
         self._left = prompts
 
     def counts(self) -> bool:
-        """Whether the next request counts; to be asked once for each."""
+        """Whether the next request counts. Call it once per request."""
         if self._left is None:
             return True
         self._left -= 1
@@ -26,7 +26,7 @@ _current: ContextVar[Origin | None] = ContextVar("slot_vllm_origin", default=Non
 
 @contextmanager
 def submitting(origin: Origin) -> Iterator[None]:
-    """Requests that are submitted within, also by tasks that are created within, are of it."""
+    """Requests that are submitted within, also by tasks created within, have this origin."""
     token = _current.set(origin)
     try:
         yield
@@ -35,5 +35,5 @@ def submitting(origin: Origin) -> Iterator[None]:
 
 
 def current_origin() -> Origin | None:
-    """Of the request that is being submitted; None for one that a caller asked for."""
+    """The origin of the request that is being submitted; None if a caller asked for it."""
     return _current.get()

@@ -1,7 +1,7 @@
 """Entry point of vLLM's general plugins, loaded in every process of every engine.
 
-It wraps ``EngineArgs.create_engine_config``, a start-up function, and nothing else. What else a
-SLOT engine needs is put in place when an engine asks for it, on objects that belong to that engine.
+It wraps ``EngineArgs.create_engine_config``, a start-up function, and nothing else. Everything else
+is put in place when an engine asks for SLOT, on objects that belong to that engine.
 """
 
 import functools
@@ -75,8 +75,8 @@ def _prepare(vllm_config: Any, usage_context: Any) -> None:
     unknown = release.missing("scoring") if serves else []
     if unknown:
         logger.warning(
-            "SLOT does not find all that it knows to score texts; if it is elsewhere in this "
-            "release, SLOT learns from what is scored there: %s",
+            "SLOT does not find some endpoints that score texts; if this release has them "
+            "elsewhere, SLOT learns from the texts that they score: %s",
             release.describe(unknown),
         )
     traces = vllm_config.observability_config.otlp_traces_endpoint is not None

@@ -1,7 +1,7 @@
-"""SLOT's settings in vLLM's request models as the client sent them.
+"""Keeps SLOT's settings in vLLM's request models as the client sent them.
 
-The field ``vllm_xargs`` makes 1 of a JSON ``true``. Who has no HTTP request to look at (``vllm
-run-batch``, callers of the serving methods) would take that for what was asked.
+The field ``vllm_xargs`` turns a JSON ``true`` into 1. Without an HTTP request to look at (``vllm
+run-batch``, callers of the serving methods) that would pass for a number that was asked for.
 """
 
 from collections.abc import Mapping

@@ -18,8 +18,8 @@ _HERE = PATH.partition("{")[0]
 
 
 def receipts_of(engine_client: Any) -> BatchedRpc[list[ReceiptDict]]:
-    """By the ids of responses. A prompt is in one data-parallel engine, and of the ranks of an
-    engine's last pipeline stage each knows all of it."""
+    """Receipts by the ids of responses. A prompt is in one data-parallel engine, and every rank of
+    that engine's last pipeline stage has its receipt."""
 
     async def ask(response_ids: list[str]) -> dict[str, list[ReceiptDict]]:
         engines = await ask_engines(engine_client, "slot_receipts", response_ids)

@@ -62,9 +62,9 @@ class LimitedCompletions(Scheduler):
     def _reserve_prefill_lookahead(
         self, request: Request, num_computed_tokens: int, num_new_tokens: int
     ) -> int:
-        """The last word on how many tokens a request gets, of running and of waiting ones."""
+        """vLLM's last step in choosing how many tokens a running or waiting request gets."""
         if self._looked_far:
-            # None of those that wait: vLLM then looks at no further one.
+            # With no tokens for this one vLLM looks at no further waiting request.
             return 0
         tokens = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
         length = request.num_prompt_tokens
@@ -97,7 +97,7 @@ class LimitedCompletions(Scheduler):
 
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
         for request, key in self._completing.items():
-            # Some found no KV blocks.
+            # Those without KV blocks were not scheduled.
             if request.request_id in scheduler_output.num_scheduled_tokens:
                 self._completed.add(request)
                 if isinstance(key, bytes):
@@ -114,8 +114,8 @@ class LimitedCompletions(Scheduler):
         return self._passed_over >= self.scheduler_config.max_num_seqs
 
     def _incomplete(self, request: Request, computed: int) -> int:
-        """How many tokens can be computed of a prompt that may not complete, ``computed`` of which
-        are there."""
+        """How many more tokens of a prompt can be computed without completing it, after
+        ``computed``."""
         if not self.scheduler_config.enable_chunked_prefill:
             return 0
         held_back = max(1, self.num_prefill_lookahead)
@@ -150,7 +150,7 @@ class LimitedCompletions(Scheduler):
             try:
                 found = self._describe(request)
             except Exception:
-                # The worker, which meets the same, counts it.
+                # The worker fails in the same way, and counts it.
                 found = _Prompt(False)
                 if not self._failed:
                     self._failed = True

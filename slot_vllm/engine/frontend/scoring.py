@@ -1,4 +1,4 @@
-"""Endpoints that score texts: SLOT adapts answers, not scores, so that their requests have none."""
+"""Endpoints that score texts: SLOT adapts answers, not scores, so their requests have no SLOT."""
 
 import functools
 import importlib
@@ -14,12 +14,12 @@ from slot_vllm.params import named
 
 
 def scores() -> Origin:
-    """Of the requests of one call; each counts."""
+    """The origin of one call's requests, each of which counts."""
     return Origin("scoring")
 
 
 def check_scoring(request: Any) -> None:
-    """A request to one of these endpoints. Raises VLLMValidationError if it names a setting."""
+    """Raise VLLMValidationError if a request to one of these endpoints names a setting."""
     beside = request.model_extra or {}
     within = beside.get("vllm_xargs")
     keys = [*named(beside), *named(within if isinstance(within, dict) else None)]

@@ -59,8 +59,8 @@ def _hook(serving: Any, admission: Admission) -> None:
         return
     generate = serving._generate_with_builtin_tools
 
-    # Of /v1/responses, where _log_inputs is called once the response has begun, for each of the
-    # prompts that the calls of tools make. Not async: it answers before the generator starts.
+    # /v1/responses calls _log_inputs only once the response has begun, for the prompt of each tool
+    # call. Not async, so that it raises before the generator starts.
     def checked_generate(
         *args: Any, engine_input: Any, sampling_params: Any, lora_request: Any, **kwargs: Any
     ) -> Any:
@@ -86,7 +86,7 @@ def _checked(entry: Any, admission: Admission) -> Any:
 
 
 async def check_entry(admission: Admission, request: Any, raw_request: Any) -> None:
-    """A request as it came. Raises VLLMValidationError."""
+    """Check a request as the client sent it. Raises VLLMValidationError."""
     settings = getattr(request, "vllm_xargs", None)
     outside: Any = getattr(request, "model_extra", None) or {}
     if raw_request is not None:
@@ -102,8 +102,8 @@ async def check_entry(admission: Admission, request: Any, raw_request: Any) -> N
 
 
 def check_inputs(admission: Admission, inputs: Any, params: Any, lora_request: Any) -> None:
-    """The last call before generation starts that has the prompt, its settings and its adapter.
-    Raises VLLMValidationError."""
+    """Check a request in the last call before generation starts, which has the prompt, its settings
+    and its adapter. Raises VLLMValidationError."""
     if isinstance(params, SamplingParams) and isinstance(inputs, dict):
         reason = admission.obstacle(
             multimodal=inputs.get("type") == "multimodal",
@@ -118,7 +118,7 @@ def check_inputs(admission: Admission, inputs: Any, params: Any, lora_request: A
 
 
 def check_generation(admission: Admission, inputs: Any, params: Any, lora_request: Any) -> None:
-    """As ``check_inputs``, for the first prompt of a request whose later ones tool calls make: what
-    stands in the way of those is no error any more. Raises VLLMValidationError."""
+    """``check_inputs`` of a request's first prompt. Its later ones, which tool calls make, are
+    served without SLOT where they cannot have it. Raises VLLMValidationError."""
     check_inputs(admission, inputs, params, lora_request)
     params.extra_args = AcceptedDict(params.extra_args or {})

@@ -66,10 +66,7 @@ def refuse_what_cannot_work(vllm_config: Any, usage_context: Any) -> None:
         ),
         **{
             f"{name} {getattr(parallel, name)} (allowed: 1)": getattr(parallel, name) != 1
-            for name in (
-                "prefill_context_parallel_size",
-                "decode_context_parallel_size",
-            )
+            for name in ("prefill_context_parallel_size", "decode_context_parallel_size")
         },
     }
     found = [reason for reason, holds in reasons.items() if holds]

@@ -20,10 +20,12 @@ class ResolvedDict(dict[str, Any]):
 
 @dataclass(frozen=True)
 class Resolved:
-    """request_id: as the caller knows it. bypassed: why SLOT is left out, or None. cache_salt: the
-    request's, which vLLM keeps from the workers. spans: where the tokens stand that are learned
-    from, if only the tokenizer can tell. counted: whether it is a request of its own, and not a
-    further step of a search. version: of the package that admitted it."""
+    """request_id: as the caller knows it.
+    bypassed: why SLOT is left out, or None.
+    cache_salt: the request's, which vLLM does not tell the workers.
+    spans: where the tokens stand that are learned from, if only the tokenizer can tell.
+    counted: whether it is a request of its own, and not a further step of a search.
+    version: of the package that admitted it."""
 
     request_id: str
     params: SlotParams
@@ -35,15 +37,7 @@ class Resolved:
 
 
 def read_resolved(value: Mapping[str, Any]) -> Resolved:
-    params = SlotParams(**value["params"])
-    return Resolved(
-        value["request_id"],
-        params,
-        value["bypassed"],
-        value["cache_salt"],
-        value.get("spans"),
-        value.get("counted", True),
-    )
+    return Resolved(**{**value, "params": SlotParams(**value["params"])})
 
 
 def read_admitted(value: Mapping[str, Any]) -> Resolved:
