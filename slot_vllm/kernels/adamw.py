@@ -25,7 +25,8 @@ class AdamW:
     @classmethod
     def at_zero(cls, settings: Tensor, size: int) -> "AdamW":
         zeros = torch.zeros(3, len(settings), size, dtype=torch.float32, device=settings.device)
-        return cls(*zeros.unbind(), settings)
+        parameter, first, second = zeros.unbind()
+        return cls(parameter, first, second, settings)
 
 
 @Kernel
