@@ -15,6 +15,7 @@ from slot_vllm.chat_turns import ROLES
 from slot_vllm.evaluation.config import RunConfig
 from slot_vllm.params import SlotParams
 from slot_vllm.presets import PRESETS
+from slot_vllm.setting import Setting
 from slot_vllm.validation_errors import Allowed
 
 PATH = Path(__file__).resolve().parents[1] / "configs" / "schema.json"
@@ -52,8 +53,10 @@ class _Schema(GenerateJsonSchema):
             of_key |= _BY_VALIDATOR.get(key, {})
             if any(_takes_none(mark) for mark in model.model_fields[key].metadata):
                 of_key["anyOf"].append({"const": "none"})
-            if key in of_keys:
-                of_key["description"] = of_keys[key]
+            declared = [m for m in model.model_fields[key].metadata if isinstance(m, Setting)]
+            said = declared[0].meaning if declared else of_keys.get(key)
+            if said:
+                of_key["description"] = said
         return found
 
 

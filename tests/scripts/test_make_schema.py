@@ -109,5 +109,5 @@ def test_a_typo_is_found(
 def test_keys_are_described(script: ModuleType) -> None:
     schema = script.schema()
     assert "get:NAME" in schema["properties"]["model"]["description"]
-    assert "first so many" in schema["$defs"]["Arm"]["properties"]["window"]["description"]
+    assert "generated tokens" in schema["$defs"]["Arm"]["properties"]["window"]["description"]
     assert schema["description"] == "One run: every arm answers every task on the same engine."
