@@ -73,14 +73,15 @@ def test_a_block_of_no_kind_is_an_error(tables: ModuleType) -> None:
 
 
 def test_what_the_readme_says_of_the_quickstart() -> None:
-    baseline, paper, safe = read_results(REFERENCE / "quickstart" / RESULTS).arms
+    baseline, paper, one_step = read_results(REFERENCE / "quickstart" / RESULTS).arms
     assert (paper.steps, paper.lr) == (5, 0.1)
     told = {
         arm.name: {name for name, m in arm.metrics.items() if (m.p_value_holm or 1) <= 0.05}
-        for arm in (baseline, paper, safe)
+        for arm in (baseline, paper, one_step)
     }
-    assert told == {"baseline": set(), "paper": {CUT_OFF, LOOPS}, "safe": set()}
+    assert told == {"baseline": set(), "paper": {CUT_OFF, LOOPS}, "steps1": {CUT_OFF}}
     assert all((paper.metrics[name].difference or 0) > 0 for name in (CUT_OFF, LOOPS))
+    assert (one_step.metrics[CUT_OFF].difference or 0) < 0
 
 
 STUDY = sorted((REFERENCE / "study").iterdir())
