@@ -25,15 +25,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from slot_vllm.evaluation.directory import RESULTS, read_inspections, read_results
-from slot_vllm.evaluation.record import (
-    BASELINE,
-    CUT_OFF,
-    LOOPS,
-    Compared,
-    Result,
-    Sample,
-    TokenShift,
-)
+from slot_vllm.evaluation.inspection_record import TokenShift
+from slot_vllm.evaluation.record import BASELINE, CUT_OFF, LOOPS, Compared, Result, Sample
 from slot_vllm.evaluation.samples import SAMPLES, SampleFile
 from slot_vllm.params import REQUEST_PREFIX, SlotConfig, SlotParams
 from slot_vllm.setting import Setting

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slot_vllm.evaluation import published_table
-from slot_vllm.evaluation.config import ConfigError
+from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.published_table import PublishedRun
 
 ROOT = Path(__file__).resolve().parents[1]

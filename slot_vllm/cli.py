@@ -12,7 +12,7 @@ from typing import Any
 from slot_vllm import __version__
 from slot_vllm.evaluation.__main__ import add_options, evaluate
 from slot_vllm.evaluation.command_line import Parser, add_config, exit_code, leave
-from slot_vllm.evaluation.config import ConfigError
+from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.models.catalog import MODELS, PREFIX, find
 
 # Of what follows a command's name, for its help; those of ``bench`` are its own.

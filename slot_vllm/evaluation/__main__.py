@@ -10,7 +10,8 @@ from pathlib import Path
 
 from slot_vllm.evaluation import config as configuration
 from slot_vllm.evaluation.command_line import Parser, add_config, exit_code, leave
-from slot_vllm.evaluation.config import ConfigError, RunConfig, RunFailed
+from slot_vllm.evaluation.config import RunConfig
+from slot_vllm.evaluation.errors import ConfigError, RunFailed
 
 
 def main(arguments: Sequence[str]) -> int:

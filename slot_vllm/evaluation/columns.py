@@ -9,8 +9,8 @@ from decimal import Decimal
 from typing import Any
 
 from slot_vllm.evaluation import unicode_text
-from slot_vllm.evaluation.config import ConfigError
 from slot_vllm.evaluation.data_files import Item, Row
+from slot_vllm.evaluation.errors import ConfigError
 
 # A problem's own id, by which answers from elsewhere name it.
 IDS = ("id", "unique_id", "key", "record_id", "problem_id", "question_id")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from slot_vllm.evaluation.config import ConfigError, RunFailed
+from slot_vllm.evaluation.errors import ConfigError, RunFailed
 from slot_vllm.evaluation.interruption import EXIT_INTERRUPTED, Interruption, end_process
 
 EXIT_FAILED = 1

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from slot_vllm.evaluation import as_published, published_table, statistics
-from slot_vllm.evaluation.config import ConfigError
 from slot_vllm.evaluation.directory import read_results
+from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.published_table import CRITICAL, PublishedRun
 from slot_vllm.evaluation.record import Result, RunRecord
 

@@ -15,6 +15,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from slot_vllm.evaluation import ready_files, unicode_text
 from slot_vllm.evaluation.control import Example
+from slot_vllm.evaluation.errors import ConfigError
+from slot_vllm.evaluation.models.get import path as model_path
 from slot_vllm.evaluation.overrides import OverrideError, override
 from slot_vllm.evaluation.record import BASELINE, Arm, Name
 from slot_vllm.params import SlotConfig, SlotError, SlotParams
@@ -29,14 +31,6 @@ AS_IT_RAN = "# The configuration of this run, defaults included.\n"
 
 # The evaluation sets these itself, from `model` and `slot`.
 RESERVED_ENGINE_OPTIONS = ("model", "worker_extension_cls", "additional_config")
-
-
-class ConfigError(ValueError):
-    """Bad input of a run: one line that says what, where and what is allowed."""
-
-
-class RunFailed(RuntimeError):
-    """A run that failed for a reason which its input does not show."""
 
 
 def _template(value: Any) -> Any:
@@ -275,9 +269,7 @@ def check_paths(config: RunConfig) -> None:
         if file is not None and not Path(file).is_file():
             raise ConfigError(f"{key}={file!r}: no such file (from {Path.cwd()})")
     system_prompt(config)
-    from slot_vllm.evaluation.models.get import path  # here: it imports this module
-
-    if path(config.model) == config.model and not Path(config.model).exists():
+    if model_path(config.model) == config.model and not Path(config.model).exists():
         # `org/name` may be a hub's name; a script makes a path that is not there yet.
         is_path = config.model.startswith((".", "/")) or config.model.count("/") > 1
         if is_path and config.model_script is None:

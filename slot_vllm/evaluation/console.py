@@ -9,7 +9,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.text import Text
 
-from slot_vllm.evaluation.config import ConfigError
+from slot_vllm.evaluation.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 

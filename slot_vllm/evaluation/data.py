@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from slot_vllm.evaluation import columns, data_files, data_layout
-from slot_vllm.evaluation.config import ConfigError
 from slot_vllm.evaluation.data_files import Row
+from slot_vllm.evaluation.errors import ConfigError
 
 Dataset = Mapping[str, Sequence[Row]]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from slot_vllm.evaluation import data_files
-from slot_vllm.evaluation.config import ConfigError
+from slot_vllm.evaluation.errors import ConfigError
 
 UNNAMED = ""
 """The split of files whose names say none."""

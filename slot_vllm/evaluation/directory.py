@@ -10,13 +10,10 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from slot_vllm.evaluation.config import AS_IT_RAN, ConfigError, RunConfig, Task
-from slot_vllm.evaluation.record import (
-    SCHEMA,
-    Inspection,
-    RunRecord,
-    schema_of,
-)
+from slot_vllm.evaluation.config import AS_IT_RAN, RunConfig, Task
+from slot_vllm.evaluation.errors import ConfigError
+from slot_vllm.evaluation.inspection_record import Inspection
+from slot_vllm.evaluation.record import SCHEMA, RunRecord, schema_of
 from slot_vllm.evaluation.run_settings import (
     changed,
     without_system_prompt,

@@ -8,8 +8,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from slot_vllm.evaluation.config import ConfigError
 from slot_vllm.evaluation.console import console
+from slot_vllm.evaluation.errors import ConfigError
 
 logger = logging.getLogger("engine")
 

@@ -12,13 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from slot_vllm.evaluation.config import (
-    KEPT_LOSSES,
-    RESERVED_ENGINE_OPTIONS,
-    ConfigError,
-    RunConfig,
-    RunFailed,
-)
+from slot_vllm.evaluation.config import KEPT_LOSSES, RESERVED_ENGINE_OPTIONS, RunConfig
+from slot_vllm.evaluation.errors import ConfigError, RunFailed
 from slot_vllm.evaluation.models import memory
 from slot_vllm.evaluation.models.get import path as model_path
 

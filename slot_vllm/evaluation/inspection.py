@@ -10,12 +10,14 @@ from lighteval.tasks.requests import Doc
 
 from slot_vllm.evaluation import config as configuration
 from slot_vllm.evaluation import inspection_view, tasks, unicode_text
-from slot_vllm.evaluation.config import ConfigError, RunConfig
+from slot_vllm.evaluation.config import RunConfig
 from slot_vllm.evaluation.console import say
+from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.generation import Engine, Request, check_option_names, check_sampling
+from slot_vllm.evaluation.inspection_record import Inspection, PromptShifts
 from slot_vllm.evaluation.lighteval_model import SlotModel
 from slot_vllm.evaluation.model_script import make_model
-from slot_vllm.evaluation.record import Arm, Inspection, PromptShifts
+from slot_vllm.evaluation.record import Arm
 from slot_vllm.evaluation.run_settings import changed
 from slot_vllm.evaluation.stage import Stage
 from slot_vllm.evaluation.tasks import EvaluationTask

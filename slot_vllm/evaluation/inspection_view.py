@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from slot_vllm.evaluation.config import ConfigError
-from slot_vllm.evaluation.record import Inspection, Shifts, TokenShift
+from slot_vllm.evaluation.errors import ConfigError
+from slot_vllm.evaluation.inspection_record import Inspection, Shifts, TokenShift
 
 SUFFIXES = (".png", ".svg")
 RAISED, LOWERED = "#2a6f97", "#c1666b"

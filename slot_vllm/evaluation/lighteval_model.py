@@ -27,8 +27,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from slot_vllm.evaluation import benchmarks, engine_output, unicode_text
 from slot_vllm.evaluation.answering import Answering
-from slot_vllm.evaluation.config import ConfigError, RunConfig, load, system_prompt
+from slot_vllm.evaluation.config import RunConfig, load, system_prompt
 from slot_vllm.evaluation.control import Control
+from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.frequency_bias import PromptFrequencies, frequencies
 from slot_vllm.evaluation.generation import (
     Completion,

@@ -5,7 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from slot_vllm.evaluation.config import ConfigError, RunConfig
+from slot_vllm.evaluation.config import RunConfig
+from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.models import get
 from slot_vllm.evaluation.models.catalog import PREFIX, find
 

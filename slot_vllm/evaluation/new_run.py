@@ -11,8 +11,9 @@ from pydantic import ValidationError
 from vllm.platforms import current_platform
 
 from slot_vllm.evaluation import benchmarks, columns, data_files, ready_files, tasks
-from slot_vllm.evaluation.config import ConfigError, RunConfig, check_paths
+from slot_vllm.evaluation.config import RunConfig, check_paths
 from slot_vllm.evaluation.data_files import Item
+from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.models.catalog import PREFIX
 from slot_vllm.validation_errors import describe
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from slot_vllm.evaluation.config import ConfigError
+from slot_vllm.evaluation.errors import ConfigError
 
 TABLE = Path(__file__).with_name("published_results.csv")
 COLUMNS = ("task", "model", "steps", "lr", "accuracy")

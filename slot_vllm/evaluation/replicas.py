@@ -10,7 +10,8 @@ import ray
 import torch
 from ray.exceptions import RayActorError, RayError
 
-from slot_vllm.evaluation.config import ConfigError, Ray, RunFailed
+from slot_vllm.evaluation.config import Ray
+from slot_vllm.evaluation.errors import ConfigError, RunFailed
 from slot_vllm.evaluation.generation import (
     Completion,
     OnTokens,

@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, requires
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from slot_vllm.evaluation.config import ConfigError
+from slot_vllm.evaluation.errors import ConfigError
 
 # Tasks that split answers into sentences and tell their language, by the folder of their file.
 _SPLIT_SENTENCES = {"ifeval", "ifbench"}

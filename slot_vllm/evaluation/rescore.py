@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from slot_vllm.evaluation import stored_tasks, tasks
-from slot_vllm.evaluation.config import ConfigError, RunConfig
+from slot_vllm.evaluation.config import RunConfig
 from slot_vllm.evaluation.directory import RESULTS, read_results, write_results
+from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.plan import Part, Plan
 from slot_vllm.evaluation.record import RunRecord, Sample, TaskDefinition
 from slot_vllm.evaluation.run_settings import changed

@@ -9,8 +9,9 @@ from lighteval.tasks.requests import Doc
 
 from slot_vllm.evaluation import inspection, report, scoring, tasks
 from slot_vllm.evaluation.answering import Answering
-from slot_vllm.evaluation.config import ConfigError, RunConfig
+from slot_vllm.evaluation.config import RunConfig
 from slot_vllm.evaluation.directory import RunDirectory
+from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.generation import check_option_names, check_sampling
 from slot_vllm.evaluation.lighteval_model import Answer, SlotModel
 from slot_vllm.evaluation.model_script import make_model

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from slot_vllm.evaluation import columns, data_files, ready_files, scoring, tasks
-from slot_vllm.evaluation.config import ConfigError, RunConfig, RunFailed, Task
+from slot_vllm.evaluation.config import RunConfig, Task
 from slot_vllm.evaluation.data_files import Item
+from slot_vllm.evaluation.errors import ConfigError, RunFailed
 from slot_vllm.evaluation.record import Estimate, Scored
 from slot_vllm.evaluation.tasks import EvaluationTask
 from slot_vllm.validation_errors import describe

@@ -17,7 +17,7 @@ from lighteval.utils.utils import remove_reasoning_tags
 
 from slot_vllm.evaluation import requirements
 from slot_vllm.evaluation.conduct import conduct
-from slot_vllm.evaluation.config import ConfigError
+from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.record import Sample
 from slot_vllm.evaluation.run_settings import changed
 from slot_vllm.evaluation.statistics import Interval, mean_interval

@@ -7,7 +7,8 @@ from lighteval.tasks.requests import Doc
 from pydantic import ValidationError
 
 from slot_vllm.evaluation import tasks
-from slot_vllm.evaluation.config import ConfigError, RunConfig
+from slot_vllm.evaluation.config import RunConfig
+from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.record import RunRecord, Sample
 from slot_vllm.evaluation.run_settings import changed
 from slot_vllm.evaluation.task_definition import item_hash

@@ -3,7 +3,8 @@
 import random
 from collections.abc import Sequence
 
-from slot_vllm.evaluation.config import ConfigError, RunConfig
+from slot_vllm.evaluation.config import RunConfig
+from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.record import BASELINE, Cell, Result, Sweep
 from slot_vllm.evaluation.tasks import EvaluationTask
 

@@ -21,7 +21,8 @@ from lighteval.tasks.registry import Registry
 from lighteval.tasks.requests import Doc, SamplingMethod
 
 from slot_vllm.evaluation import benchmarks, columns, data, ready_files, requirements
-from slot_vllm.evaluation.config import ConfigError, RunConfig, Task
+from slot_vllm.evaluation.config import RunConfig, Task
+from slot_vllm.evaluation.errors import ConfigError
 
 # The seed of lighteval's own pipeline: GPQA's choices come in the order that it gives them.
 SEED = 1234

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from slot_vllm.evaluation.record import Shifts, TokenShift
+from slot_vllm.evaluation.inspection_record import Shifts, TokenShift
 
 Vector = np.ndarray
 

@@ -15,7 +15,7 @@ from lighteval.tasks.requests import Doc
 from slot_vllm import cli
 from slot_vllm.evaluation import config as configuration
 from slot_vllm.evaluation.__main__ import main
-from slot_vllm.evaluation.config import ConfigError
+from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.lighteval_model import SlotModel
 from tests.evaluation.conftest import PROBLEMS, WriteConfig
 

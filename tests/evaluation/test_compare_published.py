@@ -10,7 +10,7 @@ import pytest
 from slot_vllm import cli
 from slot_vllm.evaluation import benchmarks, published_table
 from slot_vllm.evaluation.compare_published import BesidePublished, compare, show
-from slot_vllm.evaluation.config import ConfigError
+from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.published_table import PROBLEMS, TABLE, PublishedRun
 from slot_vllm.evaluation.record import Arm
 from slot_vllm.evaluation.rescore import RESCORED, rescore

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from slot_vllm.evaluation import config as configuration
-from slot_vllm.evaluation.config import ConfigError
+from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.params import REQUEST_KEYS
 from tests.conftest import ROOT
 from tests.evaluation.conftest import ARMS, ENGINE, PROBLEMS, RunMain, WriteConfig

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from slot_vllm.evaluation.__main__ import main
-from slot_vllm.evaluation.config import ConfigError, RunFailed
 from slot_vllm.evaluation.console import RunLog
+from slot_vllm.evaluation.errors import ConfigError, RunFailed
 from tests.evaluation.conftest import WriteConfig
 
 

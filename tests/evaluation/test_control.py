@@ -13,8 +13,9 @@ from lighteval.tasks.requests import Doc
 
 from slot_vllm.evaluation import as_published
 from slot_vllm.evaluation import config as configuration
-from slot_vllm.evaluation.config import ConfigError, RunConfig
+from slot_vllm.evaluation.config import RunConfig
 from slot_vllm.evaluation.directory import RunDirectory, read_results
+from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.export import every_eval_ever
 from slot_vllm.evaluation.inspection import inspect
 from slot_vllm.evaluation.lighteval_model import SlotModel

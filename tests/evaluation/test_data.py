@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from slot_vllm.evaluation import data
-from slot_vllm.evaluation.config import ConfigError
+from slot_vllm.evaluation.errors import ConfigError
 
 ROWS: list[dict[str, Any]] = [
     {"problem": "1 + 1?", "answer": 2},

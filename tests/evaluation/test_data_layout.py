@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from slot_vllm.evaluation import data
-from slot_vllm.evaluation.config import ConfigError
+from slot_vllm.evaluation.errors import ConfigError
 
 CSV = "Problem,Answer\n{0}?,{1}\n"
 

@@ -11,7 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from slot_vllm.evaluation import data
-from slot_vllm.evaluation.config import ConfigError
+from slot_vllm.evaluation.errors import ConfigError
 
 GOOD = {"problem": "1 + 1?", "answer": "2", "level": 1, "subject": "Sums"}
 NAN = float("nan")

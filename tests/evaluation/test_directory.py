@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from slot_vllm.evaluation.config import ConfigError, RunConfig, load
+from slot_vllm.evaluation.config import RunConfig, load
 from slot_vllm.evaluation.directory import RunDirectory
+from slot_vllm.evaluation.errors import ConfigError
 from tests.evaluation.conftest import ARMS, PROBLEMS
 from tests.evaluation.finished_runs import finish
 from tests.evaluation.stored_runs import LAST_RELEASE

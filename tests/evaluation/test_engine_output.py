@@ -9,7 +9,7 @@ import time
 import pytest
 
 from slot_vllm.evaluation import engine_output
-from slot_vllm.evaluation.config import RunFailed
+from slot_vllm.evaluation.errors import RunFailed
 
 
 def test_an_engine_s_processes_print_into_the_log(

@@ -17,8 +17,8 @@ from lighteval.tasks.requests import Doc
 from slot_vllm.evaluation import config as configuration
 from slot_vllm.evaluation.generation import Request, Shifted
 from slot_vllm.evaluation.inspection import inspect
+from slot_vllm.evaluation.inspection_record import TokenShift
 from slot_vllm.evaluation.lighteval_model import SlotModel
-from slot_vllm.evaluation.record import TokenShift
 from tests.conftest import ROOT
 from tests.evaluation.conftest import ARMS, RunMain, WriteConfig
 

@@ -13,7 +13,7 @@ from lighteval.models.model_loader import load_custom_model
 from lighteval.tasks.requests import Doc
 
 from slot_vllm.evaluation import config as configuration
-from slot_vllm.evaluation.config import ConfigError
+from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.generation import Completion, OnTokens, Request
 from slot_vllm.evaluation.lighteval_model import SlotModel
 from tests.conftest import ROOT

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from slot_vllm.evaluation.config import RunFailed
+from slot_vllm.evaluation.errors import RunFailed
 from slot_vllm.evaluation.phases import Phases
 
 # As vLLM 0.32 prints them, the second with a compiled model on a CPU.

@@ -7,7 +7,7 @@ import pytest
 from slot_vllm.bench.burst import SHAPES
 from slot_vllm.evaluation import config as configuration
 from slot_vllm.evaluation import published_table, ready_files, tasks
-from slot_vllm.evaluation.config import ConfigError
+from slot_vllm.evaluation.errors import ConfigError
 from tests.conftest import ROOT
 
 CONFIG = Path("configs/quickstart.yaml")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import slot_vllm.evaluation
-from slot_vllm.evaluation.config import ConfigError
 from slot_vllm.evaluation.directory import read_inspections, read_results
+from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.record import (
     SCHEMA,
     Arm,

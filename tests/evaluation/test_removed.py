@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from slot_vllm.evaluation import report
-from slot_vllm.evaluation.config import ConfigError, load
+from slot_vllm.evaluation.config import load
 from slot_vllm.evaluation.directory import RunDirectory, read_results
+from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.export import export
 from slot_vllm.evaluation.rescore import RESCORED, rescore
 from tests.conftest import ROOT

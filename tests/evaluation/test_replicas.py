@@ -13,7 +13,8 @@ import pytest
 import ray
 
 from slot_vllm.evaluation import config as configuration
-from slot_vllm.evaluation.config import ConfigError, Ray, RunFailed
+from slot_vllm.evaluation.config import Ray
+from slot_vllm.evaluation.errors import ConfigError, RunFailed
 from slot_vllm.evaluation.generation import Completion, OnTokens, Request, Shifted, engine_options
 from slot_vllm.evaluation.replicas import Replica, Replicas, _batches, _resources, check_resources
 from tests.evaluation.conftest import RunMain, WriteConfig

@@ -18,7 +18,7 @@ import pytest
 from slot_vllm import cli
 from slot_vllm.evaluation import report
 from slot_vllm.evaluation.comparison import compare
-from slot_vllm.evaluation.config import ConfigError
+from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.report import sample_browser
 from tests.conftest import ROOT
 from tests.evaluation.stored_runs import LAST_RELEASE, answers, entries, store

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from slot_vllm.evaluation import requirements, tasks
-from slot_vllm.evaluation.config import ConfigError, RunConfig
+from slot_vllm.evaluation.config import RunConfig
+from slot_vllm.evaluation.errors import ConfigError
 from tests.evaluation.conftest import ARMS
 
 ROW = {"prompt": "Say it.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}

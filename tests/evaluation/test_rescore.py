@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from slot_vllm import cli
-from slot_vllm.evaluation.config import ConfigError
+from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.export import export
 from slot_vllm.evaluation.rescore import RESCORED, rescore
 from tests.evaluation.conftest import PROBLEMS

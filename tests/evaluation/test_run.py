@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from slot_vllm.evaluation.config import RunFailed
+from slot_vllm.evaluation.errors import RunFailed
 from slot_vllm.evaluation.lighteval_model import SlotModel
 from tests.conftest import ROOT
 from tests.evaluation.conftest import PROBLEMS, RunMain, WriteConfig

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from slot_vllm.evaluation import lighteval_model, tasks
-from slot_vllm.evaluation.config import ConfigError, RunConfig
+from slot_vllm.evaluation.config import RunConfig
+from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.sweep import Grid
 from tests.evaluation.conftest import PROBLEMS, RunMain, WriteConfig
 

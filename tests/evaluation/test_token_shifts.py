@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from slot_vllm.evaluation import inspection_view
-from slot_vllm.evaluation.record import Inspection, Shifts, TokenShift
+from slot_vllm.evaluation.inspection_record import Inspection, Shifts, TokenShift
 from slot_vllm.evaluation.token_shifts import Mean, extremes
 from slot_vllm.evaluation.token_text import TokenText
 

@@ -18,8 +18,8 @@ from lighteval.tasks.requests import Doc
 
 from slot_vllm.evaluation import columns, data_files
 from slot_vllm.evaluation.benchmarks.raw_text import metric
-from slot_vllm.evaluation.config import ConfigError
 from slot_vllm.evaluation.data_files import Item, Row
+from slot_vllm.evaluation.errors import ConfigError
 
 REPO = "ceval/ceval-exam"
 SPLIT = "val"

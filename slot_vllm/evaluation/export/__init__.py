@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from slot_vllm.evaluation.config import ConfigError
+from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.export import every_eval_ever, inspect_logs, packed
 
 __all__ = ["FORMATS", "export"]

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slot_vllm.evaluation import stored_tasks
-from slot_vllm.evaluation.config import ConfigError
 from slot_vllm.evaluation.directory import RESULTS, read_results
+from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.record import Result, RunRecord, Sample
 from slot_vllm.evaluation.samples import SAMPLES, SampleFile
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import yaml
 
-from slot_vllm.evaluation.config import ConfigError
 from slot_vllm.evaluation.directory import (
     CONFIG,
     INSPECTION,
@@ -20,7 +19,9 @@ from slot_vllm.evaluation.directory import (
     read_inspections,
     read_results,
 )
-from slot_vllm.evaluation.record import Inspection, RunRecord, Sample, TokenShift
+from slot_vllm.evaluation.errors import ConfigError
+from slot_vllm.evaluation.inspection_record import Inspection, TokenShift
+from slot_vllm.evaluation.record import RunRecord, Sample
 from slot_vllm.evaluation.run_settings import RunSettings, changed, without_system_prompt
 from slot_vllm.evaluation.samples import PACKED, SAMPLES, SampleFile, write_whole
 

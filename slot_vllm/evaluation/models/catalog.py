@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from slot_vllm.evaluation.config import ConfigError
+from slot_vllm.evaluation.errors import ConfigError
 
 PREFIX = "get:"
 

@@ -22,7 +22,7 @@ from transformers.modeling_gguf_pytorch_utils import (
     get_gguf_hf_weights_map,
 )
 
-from slot_vllm.evaluation.config import RunFailed
+from slot_vllm.evaluation.errors import RunFailed
 from slot_vllm.evaluation.models import memory
 
 SHARD_BYTES = 1 << 30

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from slot_vllm.evaluation.config import ConfigError, RunFailed
 from slot_vllm.evaluation.console import console
+from slot_vllm.evaluation.errors import ConfigError, RunFailed
 from slot_vllm.evaluation.models.catalog import PREFIX, Model, find
 from slot_vllm.evaluation.models.wheels import append_member
 from slot_vllm.evaluation.stage import Stage

@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-from slot_vllm.evaluation.config import ConfigError, RunFailed
+from slot_vllm.evaluation.errors import ConfigError, RunFailed
 
 _CGROUP = Path("/sys/fs/cgroup")
 _GB = 1e9

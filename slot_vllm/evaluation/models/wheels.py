@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from slot_vllm.evaluation.config import RunFailed
+from slot_vllm.evaluation.errors import RunFailed
 from slot_vllm.evaluation.models.catalog import Wheel
 
 _SECONDS_BETWEEN_LOOKS = 0.2

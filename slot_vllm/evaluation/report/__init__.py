@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from slot_vllm.evaluation.config import ConfigError
+from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.report import stored_run
 from slot_vllm.evaluation.report.page import render
 from slot_vllm.evaluation.samples import write_whole

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from slot_vllm.evaluation.record import Cell, Compared, Inspection, Sweep
+from slot_vllm.evaluation.inspection_record import Inspection
+from slot_vllm.evaluation.record import Cell, Compared, Sweep
 from slot_vllm.evaluation.report import svg
 from slot_vllm.evaluation.report.svg import BOTH, INK, LESS, MORE, MUTED, NEITHER, PAPER
 from slot_vllm.evaluation.statistics import ALPHA, Numbers

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from slot_vllm.evaluation import ready_files
 from slot_vllm.evaluation.conduct import conduct
-from slot_vllm.evaluation.config import ConfigError
 from slot_vllm.evaluation.directory import RESULTS, read_inspections, read_results
-from slot_vllm.evaluation.record import BASELINE, CONDUCT, Inspection, Result, RunRecord, Sample
+from slot_vllm.evaluation.errors import ConfigError
+from slot_vllm.evaluation.inspection_record import Inspection
+from slot_vllm.evaluation.record import BASELINE, CONDUCT, Result, RunRecord, Sample
 from slot_vllm.evaluation.samples import SAMPLES, SampleFile
 
 

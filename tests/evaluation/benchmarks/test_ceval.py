@@ -10,7 +10,8 @@ from lighteval.models.model_output import ModelResponse
 
 from slot_vllm.evaluation import tasks
 from slot_vllm.evaluation.benchmarks import ceval
-from slot_vllm.evaluation.config import ConfigError, Generation, RunConfig
+from slot_vllm.evaluation.config import Generation, RunConfig
+from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.scoring import score
 from tests.evaluation.conftest import ARMS
 

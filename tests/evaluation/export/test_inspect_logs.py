@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from slot_vllm import cli
-from slot_vllm.evaluation.config import ConfigError
+from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.export import export
 from tests.evaluation.finished_runs import finish, half_right
 

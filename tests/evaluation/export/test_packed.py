@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from slot_vllm.evaluation import report
-from slot_vllm.evaluation.config import ConfigError
+from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.export import export
 from slot_vllm.evaluation.samples import SampleFile
 from tests.evaluation.conftest import PROBLEMS, RunMain, WriteConfig

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from slot_vllm.evaluation.config import RunFailed
+from slot_vllm.evaluation.errors import RunFailed
 from slot_vllm.evaluation.models import conversion, memory
 from tests.evaluation.models.tiny import write_gguf
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from slot_vllm import cli
-from slot_vllm.evaluation.config import ConfigError, RunFailed
+from slot_vllm.evaluation.errors import ConfigError, RunFailed
 from slot_vllm.evaluation.models import catalog, get, wheels
 from slot_vllm.evaluation.models.catalog import Model
 

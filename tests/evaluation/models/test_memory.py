@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from slot_vllm.evaluation.config import ConfigError
+from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.models import memory
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from slot_vllm.evaluation import config as configuration
-from slot_vllm.evaluation.config import ConfigError
+from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.models.catalog import Model
 from tests.evaluation.conftest import RunMain, WriteConfig
 
