@@ -8,6 +8,8 @@ A page says where and what, RUN being a directory under logs/reference:
     <!-- answers RUN -->                  a row per arm: lengths, what was cut off, loops, losses
     <!-- groups RUN: COLUMN -->           a row per group of problems, an arm per column
     <!-- words RUN: METRIC, METRIC -->    what the data allow to say, arm by arm
+    <!-- repeats RUN: METRIC -->         a row per arm: right answers, and those that do not repeat
+    <!-- needed published -->            how many would tell published differences from noise
     <!-- shifts RUN -->                   the tokens that W delta raises and lowers most, arm by arm
     <!-- examples RUN: METRIC, ARM -->    the shortest answers that were gained and lost
     <!-- screen FILE -->                  of scripts/screen_settings.py: the gains over no SLOT
@@ -20,14 +22,17 @@ Shares are in per cent, differences in points.
 
 import json
 import re
+import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from slot_vllm.evaluation.directory import RESULTS, read_inspections, read_results
 from slot_vllm.evaluation.inspection_record import TokenShift
+from slot_vllm.evaluation.published_table import PROBLEMS, PublishedRun, read
 from slot_vllm.evaluation.record import BASELINE, CUT_OFF, LOOPS, Compared, Result, Sample
 from slot_vllm.evaluation.samples import SAMPLES, SampleFile
+from slot_vllm.evaluation.statistics import problems_needed_unpaired
 from slot_vllm.params import REQUEST_PREFIX, SlotConfig, SlotParams
 from slot_vllm.setting import Setting
 from slot_vllm.validation_errors import allowed_values
@@ -93,6 +98,53 @@ def _words(directory: Path, metrics: Sequence[str]) -> str:
         for metric in metrics
         if row.name != BASELINE
     )
+
+
+def _repeats(directory: Path, names: Sequence[str]) -> str:
+    [metric] = names
+    right: dict[str, list[Sample]] = {}
+    for sample in SampleFile(directory / SAMPLES).read():
+        right.setdefault(sample.arm, []).extend([sample] if sample.scores[metric] else [])
+    heading = ["arm", f"{metric}: right answers", "of these, without repetition"]
+    rows = (
+        [f"`{arm}`", len(samples), sum(not _is_repetition(s.completion) for s in samples)]
+        for arm, samples in right.items()
+    )
+    return _table(heading, rows)
+
+
+def _is_repetition(text: str) -> bool:
+    """At least 20 words, fewer than half of them distinct: short answers cannot loop."""
+    words = text.split()
+    return len(words) >= 20 and 2 * len(set(words)) < len(words)
+
+
+def _needed(_: Path, __: Sequence[str]) -> str:
+    by_task: dict[str, dict[str, list[PublishedRun]]] = defaultdict(lambda: defaultdict(list))
+    for run in read():
+        by_task[run.task][run.model].append(run)
+    rows = []
+    for task, models in by_task.items():
+        gains, needed, both = [], [], 0
+        for runs in models.values():
+            # Of some models the logs have one side alone.
+            without = max((run.accuracy for run in runs if not run.steps), default=None)
+            best = max((run.accuracy for run in runs if run.steps), default=None)
+            both += without is not None and best is not None
+            if without is not None and best is not None and best > without:
+                gains.append(100 * (best - without))
+                needed.append(problems_needed_unpaired(best, without) or 0)
+        rows.append(
+            [
+                f"`{task}`",
+                PROBLEMS[task],
+                f"{len(gains)} of {both}",
+                f"{min(gains):.1f} to {max(gains):.1f}",
+                f"{min(needed)} to {max(needed)}, median {statistics.median(needed):.0f}",
+            ]
+        )
+    heading = ["task", "its problems", "models that gain", "gain in points", "problems needed"]
+    return _table(heading, rows)
 
 
 def _shifts(directory: Path, _: Sequence[str]) -> str:
@@ -196,6 +248,8 @@ _KINDS: dict[str, Callable[[Path, Sequence[str]], str]] = {
     "answers": _answers,
     "groups": _groups,
     "words": _words,
+    "repeats": _repeats,
+    "needed": _needed,
     "shifts": _shifts,
     "examples": _examples,
     "screen": _screen,

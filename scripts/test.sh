@@ -11,9 +11,9 @@ python=$(bash "$root/scripts/setup.sh")
 PATH="$(dirname "$python"):$PATH"
 cd "$root"
 
-# Two processes, mostly whole files each: what a test spends on imports and interpreters fills one
-# core. In the order of collection, which has long ones first.
-pytest=(python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder)
+# Three processes for two cores, mostly whole files each: one waits now and then for a server.
+# In the order of collection, which has long ones first.
+pytest=(python -m pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder)
 full=
 for argument in "$@"; do
     case $argument in
