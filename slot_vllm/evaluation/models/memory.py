@@ -12,6 +12,11 @@ import psutil
 from slot_vllm.evaluation.errors import ConfigError, RunFailed
 
 _CGROUP = Path("/sys/fs/cgroup")
+# Of a container, its limit and what it has: in version 2 of control groups, and in version 1.
+_LIMITS = (
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
 _GB = 1e9
 _ITEM_BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
 
@@ -24,11 +29,12 @@ def available() -> int:
         limit, _ = resource.getrlimit(kind)
         if limit != resource.RLIM_INFINITY:
             left.append(limit - used)
-    try:
-        limit = int((_CGROUP / "memory.max").read_text())  # "max" where there is none
-        left.append(limit - int((_CGROUP / "memory.current").read_text()))
-    except (OSError, ValueError):
-        pass
+    for limit_file, used_file in _LIMITS:
+        try:
+            limit = int((_CGROUP / limit_file).read_text())  # "max" where there is none
+            left.append(limit - int((_CGROUP / used_file).read_text()))
+        except (OSError, ValueError):
+            pass
     return max(0, min(left))
 
 

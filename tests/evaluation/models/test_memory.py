@@ -45,3 +45,15 @@ def test_weights_and_cache_of_an_engine(
 def test_a_hubs_name_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available", lambda: 0)
     memory.check_engine({"model": "org/name"})
+
+
+@pytest.mark.parametrize(("limit_file", "used_file"), memory._LIMITS)
+def test_a_limit_of_the_container_counts(
+    limit_file: str, used_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    without = memory.available()
+    for file, value in ((limit_file, 5_000_000), (used_file, 2_000_000)):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(f"{value}\n")
+    assert memory.available() == 3_000_000 < without
