@@ -40,7 +40,9 @@ def curves(files: Sequence[Path]) -> dict[str, dict[str, list[tuple[int, float]]
     for file, result in zip(files, results, strict=True):
         if result.get("benchmark") != "optimize" or result["shape"]["requests"] != 1:
             raise ValueError(f"{file}: not of one request by python -m slot_vllm.bench optimize")
-        shapes.add(tuple((k, v) for k, v in result["shape"].items() if k != "tokens"))
+        # Older files say nothing of rows that requests share.
+        shape = {"shared": 0, **result["shape"]}
+        shapes.add(tuple(sorted((k, v) for k, v in shape.items() if k != "tokens")))
     if len(shapes) > 1:
         raise ValueError(f"the files differ in more than the prompt's length: {sorted(shapes)}")
     results.sort(key=lambda result: result["shape"]["tokens"])
