@@ -29,7 +29,7 @@ CACHE = ROOT / ".cache/mutants"
 LOG = ROOT / "logs/full/mutants.jsonl"
 # As scripts/test.sh runs it, but for the test that the mutants' own lines are there.
 SUITE = [
-    *("--numprocesses=3", "--dist=loadgroup", "--no-loadscope-reorder"),
+    *("--numprocesses=2", "--dist=loadgroup", "--no-loadscope-reorder"),
     *("--deselect=tests/scripts/test_mutants.py", "tests"),
 ]
 # Many times what a mutant's tests take; a mutant that waits for ever is found.

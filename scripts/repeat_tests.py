@@ -22,7 +22,7 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parents[1]
 # As scripts/test.sh has it.
-PROCESSES = ["--numprocesses=3", "--dist=loadgroup", "--no-loadscope-reorder"]
+PROCESSES = ["--numprocesses=2", "--dist=loadgroup", "--no-loadscope-reorder"]
 LOG = ROOT / "logs/full/repeated.jsonl"
 
 

@@ -35,7 +35,7 @@ from slot_vllm.evaluation import tasks
 from slot_vllm.evaluation.config import RunConfig, load
 from slot_vllm.evaluation.directory import CONFIG
 from slot_vllm.evaluation.lighteval_model import SlotModel
-from slot_vllm.evaluation.models.get import path as model_path
+from slot_vllm.evaluation.models.catalog import path as model_path
 from slot_vllm.evaluation.record import BASELINE
 from slot_vllm.evaluation.samples import SAMPLES, SampleFile
 from slot_vllm.hf.linear_head import find_head, last_hidden_state

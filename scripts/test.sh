@@ -11,9 +11,9 @@ python=$(bash "$root/scripts/setup.sh")
 PATH="$(dirname "$python"):$PATH"
 cd "$root"
 
-# Three processes for two cores, mostly whole files each: one waits now and then for a server.
+# Two processes, mostly whole files each: a third one gained next to nothing on two cores.
 # In the order of collection, which has long ones first.
-pytest=(python -m pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder)
+pytest=(python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder)
 full=
 for argument in "$@"; do
     case $argument in

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from slot_vllm.evaluation import ready_files, unicode_text
 from slot_vllm.evaluation.control import Example
 from slot_vllm.evaluation.errors import ConfigError
-from slot_vllm.evaluation.models.get import path as model_path
+from slot_vllm.evaluation.models.catalog import path as model_path
 from slot_vllm.evaluation.overrides import OverrideError, override
 from slot_vllm.evaluation.record import BASELINE, Arm, Name
 from slot_vllm.params import SlotConfig, SlotError, SlotParams

@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 from slot_vllm.evaluation.config import RunConfig
 from slot_vllm.evaluation.control import Bias
 from slot_vllm.evaluation.errors import ConfigError
-from slot_vllm.evaluation.models.get import path as model_path
+from slot_vllm.evaluation.models.catalog import path as model_path
 from slot_vllm.evaluation.stage import Stage
 
 # Of logits, [rows, V], that are in memory at once.

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from slot_vllm.evaluation.config import KEPT_LOSSES, RESERVED_ENGINE_OPTIONS, RunConfig
 from slot_vllm.evaluation.errors import ConfigError, RunFailed
 from slot_vllm.evaluation.models import memory
-from slot_vllm.evaluation.models.get import path as model_path
+from slot_vllm.evaluation.models.catalog import path as model_path
 
 logger = logging.getLogger(__name__)
 

@@ -44,7 +44,7 @@ from slot_vllm.evaluation.generation import (
 )
 from slot_vllm.evaluation.interruption import Interruption
 from slot_vllm.evaluation.model_script import make_model
-from slot_vllm.evaluation.models.get import path as model_path
+from slot_vllm.evaluation.models.catalog import path as model_path
 from slot_vllm.evaluation.phases import Phases
 from slot_vllm.evaluation.record import Arm
 

@@ -86,7 +86,7 @@ def checkout(tmp_path: Path) -> Path:
     return directory
 
 
-PYTEST = "python -m pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder"
+PYTEST = "python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder"
 
 
 @pytest.mark.parametrize("part", ["ruff", "mypy", "python"])

