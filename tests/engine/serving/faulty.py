@@ -13,7 +13,7 @@ POISONED_LR = 0.0625
 
 
 class FaultyExtension(SlotWorkerExtension):
-    """Starts without faults. ``switch`` is "on" or "off"."""
+    """Starts without faults. ``switch`` is "on" or "off", unless a fault says what it is."""
 
     model_runner: Any
     execute_quickly: Any
@@ -27,7 +27,7 @@ class FaultyExtension(SlotWorkerExtension):
             learning.optimize = self.optimize
 
     def slow(self, switch: str) -> None:
-        """Every step takes 50 ms more, so that requests can be met within their prompts."""
+        """Every step takes ``switch`` seconds more, so that requests can be met within it."""
         runner = self.model_runner
         if switch == "off":
             runner.execute_model = self.execute_quickly
@@ -35,7 +35,7 @@ class FaultyExtension(SlotWorkerExtension):
         self.execute_quickly = runner.execute_model
 
         def slowly(*args: Any, **kwargs: Any) -> Any:
-            time.sleep(0.05)
+            time.sleep(float(switch))
             return self.execute_quickly(*args, **kwargs)
 
         runner.execute_model = slowly
