@@ -1,4 +1,4 @@
-"""Do the tests find mistakes? Makes those of tests/mutants.toml, one at a time, in a copy.
+"""Do the tests find mistakes? Makes those of tests/mutants.toml, each in a copy of its own.
 
     python scripts/mutants.py record [ARGUMENTS OF PYTEST]   which tests execute which lines
     python scripts/mutants.py run [NAME ...]                 each mutant, or these
@@ -20,8 +20,10 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,6 +36,8 @@ SUITE = [
 ]
 # Many times what a mutant's tests take; a mutant that waits for ever is found.
 TIME_LIMIT = 3600
+# Copies that are tested side by side: as the suite has processes.
+AT_ONCE = 2
 # Read by every process that is started: what a test starts is in the test's context, which pytest
 # names in its environment. ``_exit``: of vLLM's own processes.
 CONFIGURATION = f"""[run]
@@ -149,10 +153,10 @@ def record(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _copy(files: Iterable[str]) -> Path:
+def _copy(files: Iterable[str], folder: Path) -> Path:
     """Of the code and the tests, with this checkout's models and benchmark items beside it."""
-    tree = CACHE / "tree/slot-vllm"
-    shutil.rmtree(tree.parent, ignore_errors=True)
+    tree = folder / "slot-vllm"
+    shutil.rmtree(folder, ignore_errors=True)
     for name in files:
         if (ROOT / name).is_file():
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
@@ -189,9 +193,11 @@ def _pytest(tree: Path, arguments: Sequence[str]) -> tuple[int, str]:
     return done.returncode, failed[0] if failed else done.stdout[-300:]
 
 
-def meet(mutant: Mutant, tests: Sequence[str], files: Sequence[str]) -> tuple[str, str]:
-    """outcome and by."""
-    tree = _copy(files)
+def meet(
+    mutant: Mutant, tests: Sequence[str], files: Sequence[str], folder: Path
+) -> tuple[str, str]:
+    """outcome and by. folder: of the copy, which nobody else uses."""
+    tree = _copy(files, folder)
     mutant.apply(tree)
     parts = [list(tests)] if tests else []
     for arguments in [*parts, SUITE]:
@@ -228,20 +234,31 @@ def run(names: Sequence[str]) -> int:
         print(f"error: unknown: {', '.join(sorted(unknown))}", file=sys.stderr)
         return 2
     commit = _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain") else "")
-    for mutant in wanted:
-        key = key_of(mutant, files)
-        if key in done:
-            continue
-        contexts = data.contexts_by_lineno(str(ROOT / mutant.file))
-        tests = chosen(mutant, contexts, seconds)
+    LOG.parent.mkdir(parents=True, exist_ok=True)
+    free: SimpleQueue[Path] = SimpleQueue()
+    for i in range(AT_ONCE):
+        free.put(CACHE / f"tree{i}")
+
+    def one(mutant: Mutant, tests: Sequence[str], key: str) -> None:
+        folder = free.get()
         began = time.monotonic()
-        outcome, by = meet(mutant, tests, files)
+        outcome, by = meet(mutant, tests, files, folder)
         spent_ = round(time.monotonic() - began, 1)
+        free.put(folder)
         result = Outcome(mutant.name, outcome, by, len(tests), spent_, commit, key)
-        LOG.parent.mkdir(parents=True, exist_ok=True)
         with LOG.open("a") as log:
             log.write(json.dumps(asdict(result)) + "\n")
         print(f"{outcome:9}{mutant.name}  ({len(tests)} tests, {spent_} s; {by})", flush=True)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        running = []
+        for mutant in wanted:
+            key = key_of(mutant, files)
+            if key not in done:
+                contexts = data.contexts_by_lineno(str(ROOT / mutant.file))
+                running.append(pool.submit(one, mutant, chosen(mutant, contexts, seconds), key))
+        for mutant_run in running:
+            mutant_run.result()
     return report()
 
 
