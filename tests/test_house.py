@@ -12,7 +12,7 @@ PACKAGE = ROOT / "slot_vllm"
 ORDER = (
     (
         *("params", "presets", "removed", "setting", "validation_errors"),
-        *("chat_turns", "loss_tokens", "__init__"),
+        *("chat_turns", "loss_tokens", "processor", "__init__"),
     ),
     ("kernels",),
     ("optim",),

@@ -2,10 +2,11 @@
 
 import os
 import platform
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from slot_vllm import processor
 
 
 def describe_machine(device: str) -> dict[str, Any]:
@@ -31,13 +32,8 @@ def describe_machine(device: str) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        found: dict[str, str] = {}
-        for line in information.read_text().splitlines():
-            key, _, value = line.partition(":")
-            found.setdefault(key.strip(), value.strip())
-        if "model name" in found:
-            keys = ("model name", "cpu family", "model")
-            return ", ".join(f"{key} {found[key]}" for key in keys if key in found)
+    found = processor.described()
+    if "model name" in found:
+        keys = ("model name", "cpu family", "model")
+        return ", ".join(f"{key} {found[key]}" for key in keys if key in found)
     return platform.processor() or platform.machine()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from slot_vllm import processor
 from slot_vllm.evaluation import breakdown, pass_at_k
 from slot_vllm.evaluation.comparison import ProblemScores, compare
 from slot_vllm.evaluation.config import RunConfig
@@ -205,5 +206,7 @@ def _machine() -> dict[str, Any]:
         "system": platform.system(),
         "architecture": platform.machine(),
         "cpus": os.cpu_count(),
+        "processor": processor.name(),
+        "instruction_sets": processor.instruction_sets(),
         "accelerators": [torch.cuda.get_device_name(device) for device in devices],
     }
