@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -28,16 +29,16 @@ from typing import Any
 from lighteval.models.abstract_model import ModelConfig
 
 from slot_vllm.bench.machine import describe_machine
+from slot_vllm.engine.frontend.cached_rpc import FRESH_SECONDS
 from slot_vllm.evaluation import tasks
 from slot_vllm.evaluation.config import RunConfig, load
 from slot_vllm.evaluation.generation import engine_options
 from slot_vllm.evaluation.lighteval_model import SlotModel
 from slot_vllm.evaluation.record import BASELINE, Arm
 
-PORT = 8123
-URL = f"http://127.0.0.1:{PORT}"
 START_SECONDS = 600
 # Of vllm bench serve's result, milliseconds where they are times.
+_COUNTED = ("completed", "total_output_tokens")
 _MEASURED = ("duration", "request_throughput", "mean_ttft_ms", "p99_ttft_ms", "mean_tpot_ms")
 _VLLM = [sys.executable, "-m", "vllm.entrypoints.cli.main"]
 
@@ -60,12 +61,12 @@ def main() -> None:
         prompts.write_text(
             "".join(json.dumps({"prompt": text}) + "\n" for text in _prompts(config, options))
         )
-        with _server(config, Path(folder) / "server.log"):
+        with _server(config, Path(folder) / "server.log") as url:
             for arm in config.all_arms:  # warm
-                _measure(arm, config, prompts, options, requests=2)
+                _measure(url, arm, prompts, options, requests=2)
             for number in range(options.rounds):
                 for arm in config.all_arms:
-                    found = _measure(arm, config, prompts, options)
+                    found = _measure(url, arm, prompts, options)
                     rounds.append({"round": number, "arm": arm.name, **found})
                     print(json.dumps(rounds[-1]), flush=True)
     result = {
@@ -92,12 +93,17 @@ def _prompts(config: RunConfig, options: argparse.Namespace) -> list[str]:
 
 
 @contextmanager
-def _server(config: RunConfig, log: Path) -> Iterator[None]:
+def _server(config: RunConfig, log: Path) -> Iterator[str]:
+    """Its URL."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
     chosen = engine_options(config)
     model = chosen.pop("model")
     # Every round learns its own deltas.
     chosen["additional_config"]["slot"]["delta_cache_mb"] = 0
-    flags = [f"--host=127.0.0.1 --port={PORT} --uvicorn-log-level=warning".split()]
+    flags = [f"--host=127.0.0.1 --port={port} --uvicorn-log-level=warning".split()]
     for name in ("use_tqdm_on_load", "worker_extension_cls"):
         chosen.pop(name)
     flags += [_flag(name, value) for name, value in chosen.items()]
@@ -116,8 +122,8 @@ def _server(config: RunConfig, log: Path) -> Iterator[None]:
             stderr=subprocess.STDOUT,
         )
         try:
-            _wait(process, log)
-            yield
+            _wait(process, url, log)
+            yield url
         finally:
             process.send_signal(signal.SIGINT)
             process.wait()
@@ -130,10 +136,10 @@ def _flag(name: str, value: Any) -> list[str]:
     return [flag, json.dumps(value) if isinstance(value, dict) else str(value)]
 
 
-def _wait(process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     for _ in range(START_SECONDS):
         try:
-            urllib.request.urlopen(f"{URL}/health").close()
+            urllib.request.urlopen(f"{url}/health").close()
             return
         except (urllib.error.URLError, ConnectionError):
             if process.poll() is not None:
@@ -143,8 +149,8 @@ def _wait(process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def _measure(
+    url: str,
     arm: Arm,
-    config: RunConfig,
     prompts: Path,
     options: argparse.Namespace,
     requests: int | None = None,
@@ -152,13 +158,13 @@ def _measure(
     count = requests or options.requests
     # HTTP requests cannot say null.
     asked = {key: value for key, value in arm.request_args().items() if value is not None}
-    urllib.request.urlopen(urllib.request.Request(f"{URL}/reset_prefix_cache", method="POST"))
-    before = _learning_seconds()
+    urllib.request.urlopen(urllib.request.Request(f"{url}/reset_prefix_cache", method="POST"))
+    before = _learning_seconds(url)
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(
             [
                 *_VLLM,
-                *("bench", "serve", "--backend=openai", f"--base-url={URL}"),
+                *("bench", "serve", "--backend=openai", f"--base-url={url}"),
                 *("--dataset-name=custom", f"--dataset-path={prompts}", "--disable-shuffle"),
                 *("--skip-chat-template", f"--custom-output-len={options.new_tokens}"),
                 *(
@@ -175,14 +181,17 @@ def _measure(
             stderr=subprocess.DEVNULL,
         )
         result = json.loads((Path(folder) / "result.json").read_text())
-    if result["completed"] != count:
-        raise SystemExit(f"{arm.name}: {result['completed']} requests were answered")
-    learned = _learning_seconds() - before
-    return {**{name: result[name] for name in _MEASURED}, "learning_seconds": round(learned, 3)}
+    made = {name: result[name] for name in _COUNTED}
+    if list(made.values()) != [count, count * options.new_tokens]:
+        raise SystemExit(f"{arm.name}: {count} requests and other numbers of tokens: {made}")
+    time.sleep(FRESH_SECONDS)  # the server gives a younger answer again
+    learned = _learning_seconds(url) - before
+    times = {name: result[name] for name in _MEASURED}
+    return {**made, **times, "learning_seconds": round(learned, 6)}
 
 
-def _learning_seconds() -> float:
-    with urllib.request.urlopen(f"{URL}/slot/stats") as answer:
+def _learning_seconds(url: str) -> float:
+    with urllib.request.urlopen(f"{url}/slot/stats") as answer:
         return max(worker["optimize_seconds"] for worker in json.load(answer)["workers"])
 
 
