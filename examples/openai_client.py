@@ -1,5 +1,6 @@
-"""Asks a running SLOT server (``bash scripts/serve_demo.sh``) with the stock openai client.
+"""Asks a running SLOT server with the stock openai client.
 
+slot-vllm serve "$(slot-vllm get-model smollm2-135m)"  # any model; this one is fetched once
 python examples/openai_client.py [URL]
 """
 

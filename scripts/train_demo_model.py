@@ -224,8 +224,8 @@ def _card(
     ]
     what = (
         f"A Qwen2 of {parameters / 1e6:.2f} million parameters that solves word problems of two to "
-        "four steps and writes the answer in the format that the prompt asks for. It is for "
-        "trying SLOT on a CPU, and knows nothing else."
+        "four steps and writes the answer in the format that the prompt asks for. It is "
+        "what this project's tests run on, and knows nothing else."
     )
     made = (
         f"- Made by `python scripts/train_demo_model.py` from seed {SEED}, on {STEPS * BATCH} "

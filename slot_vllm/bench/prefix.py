@@ -26,7 +26,7 @@ _COUNTERS = ("optimized", "shared", "hidden_rows_cached", "hidden_rows_computed"
 def add_command(commands: Any) -> None:
     """Adds ``prefix`` to argparse's subparsers."""
     parser = commands.add_parser("prefix", help=__doc__.partition(":")[2].split(".")[0].strip())
-    parser.add_argument("--model", default="models/demo")
+    parser.add_argument("--model", required=True, help="its directory")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--samples", type=int, default=64, help="default %(default)s")
     parser.add_argument("--tokens", type=int, default=600, help="of the prompt, %(default)s")

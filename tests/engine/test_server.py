@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from slot_vllm.params import REQUEST_KEYS
 from tests.bad_settings import BAD_SETTINGS, MAX_STEPS
 from tests.conftest import ROOT, starts
 from tests.engine.server import MODEL, Server, running, serving
+from tests.engine.vllm_command import vllm_command
 
 PROBLEM = (
     "Elif has 73 shells. Elif gives 47 away. Then 85 shells are added. What is the number of "
@@ -448,13 +448,12 @@ def test_streams_beside_each_other(client: openai.OpenAI) -> None:
     assert texts == alone
 
 
-def test_the_example_and_the_demo_server(tmp_path: Path) -> None:
-    # Its setup is another test's matter: this one has the environment that runs here.
-    (tmp_path / "scripts").mkdir()
-    (tmp_path / "models").symlink_to(ROOT / "models")
-    (tmp_path / "scripts/setup.sh").write_text(f'echo "{sys.executable}"\n')
-    script = shutil.copy(ROOT / "scripts/serve_demo.sh", tmp_path / "scripts")
-    with running(["bash", str(script)], tmp_path / "log") as server:
+def test_the_example(tmp_path: Path) -> None:
+    """With a server of its own, whose requests have no SLOT unless they ask for it."""
+    options = ["--enforce-eager", "--kv-cache-memory-bytes", str(1 << 26)]
+    options += ["--worker-extension", "slot_vllm", "--host", "127.0.0.1"]
+    command = [*vllm_command(forked=True), "serve", str(ROOT / "models/demo"), *options]
+    with running(command, tmp_path / "log") as server:
         command = [sys.executable, str(ROOT / "examples/openai_client.py"), server.url]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
@@ -462,6 +461,5 @@ def test_the_example_and_the_demo_server(tmp_path: Path) -> None:
         assert own.startswith("{'slot_steps': 0}: Start: ")
         assert slot.partition("}: ")[2] == stream.removeprefix("stream: ")
         assert refused.startswith("refused: slot_steps=-1: ")
-        # SLOT is opt-in there.
         assert server.metric("vllm:slot_requests_total", outcome="optimized") == 1
         assert server.metric("vllm:slot_requests_total", outcome="shared") == 1

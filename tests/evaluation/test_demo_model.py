@@ -188,7 +188,11 @@ def test_the_config_for_a_model_and_data_of_one_s_own(
 ) -> None:
     monkeypatch.chdir(ROOT)
     settings = ["slot.workspace_mb=64", "tasks.0.max_samples=8", "inspect=false"]
-    settings += ["engine.enforce_eager=true", "engine.kv_cache_memory_bytes=268435456"]
+    settings += [
+        f"model={MODEL}",
+        "engine.enforce_eager=true",
+        "engine.kv_cache_memory_bytes=268435456",
+    ]
     out = ["--output-dir", tmp_path / "out"]
     assert run_main("--config", "configs/local_model.yaml", *out, "--set", *settings) == 0
     baseline, slot = json.loads((tmp_path / "out" / "results.json").read_text())["arms"]

@@ -118,11 +118,3 @@ def test_the_main_job_passes_everything_on(checkout: Path, programs: Path) -> No
         checkout / "run_vllm.sh", programs, "--config", "a b.yaml", "--resume", python_exit="2"
     )
     assert (code, output) == (2, "python -m slot_vllm.evaluation --config a b.yaml --resume\n")
-
-
-def test_the_demo_server_takes_more_options(checkout: Path, programs: Path) -> None:
-    code, output, _ = run(checkout / "scripts/serve_demo.sh", programs, "--port", "8001")
-    assert code == 0
-    assert output.startswith(f"vllm serve {checkout}/models/demo --served-model-name demo ")
-    assert "--worker-extension slot_vllm" in output
-    assert output.endswith(" --port 8001\n")
