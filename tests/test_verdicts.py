@@ -131,6 +131,16 @@ def test_loops_in_ordinary_chats() -> None:
         assert told(found[name].metrics[LOOPS]) == -1, name
 
 
+def test_loops_in_ordinary_chats_of_the_larger_model() -> None:
+    stands(STUDY, "Eight to ten answers of a hundred loop, with SLOT and without")
+    stands(STUDY, "one of ten points more is not excluded.")
+    found = arms("study/chats_1.5b")
+    assert all(0.07 < (row.metrics[LOOPS].value or 0) <= 0.1 for row in found.values())
+    differences = [row.metrics[LOOPS] for row in with_slot("study/chats_1.5b")]
+    assert all(told(difference) == 0 for difference in differences)
+    assert 0.08 < max(bounds(difference)[1] for difference in differences) < 0.12
+
+
 def test_the_quickstart() -> None:
     stands(README, "the paper's setting makes more answers run into the limit of 64 tokens")
     stands(README, "One step makes fewer answers run into the limit.")
