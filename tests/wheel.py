@@ -8,14 +8,14 @@ from pathlib import Path
 
 from tests.conftest import ROOT
 
-_PARTS = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "slot_vllm", "configs")
-_TABLE = "logs/published_results.csv"
+PARTS = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "slot_vllm", "configs")
+TABLE = "logs/published_results.csv"
 
 
 def build(folder: Path, **environment: str) -> Path:
     """Builds in a copy, for a build leaves files beside the sources; returns the wheel."""
     source = folder / "source"
-    for name in _PARTS:
+    for name in PARTS:
         path = ROOT / name
         if path.is_dir():
             ignored = shutil.ignore_patterns("__pycache__")
@@ -23,8 +23,8 @@ def build(folder: Path, **environment: str) -> Path:
         else:
             source.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, source)
-    (source / _TABLE).parent.mkdir()
-    shutil.copy(ROOT / _TABLE, source / _TABLE)
+    (source / TABLE).parent.mkdir()
+    shutil.copy(ROOT / TABLE, source / TABLE)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run(
         [*command, "--wheel-dir", str(folder), str(source)],
