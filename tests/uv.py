@@ -10,7 +10,7 @@ _SETTINGS = {"UV_FIND_LINKS": "global.find-links", "UV_DEFAULT_INDEX": "global.i
 
 def with_pips_settings() -> dict[str, str]:
     """The variables of a process, with those that tell uv where pip finds packages."""
-    found = {}
+    found: dict[str, str] = {}
     for variable, name in _SETTINGS.items():
         ask = [sys.executable, "-m", "pip", "config", "get", name]
         done = subprocess.run(ask, capture_output=True, text=True, check=False)
