@@ -13,8 +13,8 @@ ALONE = (
     "tests/kernels/test_own_process.py::",
     "tests/scripts/test_check_architectures.py::test_they_are_exact_or_refused[",
 )
-# Share a server.
-FOLDERS = ("tests/engine/serving/",)
+# Each shares a server.
+FOLDERS = ("tests/clients/", "tests/engine/serving/")
 
 
 def is_alone(nodeid: str) -> bool:
