@@ -15,6 +15,8 @@ import torch
 import triton.language as tl
 from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorHandle
 
+import tests.triton_interpreter  # noqa: F401
+
 _create_dot = InterpreterBuilder.create_dot
 
 

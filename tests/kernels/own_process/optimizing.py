@@ -47,7 +47,7 @@ def on_triton() -> Iterator[None]:
 
 requests = st.lists(
     st.tuples(
-        st.sampled_from([1, 2, 3, 17, 40, 70]),
+        st.sampled_from([1, 2, 3, 9, 17, 40]),
         st.integers(0, 3),
         st.sampled_from([0.001, 0.1, 1.0]),
     ),
@@ -144,8 +144,9 @@ OPTIONS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("soft_cap", [None, 5.0])
 def test_every_option_in_one_batch(soft_cap: float | None) -> None:
     head = make_head(129, 16, soft_cap, 0.5, bias=True)
-    prompts = [prompt_of(head, 20 + 7 * i, i, steps=3, **o) for i, o in enumerate(OPTIONS)]
-    for extra_bytes in (0, MIB):
+    prompts = [prompt_of(head, 11 + 3 * i, i, steps=3, **o) for i, o in enumerate(OPTIONS)]
+    # With the smaller one some rows are cached, and the others made again, two at a time.
+    for extra_bytes in (6_000, MIB):
         workspace = Workspace(smallest_workspace(head) + extra_bytes)
         learned = optimize(head, prompts, workspace, final_loss=True, with_last_kl=True)
         for prompt, result in zip(prompts, learned, strict=True):
