@@ -28,6 +28,8 @@ def _enable_v2() -> None:
     # N-gram drafts and grammar bitmasks use integer masks, which the interpreter refuses.
     from triton.runtime.interpreter import InterpreterBuilder
 
+    import tests.triton_interpreter  # noqa: F401
+
     load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
 
     def masked_load(self: Any, pointers: Any, mask: Any, *args: Any) -> Any:
