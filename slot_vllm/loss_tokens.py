@@ -1,4 +1,6 @@
-"""Which tokens of a prompt ``slot_loss_tokens`` means, where only the tokenizer can tell.
+"""Which tokens of a prompt are learned from, where a worker cannot tell.
+
+What ``slot_loss_tokens`` means where only the tokenizer can tell:
 
 ``text``: all but special tokens. A role, or several: the turns of the tokenizer's chat template
 that are theirs (``chat_turns``).
@@ -70,6 +72,14 @@ def _joined(counts: Sequence[bool]) -> list[Span]:
         else:
             spans.append((i, i + 1))
     return spans
+
+
+def without(spans: Sequence[Span], others: Sequence[Span], length: int) -> list[Span]:
+    """What ``spans``, of a prompt of ``length`` tokens, have and ``others`` have not."""
+    counts = flags(spans, length)
+    for start, stop in others:
+        counts[start:stop] = [False] * (stop - start)
+    return _joined(counts)
 
 
 def flags(spans: Sequence[Sequence[int]], length: int) -> list[bool]:

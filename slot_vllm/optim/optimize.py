@@ -93,7 +93,7 @@ def optimize(
 
 def _fits(prompts: Sequence[Prompt], shard: Shard | None) -> list[Prompt]:
     """With the rows alone that are learned from."""
-    if shard is None or all(prompt.params.loss_tokens == "all" for prompt in prompts):
+    if shard is None or all(prompt.all_count for prompt in prompts):
         return [prompt.of_rows_that_count() for prompt in prompts]
     # It copies hidden states: one rank may lack the memory.
     with Exchange(shard, prompts[0].hidden.device).agreeing():

@@ -116,8 +116,8 @@ def _rows(prompt: Prompt) -> list[int]:
     """Those that are learned from; row i predicts token i + 1."""
     rows, wanted = list(range(prompt.rows)), prompt.params.loss_tokens
     if isinstance(wanted, int):
-        return rows[-wanted:]
-    if wanted == "all":
+        rows = rows[-wanted:]
+    if prompt.counts is None:
+        assert prompt.params.words is None
         return rows
-    assert prompt.counts is not None
     return [row for row in rows if prompt.counts[row + 1]]

@@ -14,8 +14,8 @@ from slot_vllm.params import SlotParams
 @dataclass(frozen=True)
 class Prompt:
     """hidden: (n, d) last hidden states in the model's dtype. tokens: (n,) int64, same device.
-    counts: n flags, which tokens ``params.loss_tokens`` means; needed for those that only a
-    tokenizer can tell ("user", "text")."""
+    counts: n flags, which tokens may be learned from; None: all, but for those of
+    ``params.loss_tokens`` that only a tokenizer can tell ("user", "text") they are needed."""
 
     hidden: Tensor
     tokens: Tensor
@@ -44,13 +44,18 @@ class Prompt:
     def _count(self) -> np.ndarray:
         """(rows,) bool: of the token that each row predicts, whether it counts."""
         wanted = self.params.loss_tokens
-        if isinstance(wanted, int):
-            return np.arange(self.rows) >= self.rows - wanted
-        if wanted == "all":
-            return np.ones(self.rows, dtype=bool)
+        last = wanted if isinstance(wanted, int) else self.rows
+        count = np.arange(self.rows) >= self.rows - last
+        if self.counts is None and self.params.words is None:
+            return count
         if self.counts is None or len(self.counts) != self.rows + 1:
             raise ValueError(
                 f"loss_tokens={wanted!r}: {self.rows + 1} flags are needed that say which tokens "
                 f"count; there are {None if self.counts is None else len(self.counts)}"
             )
-        return np.asarray(self.counts, dtype=bool)[1:]
+        return count & np.asarray(self.counts, dtype=bool)[1:]
+
+    @property
+    def all_count(self) -> bool:
+        """Whether it is certain that ``of_rows_that_count`` copies nothing."""
+        return self.counts is None and self.params.loss_tokens == "all"

@@ -43,7 +43,7 @@ def own_answer(head: Head, case: Case, states: Tensor) -> Answer:
     """tokens: at each position the best one, after those that vLLM generated before it."""
     tokens, weight = torch.tensor(case.tokens), head.weight.double()
     params = SlotParams(steps=case.steps, lr=case.lr)
-    learned = oracle(head, Prompt(states[: len(tokens)], tokens, params))
+    learned = oracle(head, Prompt(states[: len(tokens)], tokens, params, case.counts))
     z = (states[len(tokens) - 1 :].double() + learned.delta) @ weight.T
     best = head.activate(z if head.bias is None else z + head.bias.double()).topk(2)
     return Answer(

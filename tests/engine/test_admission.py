@@ -102,7 +102,6 @@ def test_prompt_embeddings(tiny_model: str, engine: Callable[..., Any]) -> None:
     ("change", "reason"),
     [
         ({"resumable": True}, "streaming_input"),
-        ({"mm_features": [object()]}, "multimodal"),
         ({"prompt_embeds": torch.zeros(1, 1)}, "prompt_embeddings"),
         ({"prompt_token_ids": list(range(9))}, "long_prompt; allowed: at most max_prompt_tokens=8"),
     ],

@@ -60,6 +60,7 @@ def test_what_a_key_tells_apart() -> None:
         prompt_key([1, 2, 3], 0, params, lora(path="/y"), None, (0, 0)),
         prompt_key([1, 2, 3], 0, params, None, None, (1, 0)),
         prompt_key([1, 2, 3], 0, params, None, None, (0, 1)),
+        prompt_key([1, 2, 3], 0, params, None, None, (0, 0), [("image", 1)]),
     ]
     assert len(set(different)) == len(different)
     for same in (SlotParams(), SlotParams(window=2), SlotParams(half_life=3.0)):

@@ -68,7 +68,7 @@ def test_every_request_has_one_outcome() -> None:
         arrival("b-1", TOKENS),
         arrival("c-1", [7]),
         arrival("d-1", [7]),
-        arrival("e-1", TOKENS, bypassed="multimodal"),
+        arrival("e-1", TOKENS, bypassed="prompt_embeddings"),
         arrival("f-1", TOKENS, steps=0),
         arrival("g-1", [3, 10**6]),
         arrival("h-1", [*TOKENS, 1]),
@@ -98,7 +98,10 @@ def test_every_request_has_one_outcome() -> None:
     }
     assert sum(outcomes(samples).values()) == len(new)
     assert not state.registry.requests
-    assert value(samples, "vllm:slot_fallbacks_total", outcome="bypassed", reason="multimodal") == 1
+    assert (
+        value(samples, "vllm:slot_fallbacks_total", outcome="bypassed", reason="prompt_embeddings")
+        == 1
+    )
     assert value(samples, "vllm:slot_deltas_alive") == 0
     assert value(samples, "vllm:slot_cached_deltas") == 2
     assert value(samples, "vllm:slot_up") == 1
@@ -285,7 +288,7 @@ def test_an_engine_that_does_not_answer_costs_only_its_metrics(
 
 def exported() -> Samples:
     state = make_state()
-    state.statistics.counters["bypassed.multimodal"] += 1
+    state.statistics.counters["bypassed.prompt_embeddings"] += 1
     return shown(state)
 
 

@@ -62,7 +62,7 @@ def test_what_each_outcome_says() -> None:
     new += [
         arrival("same-1", LONG),
         arrival("one-1", [7]),
-        arrival("by-1", TOKENS, steps=3, bypassed="multimodal"),
+        arrival("by-1", TOKENS, steps=3, bypassed="prompt_embeddings"),
         arrival("plain-1", TOKENS, steps=0),
         arrival("old-1", TOKENS, version="9.9"),
         arrival("bad-1", [3, 10**6]),
@@ -97,7 +97,7 @@ def test_what_each_outcome_says() -> None:
     assert same == {**own, **differs}
     for name, outcome, reason, steps in (
         ("one", "one_token", None, 2),
-        ("by", "bypassed", "multimodal", 3),
+        ("by", "bypassed", "prompt_embeddings", 3),
         ("plain", "plain", None, None),
         ("old", "failed", "arrival", None),
         ("bad", "failed", "vocabulary", 2),
@@ -263,7 +263,7 @@ def served(state: RunnerState) -> None:
         arrival("a-1", LONG, loss_tokens=6),
         arrival("b-1", LONG),
         arrival("p-1", LONG, steps=0),
-        arrival("m-1", LONG, bypassed="multimodal"),
+        arrival("m-1", LONG, bypassed="prompt_embeddings"),
         arrival("o-1", LONG, version="9.9"),
     ]
     begin(state, new)

@@ -222,14 +222,14 @@ def test_rows_that_never_came_fail_the_request_alone() -> None:
 
 def test_counting_bypassed_and_unresolved_requests_once() -> None:
     state = make_state(steps=2)
-    new = [arrival("a-1", TOKENS, bypassed="multimodal")]
+    new = [arrival("a-1", TOKENS, bypassed="prompt_embeddings")]
     unresolved = arrival("u-1", TOKENS)
     unresolved.sampling_params.extra_args = None
     begin(state, [*new, unresolved])
     begin(state, preempted={"a-1"})
     begin(state, [*new, unresolved])
     stats = state.stats()
-    assert (stats["bypassed.multimodal"], stats["bypassed.unresolved"]) == (1, 1)
+    assert (stats["bypassed.prompt_embeddings"], stats["bypassed.unresolved"]) == (1, 1)
     assert step(state, ("a-1", TOKENS, 0), ("u-1", TOKENS, 0)) is None
     begin(state, finished={"a-1", "u-1"})
     assert not state.registry.requests
@@ -344,18 +344,24 @@ def test_equal_prompts_share_a_delta_and_its_row() -> None:
 
 def test_what_must_not_be_shared() -> None:
     state = make_state(capacity=8)
-    image = [SimpleNamespace(identifier="image")]
+    image, other, later = (
+        [SimpleNamespace(identifier=name, mm_position=SimpleNamespace(offset=offset))]
+        for name, offset in (("one", 1), ("other", 1), ("one", 2))
+    )
     new = [
         arrival("a-1", TOKENS),
         arrival("b-1", TOKENS, cache_salt="x"),
         arrival("c-1", TOKENS, cache_salt="y"),
         arrival("d-1", TOKENS, steps=3),
         arrival("e-1", TOKENS, mm_features=image),
-        arrival("f-1", TOKENS, mm_features=image),
+        arrival("f-1", TOKENS, mm_features=other),
+        arrival("g-1", TOKENS, mm_features=later),
+        arrival("h-1", TOKENS, mm_features=image),
     ]
     begin(state, new)
     step(state, *((r.req_id, TOKENS, 0) for r in new))
-    assert [state.stats()[name] for name in ("optimized", "shared")] == [6, 0]
+    # The last one shares the fifth's.
+    assert [state.stats()[name] for name in ("optimized", "shared")] == [7, 1]
     off = make_state(delta_cache_mb=0)
     begin(off, [arrival("a-1", TOKENS), arrival("b-1", TOKENS)])
     step(off, ("a-1", TOKENS, 0), ("b-1", TOKENS, 0))

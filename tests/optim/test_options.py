@@ -89,6 +89,21 @@ def test_each_option(options: dict[str, Any], form: type[Form], cap: float | Non
         assert_equal(head, *each)
 
 
+@pytest.mark.parametrize(("loss_tokens", "rows"), [("all", [0, 1, 4, 5, 7]), (4, [4, 5, 7])])
+def test_tokens_that_may_not_be_learned_from(loss_tokens: Any, rows: list[int]) -> None:
+    head = make_head(hidden=32)
+    made = prompt_of(head, 9, loss_tokens=loss_tokens)
+    # As where images stand: the first row that counts none the less predicts a token after one.
+    counts = [True, True, True, False, False, True, True, False, True]
+    prompt = Prompt(made.hidden, made.tokens, made.params, counts)
+    kept = prompt.of_rows_that_count()
+    assert torch.equal(kept.hidden[:-1], made.hidden[rows])
+    assert torch.equal(kept.tokens[1:], made.tokens[[row + 1 for row in rows]])
+    (learned,) = optimize(head, [prompt], Workspace(MIB), final_loss=True)
+    assert learned.rows == len(rows)
+    assert_equal(head, prompt, learned, oracle(head, prompt))
+
+
 @pytest.mark.parametrize(("options", "form", "cap"), served())
 def test_last_kl(options: dict[str, Any], form: type[Form], cap: float | None) -> None:
     head, prompts, expected = problem(name_of(options), cap)

@@ -20,7 +20,7 @@ from slot_vllm.engine.frontend.origins import current_origin
 from slot_vllm.engine.frontend.wraps import is_wrapped, mark
 from slot_vllm.engine.wire.engine_settings import asks_for_slot, read_config
 from slot_vllm.engine.wire.resolved import RESOLVED, Resolved, ResolvedDict
-from slot_vllm.loss_tokens import LossTokens
+from slot_vllm.loss_tokens import LossTokens, Span, without
 from slot_vllm.params import SlotConfig, SlotError, SlotParams, named
 
 logger = logging.getLogger("vllm.slot_vllm")
@@ -46,7 +46,6 @@ class Admission:
 
     def obstacle(
         self,
-        multimodal: bool,
         embeddings: bool,
         resumable: bool,
         lora_request: Any,
@@ -57,8 +56,6 @@ class Admission:
             return "streaming_input"
         if embeddings:
             return "prompt_embeddings"
-        if multimodal:
-            return "multimodal"
         if lora_request is not None and self._head_adapters.contain(lora_request):
             return "lora_on_head"
         if self.config.refuses(prompt_tokens):
@@ -92,12 +89,28 @@ class Admission:
             logger.warning("SLOT is left out of requests with %s", reason)
 
     def spans(
+        self,
+        extra_args: Mapping[str, Any] | None,
+        params: SlotParams,
+        tokens: Sequence[int],
+        features: Sequence[Any] = (),
+    ) -> tuple[list[Span] | None, str | None]:
+        """The spans of the tokens that the request learns from, None if the worker can tell; and
+        why it is bypassed, or None. features: the prompt's images and the like."""
+        if not params.steps:
+            return None, None
+        spans, bypassed = self._spans_of_words(extra_args, params, tokens)
+        placeholders = [span for feature in features for span in _placeholders(feature)]
+        if bypassed is None and placeholders:
+            length = len(tokens)
+            spans = without([(0, length)] if spans is None else spans, placeholders, length)
+        return spans, bypassed
+
+    def _spans_of_words(
         self, extra_args: Mapping[str, Any] | None, params: SlotParams, tokens: Sequence[int]
-    ) -> tuple[list[tuple[int, int]] | None, str | None]:
-        """The spans of the tokens that the request learns from, None if no tokenizer is needed; and
-        why it is bypassed, or None."""
+    ) -> tuple[list[Span] | None, str | None]:
         wanted = params.words
-        if not params.steps or wanted is None:
+        if wanted is None:
             return None, None
         if self._loss_tokens is None:
             self._loss_tokens = LossTokens(self._tokenizer())
@@ -128,7 +141,6 @@ class Admission:
             origin.reason
             if origin
             else self.obstacle(
-                multimodal=bool(request.mm_features),
                 embeddings=request.prompt_embeds is not None,
                 resumable=request.resumable,
                 lora_request=request.lora_request,
@@ -138,7 +150,9 @@ class Admission:
         params, bypassed = self.check(extra_args, reason)
         spans = None
         if bypassed is None:
-            spans, bypassed = self.spans(extra_args, params, request.prompt_token_ids)
+            spans, bypassed = self.spans(
+                extra_args, params, request.prompt_token_ids, request.mm_features or ()
+            )
         sampling_params = sampling_params.clone()
         counted = origin is None or origin.counts()
         resolved = Resolved(request_id, params, bypassed, request.cache_salt, spans, counted)
@@ -150,6 +164,12 @@ class Admission:
             # A prefix-cache hit brings no hidden states.
             sampling_params.skip_reading_prefix_cache = True
         request.sampling_params = sampling_params
+
+
+def _placeholders(feature: Any) -> list[Span]:
+    """Where embeddings of an image or the like take the places of tokens."""
+    # vLLM names the first and the last.
+    return [(first, last + 1) for first, last in feature.mm_position.extract_embeds_range()]
 
 
 def admission_of(processor: Any, vllm_config: Any) -> Admission:

@@ -18,7 +18,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
 from slot_vllm.engine.wire.engine_settings import read_config
-from slot_vllm.engine.wire.prompt_key import prompt_key
+from slot_vllm.engine.wire.prompt_key import images_of, prompt_key
 from slot_vllm.engine.wire.resolved import RESOLVED, read_resolved
 from slot_vllm.params import SlotError
 
@@ -170,9 +170,10 @@ class LimitedCompletions(Scheduler):
         if not self._slot_config.delta_cache_mb or (lora is not None and lora.load_inplace):
             return _Prompt(True)
         skipped = self._slot_config.skipped(len(tokens))
+        salt, images = resolved.cache_salt, images_of(request)
         return _Prompt(
             True,
-            lambda: prompt_key(tokens, skipped, resolved.params, lora, resolved.cache_salt, (0, 0)),
+            lambda: prompt_key(tokens, skipped, resolved.params, lora, salt, (0, 0), images),
         )
 
 

@@ -106,7 +106,6 @@ def check_inputs(admission: Admission, inputs: Any, params: Any, lora_request: A
     and its adapter. Raises VLLMValidationError."""
     if isinstance(params, SamplingParams) and isinstance(inputs, dict):
         reason = admission.obstacle(
-            multimodal=inputs.get("type") == "multimodal",
             embeddings=inputs.get("type") == "embeds",
             resumable=False,
             lora_request=lora_request,

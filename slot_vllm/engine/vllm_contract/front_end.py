@@ -105,6 +105,14 @@ FRONT_END: tuple[Contact, ...] = (
         ),
     ),
     Contact(
+        "front end", "vllm.multimodal.inputs", "MultiModalFeatureSpec",
+        "an image of a prompt, and where it stands", attributes=("identifier", "mm_position"),
+    ),
+    Contact(
+        "front end", "vllm.multimodal.inputs", "PlaceholderRange",
+        "which tokens stand for an image", attributes=("offset", "extract_embeds_range"),
+    ),
+    Contact(
         "front end", "vllm.sampling_params", "SamplingParams",
         "carries the settings to the workers, past the prefix cache",
         attributes=("extra_args", "skip_reading_prefix_cache", "clone"),

@@ -58,7 +58,7 @@ SCHEDULER: tuple[Contact, ...] = (
         "limited scheduler", "vllm.v1.request", "Request", "which prompts complete",
         attributes=(
             "request_id", "num_prompt_tokens", "num_computed_tokens", "num_tokens",
-            "prompt_token_ids", "sampling_params", "lora_request",
+            "prompt_token_ids", "sampling_params", "lora_request", "mm_features",
         ),
     ),
 )  # fmt: skip

@@ -23,7 +23,7 @@ class Resolved:
     """request_id: as the caller knows it.
     bypassed: why SLOT is left out, or None.
     cache_salt: the request's, which vLLM does not tell the workers.
-    spans: where the tokens stand that are learned from, if only the tokenizer can tell.
+    spans: where the tokens stand that are learned from, where the worker cannot tell.
     counted: whether it is a request of its own, and not a further step of a search.
     version: of the package that admitted it."""
 

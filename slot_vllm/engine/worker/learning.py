@@ -100,7 +100,7 @@ class Learner:
             request = prompt.request
             with self.failures.noted(request, "vocabulary"):
                 # On a GPU such an index would take the process down.
-                if (largest := max(request.learns_from)) >= self.linear_head.vocabulary:
+                if (largest := max(request.targets, default=0)) >= self.linear_head.vocabulary:
                     raise ValueError(f"token {largest} is not in the head's vocabulary")
             if request.failure is None:
                 with self.failures.noted(request, "hidden_cache"):

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from slot_vllm.engine.wire.prompt_key import images_of
 from slot_vllm.engine.wire.resolved import BEAM_SEARCH, RESOLVED, read_admitted
 from slot_vllm.engine.wire.response_ids import without_beam
 from slot_vllm.engine.worker.delta_table import DeltaTable
@@ -147,10 +148,11 @@ class Registry:
             skipped=self.config.skipped(len(new.prompt_token_ids)),
             lora_request=lora_request,
             cache_salt=resolved.cache_salt,
-            # Admission lets neither pass; here their tokens would not tell them apart.
-            shareable=not (replaces or new.mm_features or new.prompt_embeds is not None),
+            # Admission lets no embeddings pass; here their tokens would not tell them apart.
+            shareable=not (replaces or new.prompt_embeds is not None),
             epoch=self.epoch(lora_request),
             spans=resolved.spans,
+            images=images_of(new),
         )
 
     def _depart(self, req_id: str) -> None:

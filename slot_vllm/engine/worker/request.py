@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any, Literal
 
 from torch import Tensor
@@ -38,6 +39,7 @@ class SlotRequest(TrackedRequest):
     epoch: of the weights when it came.
     spans: where in the whole prompt the tokens stand that are learned from, if only admission can
         tell.
+    images: what the prompt has besides its tokens, by name and place.
     seen: up to where its prompt was computed or read from the prefix cache.
     hidden: without a hidden-state cache, (n - skipped, d), the rows that it learns from while the
         prompt is incomplete; those among the prompt's first ``filled`` are there.
@@ -56,6 +58,7 @@ class SlotRequest(TrackedRequest):
     shareable: bool = False
     epoch: tuple[int, int] = (0, 0)
     spans: Sequence[Sequence[int]] | None = None
+    images: Sequence[tuple[str, int]] = ()
     seen: int = 0
     hidden: Tensor | None = None
     filled: int = 0
@@ -78,8 +81,15 @@ class SlotRequest(TrackedRequest):
         return self.tokens[self.skipped :]
 
     @property
+    def targets(self) -> list[int]:
+        """Of those, the tokens that may be predicted: the numbers that stand for an image need not
+        be in the head's vocabulary."""
+        counts = self.counts
+        return self.learns_from if counts is None else list(compress(self.learns_from, counts))
+
+    @property
     def counts(self) -> list[bool] | None:
-        """Of the tokens of ``learns_from``, which ``slot_loss_tokens`` means; see ``Prompt``."""
+        """Of the tokens of ``learns_from``, which may be learned from; see ``Prompt``."""
         if self.spans is None:
             return None
         return flags(self.spans, len(self.tokens))[self.skipped :]

@@ -38,6 +38,7 @@ class Sharing:
                 request.lora_request,
                 request.cache_salt,
                 request.epoch,
+                request.images,
             )
 
     def find(self, requests: Sequence[SlotRequest]) -> dict[str, Learned]:
