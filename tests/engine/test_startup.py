@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm.config import KVTransferConfig
 from vllm.engine.arg_utils import EngineArgs
 
 from slot_vllm import __version__
@@ -17,6 +18,8 @@ from slot_vllm.engine.vllm_contract import release
 from slot_vllm.engine.vllm_contract.source import Source
 from slot_vllm.engine.wire.engine_settings import EXTENSION, asks_for_slot, read_config
 from slot_vllm.params import SlotConfig, SlotError
+
+CONNECTOR = KVTransferConfig(kv_connector="ExampleConnector", kv_role="kv_both")
 
 
 def config(model: str, **options: Any) -> Any:
@@ -48,10 +51,6 @@ def test_the_bare_name_is_expanded_and_the_settings_are_resolved(
         ),
         ({"kv_sharing_fast_prefill": True}, "--kv-sharing-fast-prefill"),
         ({"runner": "pooling"}, "pooling model"),
-        (
-            {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},
-            "--kv-transfer-config",
-        ),
         ({"additional_config": {"slot": {"step": 1}}}, "slot.step: unknown key"),
         ({"additional_config": {"slot": {"lr": "x"}}}, "slot.lr='x'"),
         (
@@ -78,6 +77,8 @@ def test_refused_at_start_up(options: dict[str, Any], part: str, tiny_model: str
             {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
             None,
         ),
+        ("qwen2", {"kv_transfer_config": CONNECTOR}, "a KV connector"),
+        ("qwen2", {"kv_offloading_size": 1.0}, "a KV connector"),
     ],
 )
 def test_where_hidden_states_are_kept(

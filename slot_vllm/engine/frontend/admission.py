@@ -15,6 +15,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.input_processor import InputProcessor
 
 from slot_vllm.chat_turns import UndeterminedError
+from slot_vllm.engine.frontend import startup
 from slot_vllm.engine.frontend.lora import HeadAdapters
 from slot_vllm.engine.frontend.origins import current_origin
 from slot_vllm.engine.frontend.wraps import is_wrapped, mark
@@ -35,10 +36,17 @@ class AcceptedDict(dict[str, Any]):
 
 class Admission:
     """Admission to one engine. ``check``, ``spans`` and ``admit`` raise VLLMValidationError.
-    tokenizer: gives the engine's, or None."""
+    tokenizer: gives the engine's, or None. engine_obstacle: why none of its requests can have SLOT.
+    """
 
-    def __init__(self, config: SlotConfig, tokenizer: Callable[[], Any] = lambda: None) -> None:
+    def __init__(
+        self,
+        config: SlotConfig,
+        tokenizer: Callable[[], Any] = lambda: None,
+        engine_obstacle: str | None = None,
+    ) -> None:
         self.config = config
+        self._engine_obstacle = engine_obstacle
         self._tokenizer = tokenizer
         self._loss_tokens: LossTokens | None = None
         self._warned: set[str] = set()
@@ -52,6 +60,8 @@ class Admission:
         prompt_tokens: int,
     ) -> str | None:
         """Why a request cannot have SLOT, as the counter names it; None if it can."""
+        if self._engine_obstacle is not None:
+            return self._engine_obstacle
         if resumable:
             return "streaming_input"
         if embeddings:
@@ -161,7 +171,7 @@ class Admission:
             RESOLVED: ResolvedDict(asdict(resolved) | {"params": params.model_dump(mode="json")}),
         }
         if params.steps and bypassed is None and self.config.hidden_cache == "off":
-            # A prefix-cache hit brings no hidden states.
+            # A hit in the prefix cache or of a KV connector brings no hidden states.
             sampling_params.skip_reading_prefix_cache = True
         request.sampling_params = sampling_params
 
@@ -174,7 +184,8 @@ def _placeholders(feature: Any) -> list[Span]:
 
 def admission_of(processor: Any, vllm_config: Any) -> Admission:
     """For the requests that pass through an InputProcessor."""
-    return Admission(read_config(vllm_config), lambda: processor.tokenizer)
+    obstacle = startup.obstacle_to_all(vllm_config)
+    return Admission(read_config(vllm_config), lambda: processor.tokenizer, obstacle)
 
 
 def install() -> None:

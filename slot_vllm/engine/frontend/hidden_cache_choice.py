@@ -54,6 +54,9 @@ def _obstacle(vllm_config: Any) -> str | None:
     local = sorted(layer_types - {"full_attention"})
     lacking = release.missing_in(release.installed(), "hidden-state cache")
     reasons = {
+        "a KV connector, which brings no hidden states": (
+            vllm_config.kv_transfer_config is not None
+        ),
         f"a vLLM in which {release.describe(lacking)}": bool(lacking),
         f"the quantized KV cache dtype {cache.cache_dtype}": (
             cache.cache_dtype not in ("auto", "bfloat16", "float16", "float32")

@@ -1,10 +1,15 @@
-"""The scheduler of an engine with ``max_concurrent``."""
+"""The scheduler: with a KV connector, and ours for ``max_concurrent``."""
 
 from slot_vllm.engine.vllm_contract.contact import Contact
 
 _DEFER = "a model runner can put the sampling of a complete prompt off"
 
 SCHEDULER: tuple[Contact, ...] = (
+    Contact(
+        "KV connector", "vllm.v1.core.sched.scheduler", "Scheduler.schedule",
+        "a request that does not read the prefix cache loads nothing from a KV connector",
+        calls=("get_num_new_matched_tokens",), contains=("request.skip_reading_prefix_cache",),
+    ),
     Contact(
         "limited scheduler", "vllm.config", "SchedulerConfig", "names our scheduler",
         attributes=(

@@ -144,8 +144,9 @@ def returned(node: ast.AST) -> list[list[str]]:
 
 
 def expressions(node: ast.AST) -> set[str]:
-    """Its calls and subscripts, each as ``ast.unparse`` writes it."""
-    return {ast.unparse(n) for n in ast.walk(node) if isinstance(n, ast.Subscript | ast.Call)}
+    """Its calls, subscripts and attributes, each as ``ast.unparse`` writes it."""
+    kinds = ast.Subscript | ast.Call | ast.Attribute
+    return {ast.unparse(n) for n in ast.walk(node) if isinstance(n, kinds)}
 
 
 @cache

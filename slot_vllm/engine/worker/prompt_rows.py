@@ -57,7 +57,7 @@ class PromptRows:
         if start > request.filled:
             raise RuntimeError(
                 f"request {request.external_id}: hidden states {request.filled} to {start} of the "
-                "prompt never came; was its prefix read from a cache?"
+                "prompt never came; was its prefix read from a cache or loaded?"
             )
         rows = rows[max(0, skipped - start) :]
         if start <= skipped and stop == length:
