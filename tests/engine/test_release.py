@@ -16,6 +16,7 @@ from slot_vllm.engine.vllm_contract import release
 from slot_vllm.engine.vllm_contract.contact import PARTS, Contact
 from slot_vllm.engine.vllm_contract.contacts import CONTACTS
 from slot_vllm.engine.vllm_contract.source import Source
+from slot_vllm.engine.worker.runner_in_use import V2
 from slot_vllm.params import SlotConfig, SlotError
 from tests.conftest import ROOT
 
@@ -178,6 +179,12 @@ def test_an_engine_that_asks_for_slot_is_checked(
         ).create_engine_config()
 
 
+class V2Runner:
+    """Known by its name."""
+
+    __module__, __qualname__ = V2
+
+
 def test_a_worker_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     from slot_vllm.engine.worker import common_settings, extension
 
@@ -189,9 +196,7 @@ def test_a_worker_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     for group in ("get_tp_group", "get_pp_group"):
         monkeypatch.setattr(common_settings, group, lambda: SimpleNamespace(world_size=1))
     with pytest.raises(SlotError, match="True True"):
-        extension.install(
-            SimpleNamespace(model_runner=None, vllm_config=None, use_v2_model_runner=True)
-        )
+        extension.install(SimpleNamespace(model_runner=V2Runner(), vllm_config=None))
 
 
 def copied(target: Path, *paths: str) -> Path:

@@ -14,8 +14,8 @@ WORKER: tuple[Contact, ...] = (
     Contact(
         "worker", "vllm.v1.worker.gpu_worker", "Worker", "the runner, and changes of its weights",
         attributes=(
-            "vllm_config", "model_runner", "use_v2_model_runner", "reload_weights",
-            "update_weights", "finish_weight_update", "sleep", "wake_up",
+            "vllm_config", "model_runner", "reload_weights", "update_weights",
+            "finish_weight_update", "sleep", "wake_up",
         ),
         until="vLLM tells a plugin when weights change",
     ),

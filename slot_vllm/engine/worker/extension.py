@@ -19,6 +19,7 @@ from slot_vllm.engine.wire.worker_metrics import WorkerMetrics
 from slot_vllm.engine.worker.common_settings import common_config
 from slot_vllm.engine.worker.linear_head import LinearHead
 from slot_vllm.engine.worker.ranks import Ranks
+from slot_vllm.engine.worker.runner_in_use import is_v2
 from slot_vllm.engine.worker.runner_state import RunnerState
 from slot_vllm.engine.worker.runners import hook_v1, hook_v2, watch
 from slot_vllm.engine.worker.startup_table import startup_table
@@ -108,10 +109,9 @@ def _find(worker: Any, request_id: str) -> Learned | None:
 def install(worker: Any) -> None:
     """Put SLOT onto the model runner of ``worker``, whose model is loaded. Raises SlotError."""
     runner = worker.model_runner
-    v2 = worker.use_v2_model_runner
 
     def check(config: SlotConfig) -> None:
-        release.check_worker(v2, config.hidden_cache == "on")
+        release.check_worker(is_v2(runner), config.hidden_cache == "on")
         if get_tp_group().world_size > 1:
             release.require("tensor parallel")
 
@@ -130,6 +130,7 @@ def install(worker: Any) -> None:
         from slot_vllm.engine.worker.hidden_cache import HiddenCache
 
         cache = HiddenCache(worker.vllm_config, hidden_size, ranks)
+    v2 = is_v2(runner)
     (hook_v2 if v2 else hook_v1)(runner, state.step, cache)
     watch(worker, state, cache)
     linear_head.hook(state.step.take, state.step.attempt)

@@ -18,6 +18,7 @@ from slot_vllm.engine.worker.batch import BatchView
 from slot_vllm.engine.worker.cpu_generators import keep_states
 from slot_vllm.engine.worker.failure import Failure
 from slot_vllm.engine.worker.own_hooks import has_own_hooks
+from slot_vllm.engine.worker.runner_in_use import check_in_use, replaced_methods
 from slot_vllm.engine.worker.runner_state import RunnerState
 from slot_vllm.engine.worker.step import Step
 
@@ -207,10 +208,12 @@ def write(
 
 
 def watch(worker: Any, state: RunnerState, cache: "HiddenCache | None") -> None:
-    """Either runner: say what the hidden states cost once the KV cache is there, take no notice of
-    vLLM's own warm-up requests, and share no delta across a change of weights."""
+    """Either runner: say what the hidden states cost once the KV cache is there, look whether it is
+    still the runner that runs, take no notice of vLLM's own warm-up requests, and share no delta
+    across a change of weights."""
 
     runner = worker.model_runner
+    replaced = replaced_methods(runner)
     warm_up = worker.compile_or_warm_up_model
     initialize_kv_cache = runner.initialize_kv_cache
     add_lora = worker.add_lora
@@ -224,6 +227,8 @@ def watch(worker: Any, state: RunnerState, cache: "HiddenCache | None") -> None:
             logger.info("SLOT keeps hidden states in the KV cache: %s", cost.describe())
 
     def hooked_warm_up(*args: Any, **kwargs: Any) -> Any:
+        # The end of start-up, for every worker.
+        check_in_use(worker, runner, replaced)
         state.step.serving = False
         try:
             return warm_up(*args, **kwargs)
