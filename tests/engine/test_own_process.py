@@ -1,4 +1,5 @@
-"""The engine tests that need a process of their own: n-gram drafts, traces, several workers."""
+"""The engine tests that need a process of their own: n-gram drafts, traces, other plugins,
+several workers."""
 
 import os
 import subprocess
@@ -19,6 +20,8 @@ TIME_LIMIT = {False: 2400, True: 4 * 3600}
         # In this order: after n-gram drafts no further engine can be started.
         ("v1", ["tracing.py", "ngram.py"]),
         ("v2", ["ngram.py"]),
+        ("v1", ["plugins.py"]),
+        ("v2", ["plugins.py"]),
         ("v1", ["parallel.py"]),
         pytest.param("v2", ["parallel.py"], marks=pytest.mark.full),
     ],

@@ -22,6 +22,9 @@ from slot_vllm.params import SlotError
 
 logger = logging.getLogger("vllm.slot_vllm")
 
+# Whose methods other plugins wrap, too.
+_WRAPPED_BY_OTHERS = ("worker", "V1 runner", "V2 runner")
+
 # Releases that the whole suite runs on, and the types of devices, as vLLM names them.
 TESTED = ("0.32",)
 DEVICES = ("cpu",)
@@ -147,6 +150,15 @@ def _look_at_live(contact: Contact) -> str | None:
             return "is not there"
         owner, static = value, inspect.getattr_static(value, part, None)
         value = getattr(value, part)
+    if contact.part in _WRAPPED_BY_OTHERS and _is_another_plugin_s(value):
+        logger.warning(
+            "SLOT: another plugin replaced %s by %s.%s. If that does not call what was there "
+            "before, SLOT may not work",
+            contact,
+            value.__module__,
+            value.__qualname__,
+        )
+        return _look_in_source(installed(), contact)
     given = None
     if inspect.isroutine(value):
         bound = inspect.isclass(owner) and not isinstance(static, staticmethod)
@@ -162,6 +174,12 @@ def _look_at_live(contact: Contact) -> str | None:
     return _problem(
         contact, given, lambda: _tree_of(value), lambda name: _has_attribute(value, name)
     )
+
+
+def _is_another_plugin_s(value: Any) -> bool:
+    """Whether it is a function that is not vLLM's, nor says by functools.wraps that it calls one
+    that is."""
+    return inspect.isroutine(value) and not str(value.__module__).startswith("vllm.")
 
 
 def _has_attribute(owner: Any, name: str) -> bool:

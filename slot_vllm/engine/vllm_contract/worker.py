@@ -21,7 +21,7 @@ WORKER: tuple[Contact, ...] = (
     ),
     Contact(
         "worker", "vllm.v1.worker.gpu_worker", "Worker.compile_or_warm_up_model",
-        "takes no notice of vLLM's own warm-up requests",
+        "takes no notice of vLLM's own warm-up requests; looks which runner is there at the end",
         until="the runners have a hook before the logits, which warm-ups do not call",
     ),
     Contact(
