@@ -47,6 +47,8 @@ class Engines:
         if key not in self._engines:
             from vllm import LLM, envs
 
+            # Each engine collects garbage nine times: not through all that vLLM imports.
+            gc.freeze()
             extra: dict[str, Any] = (
                 {}
                 if slot is None

@@ -29,7 +29,7 @@ def test_an_engine_s_processes_print_into_the_log(
 
 
 PHASES = """
-import os, sys
+import os, sys, time
 from slot_vllm.evaluation import engine_output
 from slot_vllm.evaluation.console import console
 
@@ -37,7 +37,7 @@ seen = []
 with engine_output.logged(seen.append):
     os.write(1, b"vLLM's\\n")
     while not seen:
-        pass
+        time.sleep(0.01)
     console.print("ours")
 console.print(f"then {seen}")
 """

@@ -35,13 +35,19 @@ def _by_problem(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
     return {(sample["arm"], sample["id"]): sample for sample in samples}
 
 
+def _received(notes: Path) -> Path:
+    return notes.with_name("received")
+
+
 class EchoEngine:
-    """Notes what it is asked, and dies or fails when it is told to."""
+    """Notes what it is asked, and dies or fails when it is told to: once the answers that are to
+    come before are received."""
 
     max_model_len = 128
 
     def __init__(self, notes: Path) -> None:
         self._notes = notes
+        self._received = _received(notes)
 
     def generate(self, requests: list[Request], on_tokens: OnTokens) -> Iterator[Completion]:
         for request in requests:
@@ -50,11 +56,18 @@ class EchoEngine:
                 notes.write(f"{request.id}\n")
             order = request.sampling.get("order")
             if order == "die always" or (order and not before):
-                time.sleep(1)  # what was answered before is on its way
+                deadline = time.monotonic() + 60
+                while time.monotonic() < deadline and not self._are_received(
+                    request.sampling["after"]
+                ):
+                    time.sleep(0.05)
                 if order == "fail once":
                     raise ValueError("the engine failed")
                 os.kill(os.getpid(), signal.SIGKILL)
             yield Completion(request.id, [request.id], [[0, 0]], ["stop"], None)
+
+    def _are_received(self, names: list[str]) -> bool:
+        return set(names) <= set(self._received.read_text().split())
 
     def token_shifts(self, requests: list[Request]) -> Iterator[Shifted]:
         for completion in self.generate(requests, lambda name, count: None):
@@ -66,7 +79,17 @@ class Echo(Replica):
         self._engine: Any = EchoEngine(Path(options["notes"]))
 
 
+def _answered(
+    replicas: Replicas, requests: list[Request], on_tokens: OnTokens, notes: Path
+) -> Iterator[str]:
+    for completion in replicas.generate(requests, on_tokens):
+        with _received(notes).open("a") as received:
+            received.write(f"{completion.request_id}\n")
+        yield completion.request_id
+
+
 def _echoes(monkeypatch: pytest.MonkeyPatch, notes: Path) -> Replicas:
+    _received(notes).touch()
     monkeypatch.setattr("slot_vllm.evaluation.replicas.Replica", Echo)
     return Replicas({"notes": str(notes)}, Ray(**REPLICAS))
 
@@ -78,10 +101,12 @@ def test_only_what_a_replica_left_unanswered_is_asked_again(
     notes = tmp_path / "notes"
     replicas = _echoes(monkeypatch, notes)
     assert replicas.max_model_len == 128
-    requests = [Request(str(i), [], {"order": order} if i == 9 else {}) for i in range(16)]
+    ending = {"order": order, "after": ["8"]}
+    requests = [Request(str(i), [], ending if i == 9 else {}) for i in range(16)]
     told: list[tuple[str, int]] = []
-    completions = replicas.generate(requests, lambda name, count: told.append((name, count)))
-    answered = [completion.request_id for completion in completions]
+    answered = list(
+        _answered(replicas, requests, lambda name, count: told.append((name, count)), notes)
+    )
     assert sorted(answered, key=int) == [str(i) for i in range(16)]
     for name in answered:
         counts = [count for one, count in told if one == name]
@@ -102,14 +127,15 @@ def test_only_what_a_replica_left_unanswered_is_asked_again(
 def test_a_problem_that_ends_every_replica_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_ray: None
 ) -> None:
-    replicas = _echoes(monkeypatch, tmp_path / "notes")
-    requests = [Request(str(i), [], {"order": "die always"} if i == 2 else {}) for i in range(8)]
-    answered = []
+    notes = tmp_path / "notes"
+    replicas = _echoes(monkeypatch, notes)
+    others = {"0", "1", "4", "5", "6", "7"}
+    ending = {"order": "die always", "after": sorted(others)}
+    requests = [Request(str(i), [], ending if i == 2 else {}) for i in range(8)]
     with pytest.raises(RunFailed, match="a replica failed"):
-        for completion in replicas.generate(requests, lambda name, count: None):
-            answered.append(completion.request_id)
+        list(_answered(replicas, requests, lambda name, count: None, notes))
     # The others' answers are not lost with it: only its own batch is.
-    assert {"0", "1", "4", "5", "6", "7"} <= set(answered)
+    assert others <= set(_received(notes).read_text().split())
 
 
 @pytest.mark.full
