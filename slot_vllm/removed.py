@@ -33,6 +33,12 @@ REMOVED = {
     "preset=safe": Removal(None, f"it left nothing of delta; {_LESS}"),
 }
 
+# Keys of a run's file; what stands behind them in one where they were not used is null.
+_OF_RUN = {
+    "model_script": "removed in 0.2.0 (no ready file named one): run the script before; `model` "
+    "names what it makes"
+}
+
 
 def refuse(values: Mapping[str, Any]) -> None:
     """Raises PydanticCustomError for the first removed setting or preset that is named."""
@@ -44,6 +50,11 @@ def refuse(values: Mapping[str, Any]) -> None:
                     "{name}: removed in {version} ({why}): {instead}",
                     {"name": name, **vars(removal)},
                 )
+
+
+def removed_from_run(values: Mapping[str, Any]) -> str | None:
+    """What to say of the first removed key of a run's file."""
+    return next((f"{key}: {said}" for key, said in _OF_RUN.items() if key in values), None)
 
 
 def split(stored: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -63,7 +74,7 @@ def of_stored_run(config: Mapping[str, Any], used: bool = True) -> dict[str, Any
         kept, gone = split(settings)
         return {**kept, **(gone if used else {})}
 
-    found = dict(config)
+    found = {k: v for k, v in config.items() if k not in _OF_RUN or (used and v is not None)}
     if isinstance(found.get("arms"), list):
         found["arms"] = [without(arm) for arm in found["arms"]]
     sweep = found.get("sweep")

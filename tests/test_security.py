@@ -31,8 +31,8 @@ ATTRIBUTES = {
 # its own user set.
 ALLOWED = {
     "evaluation/config.py": {"yaml.load"},
-    "evaluation/frequency_bias.py": {
-        "trust_remote_code=bool(config.engine.get('trust_remote_code', False))"
+    "evaluation/models/in_transformers.py": {
+        "trust_remote_code=bool(run.engine.get('trust_remote_code', False))"
     },
     "evaluation/lighteval_model.py": {
         "trust_remote_code=bool(run.engine.get('trust_remote_code', False))"

@@ -16,11 +16,10 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from slot_vllm.evaluation import ready_files, unicode_text
 from slot_vllm.evaluation.control import Example
 from slot_vllm.evaluation.errors import ConfigError
-from slot_vllm.evaluation.models.catalog import path as model_path
 from slot_vllm.evaluation.overrides import OverrideError, override
 from slot_vllm.evaluation.record import BASELINE, Arm, Name
 from slot_vllm.params import SlotConfig, SlotError, SlotParams
-from slot_vllm.removed import REMOVED, of_stored_run
+from slot_vllm.removed import REMOVED, of_stored_run, removed_from_run
 from slot_vllm.setting import Integer, Number
 from slot_vllm.validation_errors import describe
 
@@ -160,8 +159,8 @@ class RunConfig(Strict):
     """One run: every arm answers every task on the same engine.
 
     model: a local path, a hub name, or ``get:NAME`` for a model of ``slot-vllm get-model``.
-    model_script: run as ``python SCRIPT MODEL`` when the path ``model`` does not exist yet.
-    engine: options of ``vllm.LLM``.
+    backend: what answers: vLLM, or transformers' ``generate`` with SLOT around it.
+    engine: options of ``vllm.LLM``; ``transformers`` has some of them.
     chat_template: ``auto`` uses the tokenizer's, if it has one.
     system_prompt_file: a UTF-8 file in place of ``system_prompt``, taken byte for byte: a line
         break at its end is part of the prompt.
@@ -177,7 +176,7 @@ class RunConfig(Strict):
 
     name: Name
     model: LocalPath
-    model_script: LocalPath | None = None
+    backend: Literal["vllm", "transformers"] = "vllm"
     engine: dict[str, Any] = {}
     slot: SlotLimits = SlotLimits()
     generation: Generation = Generation()
@@ -253,6 +252,8 @@ def load(path: Path, settings: Sequence[str] = ()) -> RunConfig:
         for setting in settings:
             override(values, setting, _parse)
         _check_texts(values)
+        if said := removed_from_run(values):
+            raise ConfigError(said)
         config = _with_sha256(RunConfig(**values))
         _check(config)
     except ValidationError as error:
@@ -263,20 +264,19 @@ def load(path: Path, settings: Sequence[str] = ()) -> RunConfig:
 
 
 def check_paths(config: RunConfig) -> None:
-    """Raises ConfigError for a model, script, prompt or data path that does not exist."""
-    for key in ("model_script", "custom_tasks", "system_prompt_file"):
+    """Raises ConfigError for a model, prompt, task or data path that does not exist."""
+    for key in ("custom_tasks", "system_prompt_file"):
         file = getattr(config, key)
         if file is not None and not Path(file).is_file():
             raise ConfigError(f"{key}={file!r}: no such file (from {Path.cwd()})")
     system_prompt(config)
-    if model_path(config.model) == config.model and not Path(config.model).exists():
-        # `org/name` may be a hub's name; a script makes a path that is not there yet.
-        is_path = config.model.startswith((".", "/")) or config.model.count("/") > 1
-        if is_path and config.model_script is None:
-            raise ConfigError(
-                f"model={config.model!r}: no such path (from {Path.cwd()}); allowed: a directory "
-                "with a model, a hub's org/name, get:NAME, or a path that model_script makes"
-            )
+    # `org/name` may be a hub's name.
+    is_path = config.model.startswith((".", "/")) or config.model.count("/") > 1
+    if is_path and not Path(config.model).exists():
+        raise ConfigError(
+            f"model={config.model!r}: no such path (from {Path.cwd()}); allowed: a directory "
+            "with a model, a hub's org/name, or get:NAME"
+        )
     for index, task in enumerate(config.tasks):
         if task.data is not None and not ready_files.find(task.data).exists():
             raise ConfigError(

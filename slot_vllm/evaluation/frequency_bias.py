@@ -11,8 +11,7 @@ from torch.nn.functional import softplus
 
 from slot_vllm.evaluation.config import RunConfig
 from slot_vllm.evaluation.control import Bias
-from slot_vllm.evaluation.errors import ConfigError
-from slot_vllm.evaluation.models.catalog import path as model_path
+from slot_vllm.evaluation.models.in_transformers import load
 from slot_vllm.evaluation.stage import Stage
 
 # Of logits, [rows, V], that are in memory at once.
@@ -44,7 +43,7 @@ def frequencies(config: RunConfig, prompts: Sequence[Sequence[int]]) -> list[Pro
     One forward pass over the prompt, in the engine's dtype. Raises ConfigError for a model that
     transformers does not load.
     """
-    model = _load(config)
+    model = load(config, "a control's bias")
     found = []
     with Stage("the model's own predictions of the prompts") as stage:
         for prompt in prompts:
@@ -72,22 +71,3 @@ def of_prompt(model: Any, prompt: Sequence[int]) -> PromptFrequencies:
         parts.append(log_p.logsumexp(0))
     log_mean = torch.stack(parts).logsumexp(0) - math.log(len(prompt) - 1)
     return PromptFrequencies(tokens.cpu(), counts.cpu(), log_mean.cpu())
-
-
-def _load(config: RunConfig) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            model_path(config.model),
-            dtype=config.engine.get("dtype", "auto"),
-            revision=config.engine.get("revision"),
-            trust_remote_code=bool(config.engine.get("trust_remote_code", False)),
-        )
-    except (OSError, ValueError, ImportError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(
-            f"model={config.model!r}: a control's bias needs it in transformers, which does not "
-            f"load it: {reason}"
-        ) from None
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()

@@ -19,6 +19,11 @@ from slot_vllm.evaluation.models.catalog import path as model_path
 
 logger = logging.getLogger(__name__)
 
+# The engine options that transformers has, too.
+_OF_TRANSFORMERS = (
+    *("dtype", "max_model_len", "max_num_seqs", "revision", "tokenizer", "tokenizer_revision"),
+    "trust_remote_code",
+)
 # Engine options that say whether the model is compiled, and how.
 _COMPILING = {"enforce_eager", "compilation_config", "optimization_level"}
 
@@ -77,7 +82,11 @@ class Engine(Protocol):
 
 
 def check_option_names(config: RunConfig) -> None:
-    """Raises ConfigError for an engine option that vLLM does not have, with the nearest names."""
+    """Raises ConfigError for an engine option that vLLM does not have, with the nearest names; and
+    for what a run asks for that its backend does not have."""
+    if config.backend == "transformers":
+        _check_for_transformers(config)
+        return
     from vllm import EngineArgs
 
     known = {option.name for option in fields(EngineArgs)} - {*RESERVED_ENGINE_OPTIONS}
@@ -89,6 +98,21 @@ def check_option_names(config: RunConfig) -> None:
                 f"engine.{option}: unknown key; near names: {', '.join(near) or 'none'}; "
                 f"allowed: {allowed}"
             )
+
+
+def _check_for_transformers(config: RunConfig) -> None:
+    for option in config.engine:
+        if option not in _OF_TRANSFORMERS:
+            allowed = ", ".join(_OF_TRANSFORMERS)
+            raise ConfigError(
+                f"engine.{option}: not of backend='transformers', which takes {allowed}"
+            )
+    if config.ray is not None:
+        raise ConfigError("ray: its replicas are vLLM's; allowed: backend='vllm'")
+    for arm in config.all_arms:
+        for kind in ("regex", "bias"):
+            if arm.control and getattr(arm.control, kind) is not None:
+                raise ConfigError(f"arms.{arm.name}.control.{kind}: it needs backend='vllm'")
 
 
 def engine_options(config: RunConfig) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from slot_vllm.evaluation import inspection_view, tasks, unicode_text
 from slot_vllm.evaluation.config import RunConfig
 from slot_vllm.evaluation.console import say
 from slot_vllm.evaluation.errors import ConfigError
-from slot_vllm.evaluation.generation import Engine, Request, check_option_names, check_sampling
+from slot_vllm.evaluation.generation import Engine, Request, check_option_names
 from slot_vllm.evaluation.inspection_record import Inspection, PromptShifts
 from slot_vllm.evaluation.lighteval_model import SlotModel
-from slot_vllm.evaluation.model_script import make_model
+from slot_vllm.evaluation.models.get import make_model
 from slot_vllm.evaluation.record import Arm
 from slot_vllm.evaluation.run_settings import changed
 from slot_vllm.evaluation.stage import Stage
@@ -122,7 +122,7 @@ def _inspections(
 ) -> list[Inspection]:
     check_option_names(config)
     loaded = tasks.load(config) if prompt is None else []
-    make_model(config)
+    make_model(config.model)
     model = SlotModel(ModelConfig(model_name=config.model), config)
     if prompt is None:
         return inspect_arms(model, arms, loaded, top)
@@ -150,7 +150,7 @@ def _reading(arm: Arm) -> Arm:
 
 
 def _check(model: SlotModel, arm: Arm, docs: Sequence[Doc]) -> None:
-    check_sampling([_one_token(model.draft(doc, _reading(arm))) for doc in docs])
+    model.check([_one_token(model.draft(doc, _reading(arm))) for doc in docs])
 
 
 def _one_token(request: Request) -> Request:

@@ -43,8 +43,8 @@ from slot_vllm.evaluation.generation import (
     matching,
 )
 from slot_vllm.evaluation.interruption import Interruption
-from slot_vllm.evaluation.model_script import make_model
 from slot_vllm.evaluation.models.catalog import path as model_path
+from slot_vllm.evaluation.models.get import make_model
 from slot_vllm.evaluation.phases import Phases
 from slot_vllm.evaluation.record import Arm
 
@@ -87,6 +87,10 @@ class SlotModel(LightevalModel):
     @functools.cached_property
     def engine(self) -> Engine:
         """Starts when it is first needed. Raises ConfigError and RunFailed."""
+        if self.run.backend == "transformers":
+            from slot_vllm.evaluation.transformers_engine import TransformersEngine
+
+            return TransformersEngine(self.run, self._tokenizer)
         options = engine_options(self.run)
         check_controls(self.run, options, self._tokenizer)
         if self.run.ray is None:
@@ -99,12 +103,13 @@ class SlotModel(LightevalModel):
         """Starts the engine, unless it has started. What vLLM prints goes to the log."""
         if "engine" in vars(self):
             return
-        logger.info("starting vLLM with %s", self.run.model)
+        backend = "vLLM" if self.run.backend == "vllm" else self.run.backend
+        logger.info("starting %s with %s", backend, self.run.model)
         started = time.monotonic()
         phases = Phases("starting its processes")
         with Interruption(at_once=True), engine_output.logged(phases.see), phases:
             _ = self.engine
-        logger.info("vLLM is up after %.0f s", time.monotonic() - started)
+        logger.info("%s is up after %.0f s", backend, time.monotonic() - started)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -126,7 +131,7 @@ class SlotModel(LightevalModel):
 
     def greedy_until(self, docs: list[Doc]) -> list[ModelResponse]:
         """The arm's answers to the documents, in their order."""
-        check_sampling([self.draft(doc, self.arm) for doc in docs])
+        self.check([self.draft(doc, self.arm) for doc in docs])
         self.prepare((doc, self.arm) for doc in docs)
         requests = [self.request(doc, self.arm) for doc in docs]
         responses = {}
@@ -145,6 +150,12 @@ class SlotModel(LightevalModel):
 
     def loglikelihood_rolling(self, docs: list[Doc]) -> NoReturn:
         self.loglikelihood(docs)
+
+    def check(self, requests: Sequence[Request]) -> None:
+        """Raises ConfigError for what vLLM's SamplingParams refuse. All that the other backend
+        takes, the run's file was checked for."""
+        if self.run.backend == "vllm":
+            check_sampling(requests)
 
     def prepare(self, asked: Iterable[tuple[Doc, Arm]]) -> None:
         """Reads the prompts of arms whose control is a bias, with transformers. An engine that has
@@ -285,7 +296,7 @@ def _run_from_environment(model: str) -> RunConfig:
     if not path:
         raise ConfigError("SLOT_CONFIG: not set; it names the YAML file of a run (see configs/)")
     run = load(Path(path)).model_copy(update={"model": model})
-    make_model(run)
+    make_model(model)
     return run
 
 

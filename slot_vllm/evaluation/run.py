@@ -12,9 +12,9 @@ from slot_vllm.evaluation.answering import Answering
 from slot_vllm.evaluation.config import RunConfig
 from slot_vllm.evaluation.directory import RunDirectory
 from slot_vllm.evaluation.errors import ConfigError
-from slot_vllm.evaluation.generation import check_option_names, check_sampling
+from slot_vllm.evaluation.generation import check_option_names
 from slot_vllm.evaluation.lighteval_model import Answer, SlotModel
-from slot_vllm.evaluation.model_script import make_model
+from slot_vllm.evaluation.models.get import make_model
 from slot_vllm.evaluation.phases import Phases
 from slot_vllm.evaluation.plan import Part, Plan
 from slot_vllm.evaluation.record import RunRecord, Sample
@@ -38,7 +38,7 @@ def run(config: RunConfig, directory: RunDirectory, resume: bool) -> RunRecord:
     plan = Plan(config, loaded, stored)
     for task in {part.task.name: part.task for part in plan.parts if part.pending}.values():
         scoring.check(task)
-    make_model(config)
+    make_model(config.model)
     model = SlotModel(ModelConfig(model_name=config.model), config)
     for part in plan.parts:
         _recall(part, model)
@@ -49,7 +49,7 @@ def run(config: RunConfig, directory: RunDirectory, resume: bool) -> RunRecord:
             for part in plan.parts
             for doc in part.pending
         }
-        check_sampling([model.draft(doc, arm) for doc, arm in asked.values()])
+        model.check([model.draft(doc, arm) for doc, arm in asked.values()])
         model.prepare(asked.values())
         model.start()
         for part in plan.parts:

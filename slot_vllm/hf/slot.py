@@ -116,6 +116,16 @@ class Slot:
         self._exit.close()
         del self._found, self._workspace
 
+    def shifts(self) -> Tensor | None:
+        """W delta (B, V) float32 of the last generate call, within the context; None before."""
+        if self.deltas is None:
+            return None
+        head = self._found.head
+        shape = (len(self.deltas), head.vocabulary)
+        shifts = torch.empty(shape, dtype=torch.float32, device=head.weight.device)
+        head.exact_shift(self.deltas, out=shifts)
+        return shifts
+
     def _new_workspace(self) -> Workspace:
         head = self._found.head
         size = choose_size(self._config.workspace_mb, head.weight.device)
@@ -175,15 +185,11 @@ class Slot:
         self._learn(last_hidden_state(output), tokens, mask)
         if not self._params.steps:
             return
-        head = self._found.head
         assert self.deltas is not None
         if self._params.rounding == "model":
-            call.rounded = self.deltas.to(head.weight.dtype)
+            call.rounded = self.deltas.to(self._found.head.weight.dtype)
         else:
-            call.shift = torch.empty(
-                len(self.deltas), head.vocabulary, dtype=torch.float32, device=head.weight.device
-            )
-            head.exact_shift(self.deltas, out=call.shift)
+            call.shift = self.shifts()
 
     @torch.no_grad()
     def _learn(self, hidden: Tensor, tokens: Tensor, mask: Tensor) -> None:

@@ -9,8 +9,8 @@ import yaml
 
 from slot_vllm.evaluation import config as configuration
 from slot_vllm.evaluation import tasks
+from slot_vllm.evaluation.benchmarks.gsm8k_rules import is_format_correct
 from slot_vllm.evaluation.config import RunConfig
-from slot_vllm.hf.gsm8k_rules import is_format_correct
 from tests.conftest import ROOT
 
 CONFIGS = ROOT / "configs"

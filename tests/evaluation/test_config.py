@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 from tests.evaluation.conftest import ARMS, ENGINE, PROBLEMS, RunMain, WriteConfig
 
 BAD: list[tuple[dict[str, Any], list[str]]] = [
-    ({"modle": "x"}, ["modle: unknown key", "model_script"]),
+    ({"modle": "x"}, ["modle: unknown key", "published_model"]),
     ({"generation": {"temprature": 0}}, ["generation.temprature: unknown key", "temperature"]),
     ({"arms": [{"name": "slot", "step": 3}]}, ["arms.0.step: unknown key", "weight_decay"]),
     ({"tasks": [{"nme": "aime24"}]}, ["tasks.0.nme: unknown key", "max_samples"]),
@@ -41,7 +41,8 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"arms": [ARMS[1], ARMS[1]]}, ["arms: two of them are named 'slot'"]),
     ({"model": "./nowhere"}, ["model='./nowhere': no such path", "hub"]),
     ({"model": "no-such-org/no-such-model"}, ["model='no-such-org/no-such-model'"]),
-    ({"model_script": "nowhere.py"}, ["model_script='nowhere.py': no such file"]),
+    ({"model_script": "make.py"}, ["model_script: removed in 0.2.0", "run the script before"]),
+    ({"backend": "tgi"}, ["backend='tgi': unknown value", "'vllm' or 'transformers'"]),
     ({"tasks": [{"name": "aime24", "data": "nowhere.jsonl"}]}, ["tasks.0.data", "no such path"]),
     ({"tasks": [{"name": "gsm8k", "data": str(PROBLEMS)}]}, ["item 1: no 'question'", "answer"]),
     ({"tasks": [{"name": "aime24", "data": __file__}]}, ["unknown kind of file", ".jsonl"]),

@@ -6,8 +6,8 @@ from typing import Any
 from lighteval.tasks.lighteval_task import LightevalTaskConfig
 from lighteval.tasks.requests import Doc
 
+from slot_vllm.evaluation.benchmarks import gsm8k_rules as rules
 from slot_vllm.evaluation.benchmarks.raw_text import metric
-from slot_vllm.hf import gsm8k_rules as rules
 
 SYSTEM_PROMPT = rules.SYSTEM_PROMPT
 

@@ -8,12 +8,18 @@ from filelock import FileLock
 
 from slot_vllm.evaluation.console import console
 from slot_vllm.evaluation.errors import ConfigError, RunFailed
-from slot_vllm.evaluation.models.catalog import Model, cached
+from slot_vllm.evaluation.models.catalog import PREFIX, Model, cached, find
 from slot_vllm.evaluation.models.wheels import append_member
 from slot_vllm.evaluation.stage import Stage
 
 CARD = "README.md"
 _GB = 1e9
+
+
+def make_model(model: str) -> None:
+    """Gets a run's model if that is ``get:NAME``. Raises ConfigError, RunFailed."""
+    if model.startswith(PREFIX):
+        get(find(model.removeprefix(PREFIX)))
 
 
 def get(model: Model, output: Path | None = None) -> Path:

@@ -9,9 +9,9 @@ from lighteval.models.model_output import ModelResponse
 from lighteval.tasks.registry import Registry
 
 from slot_vllm.evaluation import tasks
+from slot_vllm.evaluation.benchmarks.gsm8k_rules import gold
 from slot_vllm.evaluation.config import Generation, RunConfig
 from slot_vllm.evaluation.scoring import Scores, score
-from slot_vllm.hf.gsm8k_rules import gold
 from tests.evaluation.conftest import ARMS
 
 NAME = "published:gsm8k"

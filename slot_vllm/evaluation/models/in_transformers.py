@@ -1,0 +1,31 @@
+"""A run's model as transformers loads it."""
+
+from typing import Any
+
+from slot_vllm.evaluation.config import RunConfig
+from slot_vllm.evaluation.errors import ConfigError
+from slot_vllm.evaluation.models.catalog import path
+
+
+def load(run: RunConfig, needed_by: str) -> Any:
+    """In the engine's dtype, on CUDA where there is a GPU, in evaluation mode.
+
+    Raises ConfigError for a model that transformers does not load.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path(run.model),
+            dtype=run.engine.get("dtype", "auto"),
+            revision=run.engine.get("revision"),
+            trust_remote_code=bool(run.engine.get("trust_remote_code", False)),
+        )
+    except (OSError, ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"model={run.model!r}: {needed_by} needs it in transformers, which does not load it: "
+            f"{reason}"
+        ) from None
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
