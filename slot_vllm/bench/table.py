@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,174 +23,118 @@ def run(options: argparse.Namespace) -> int:
 
 
 def table(files: Sequence[Path]) -> str:
-    """The files in their order, kind by kind: optimize, burst, apply.
+    """The files in their order, kind by kind: optimize, its options, burst, apply.
 
     Raises ValueError for a file of another kind.
     """
-    results: dict[str, list[tuple[Path, dict[str, Any]]]] = {
-        kind: [] for kind in ("optimize", "burst", "apply")
-    }
+    tables: dict[str, list[Row]] = {kind: [] for kind in ("optimize", "options", "burst", "apply")}
     for file in files:
         result = json.loads(file.read_text(encoding="utf-8"))
         kind = result.get("benchmark") if isinstance(result, dict) else None
-        if kind not in results:
-            raise ValueError(
-                f"{file}: not written by python -m slot_vllm.bench {', '.join(results)}"
-            )
-        results[kind].append((file, result))
-    parts = []
-    if results["optimize"]:
-        parts.append(_markdown(_OPTIMIZE, (_optimize_row(*one) for one in results["optimize"])))
-        options = [row for one in results["optimize"] for row in _option_rows(*one)]
-        if options:
-            parts.append(_markdown(_OPTIONS, options))
-    if results["burst"]:
-        rows = (row for one in results["burst"] for row in _burst_rows(*one))
-        parts.append(_markdown(_BURST, rows))
-    if results["apply"]:
-        rows = (row for one in results["apply"] for row in _apply_rows(*one))
-        parts.append(_markdown(_APPLY, rows))
-    return "\n\n".join(parts)
+        if kind not in _ROWS:
+            known = ", ".join(_ROWS)
+            raise ValueError(f"{file}: not written by python -m slot_vllm.bench {known}")
+        for name, row in _ROWS[kind](result):
+            tables[name].append({"device": _device(result), **row, "file": f"`{file.name}`"})
+    return "\n\n".join(_markdown(rows) for rows in tables.values() if rows)
 
 
-_OPTIMIZE = (
-    "device",
-    "d x V",
-    "requests x tokens",
-    "bare product (s)",
-    "published (s)",
-    "ours (s)",
-    "speedup",
-    "gemm_multiple",
-    "peak extra (MiB)",
-    "error, published",
-    "error, ours",
-    "floor_multiple",
-    "file",
-)
+# Cells by their heading.
+Row = dict[str, str]
 
 
-def _optimize_row(file: Path, result: dict[str, Any]) -> list[str]:
+def _optimize_rows(result: dict[str, Any]) -> Iterator[tuple[str, Row]]:
     shape, variants = result["shape"], result["variants"]
     ours, published = variants[OURS], variants[PUBLISHED]
-    return [
-        _device(result),
-        f"{shape['hidden']} x {shape['vocabulary']}",
-        f"{shape['requests']} x {shape['tokens']}",
-        _seconds(result["bare"]["seconds"]),
-        _seconds(published["seconds"]),
-        _seconds(ours["seconds"]),
-        f"{ours['speedup']:.1f}",
-        f"{ours['gemm_multiple']:.2f}",
-        f"{ours['peak_extra_bytes'] / 2**20:.0f}",
-        _error(published["largest_difference"]),
-        _error(ours["largest_difference"]),
-        f"{result['floor_multiple']:.2f}" if "floor_multiple" in result else "",
-        f"`{file.name}`",
-    ]
-
-
-_OPTIONS = (
-    "device",
-    "d x V",
-    "requests x tokens",
-    "option",
-    "paper (s)",
-    "seconds",
-    "multiple of paper",
-    "peak extra (MiB)",
-    "file",
-)
-
-
-def _option_rows(file: Path, result: dict[str, Any]) -> Iterable[list[str]]:
-    shape, variants = result["shape"], result["variants"]
+    size = {
+        "d x V": f"{shape['hidden']} x {shape['vocabulary']}",
+        "requests x tokens": f"{shape['requests']} x {shape['tokens']}",
+    }
+    floor = result.get("floor_multiple")
+    yield (
+        "optimize",
+        {
+            **size,
+            "bare product (s)": f"{result['bare']['seconds']:.3g}",
+            "published (s)": f"{published['seconds']:.3g}",
+            "ours (s)": f"{ours['seconds']:.3g}",
+            "speedup": f"{ours['speedup']:.1f}",
+            "gemm_multiple": f"{ours['gemm_multiple']:.2f}",
+            "peak extra (MiB)": f"{ours['peak_extra_bytes'] / 2**20:.0f}",
+            "error, published": _error(published["largest_difference"]),
+            "error, ours": _error(ours["largest_difference"]),
+            "floor_multiple": "" if floor is None else f"{floor:.2f}",
+        },
+    )
     for name in OPTIONS:
         if name in variants:
-            yield [
-                _device(result),
-                f"{shape['hidden']} x {shape['vocabulary']}",
-                f"{shape['requests']} x {shape['tokens']}",
-                f"`{name}`",
-                _seconds(variants[OURS]["seconds"]),
-                _seconds(variants[name]["seconds"]),
-                f"{variants[name]['paper_multiple']:.2f}",
-                f"{variants[name]['peak_extra_bytes'] / 2**20:.0f}",
-                f"`{file.name}`",
-            ]
+            yield (
+                "options",
+                {
+                    **size,
+                    "option": f"`{name}`",
+                    "paper (s)": f"{ours['seconds']:.3g}",
+                    "seconds": f"{variants[name]['seconds']:.3g}",
+                    "multiple of paper": f"{variants[name]['paper_multiple']:.2f}",
+                    "peak extra (MiB)": f"{variants[name]['peak_extra_bytes'] / 2**20:.0f}",
+                },
+            )
 
 
-_BURST = (
-    "device",
-    "shape",
-    "running",
-    "burst x tokens",
-    "arm",
-    "ITL before p50 (ms)",
-    "ITL p50 (ms)",
-    "ITL p99 (ms)",
-    "ITL max (ms)",
-    "TTFT p50 (s)",
-    "TTFT max (s)",
-    "file",
-)
-
-
-def _burst_rows(file: Path, result: dict[str, Any]) -> Iterable[list[str]]:
+def _burst_rows(result: dict[str, Any]) -> Iterator[tuple[str, Row]]:
     settings = result["settings"]
     for name, arm in result["arms"].items():
-        found = arm["figures"]
-        yield [
-            _device(result),
-            result["shape"],
-            str(settings["running"]),
-            f"{settings['burst']} x {settings['burst_tokens']}",
-            name,
-            *(
-                _interval(found[figure], 1e3)
-                for figure in ("before_p50", "itl_p50", "itl_p99", "itl_max")
-            ),
-            *(_interval(found[figure], 1) for figure in ("ttft_p50", "ttft_max")),
-            f"`{file.name}`",
-        ]
+        figures = {
+            heading: _interval(arm["figures"][figure], unit)
+            for heading, figure, unit in (
+                ("ITL before p50 (ms)", "before_p50", 1e3),
+                ("ITL p50 (ms)", "itl_p50", 1e3),
+                ("ITL p99 (ms)", "itl_p99", 1e3),
+                ("ITL max (ms)", "itl_max", 1e3),
+                ("TTFT p50 (s)", "ttft_p50", 1),
+                ("TTFT max (s)", "ttft_max", 1),
+            )
+        }
+        yield (
+            "burst",
+            {
+                "shape": result["shape"],
+                "running": str(settings["running"]),
+                "burst x tokens": f"{settings['burst']} x {settings['burst_tokens']}",
+                "arm": name,
+                **figures,
+            },
+        )
 
 
-_APPLY = (
-    "device",
-    "d x V",
-    "rows",
-    "plain product (ms)",
-    "with bias",
-    "with extra rows",
-    "error, bias",
-    "error, extra rows",
-    "bytes each, bias",
-    "bytes each, extra rows",
-    "file",
-)
-
-
-def _apply_rows(file: Path, result: dict[str, Any]) -> Iterable[list[str]]:
+def _apply_rows(result: dict[str, Any]) -> Iterator[tuple[str, Row]]:
     shape = result["shape"]
     for step in result["steps"]:
         plain, bias, extra = (step["variants"][name] for name in (PLAIN, BIAS, EXTRA_ROWS))
-        yield [
-            _device(result),
-            f"{shape['hidden']} x {shape['vocab']}",
-            str(step["rows"]),
-            f"{plain['seconds'] * 1e3:.3g}",
-            f"{bias['ratio']:.2f}",
-            f"{extra['ratio']:.2f}",
-            _error(bias["error"]),
-            _error(extra["error"]),
-            str(bias["bytes_per_request"]),
-            str(extra["bytes_per_request"]),
-            f"`{file.name}`",
-        ]
+        yield (
+            "apply",
+            {
+                "d x V": f"{shape['hidden']} x {shape['vocab']}",
+                "rows": str(step["rows"]),
+                "plain product (ms)": f"{plain['seconds'] * 1e3:.3g}",
+                "with bias": f"{bias['ratio']:.2f}",
+                "with extra rows": f"{extra['ratio']:.2f}",
+                "error, bias": _error(bias["error"]),
+                "error, extra rows": _error(extra["error"]),
+                "bytes each, bias": str(bias["bytes_per_request"]),
+                "bytes each, extra rows": str(extra["bytes_per_request"]),
+            },
+        )
 
 
-def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows])
+# By the benchmark that wrote a result: its rows, each with the table that it stands in.
+_ROWS = {"optimize": _optimize_rows, "burst": _burst_rows, "apply": _apply_rows}
+
+
+def _markdown(rows: Sequence[Row]) -> str:
+    head = list(rows[0])
+    cells = [head, ["---"] * len(head), *(row.values() for row in rows)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
 def _device(result: dict[str, Any]) -> str:
@@ -199,10 +143,6 @@ def _device(result: dict[str, Any]) -> str:
         return str(machine["gpu"])
     kernels = ", torch alone" if result.get("kernels") == "torch" else ""
     return f"{machine['cores']} CPU cores{kernels}"
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.3g}"
 
 
 def _error(value: float | None) -> str:
