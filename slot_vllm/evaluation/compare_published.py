@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
 from slot_vllm.evaluation import as_published, published_table, statistics
@@ -14,12 +12,12 @@ from slot_vllm.evaluation.directory import read_results
 from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.published_table import CRITICAL, PublishedRun
 from slot_vllm.evaluation.record import Result, RunRecord
+from slot_vllm.evaluation.table import new_table, terminal
 
 # Tasks of these names are the published ones (`slot_vllm.evaluation.benchmarks`).
 PREFIX = "published:"
-_WIDE = 200
 _COLUMNS = ("task", "model", "steps", "lr", "published", "ours", "difference", "chance")
-_TEXTS = 2
+_TEXTS = ("task", "model", "chance")
 _NOTES = (
     "±: standard errors. Both sides answer the same problems, but problem by problem only ours is "
     "known: the difference's error, as of independent problems, is too large, if anything.",
@@ -114,9 +112,7 @@ def compare(results: Path, table: Path | None = None) -> BesidePublished:
 
 def show(found: BesidePublished) -> None:
     """Prints the table, what stands alone, and how to read it."""
-    console = Console()
-    if not console.is_terminal:
-        console.width = _WIDE
+    console = terminal()
     if found.lines:
         console.print(_table(found.lines))
     for text in [*found.alone, *found.needed, *(_NOTES if found.lines else ())]:
@@ -192,11 +188,7 @@ def _settings(rows: Sequence[PublishedRun], task: str) -> str:
 
 
 def _table(lines: Sequence[Line]) -> Table:
-    grid = Table(box=SIMPLE, padding=(0, 1))
-    for i, name in enumerate(_COLUMNS):
-        text = i < _TEXTS or i == len(_COLUMNS) - 1
-        # Where it is narrow, text is folded, never cut.
-        grid.add_column(name, overflow="fold", justify="left" if text else "right")
+    grid = new_table(_COLUMNS, _TEXTS)
     for line in lines:
         row = line.published
         grid.add_row(

@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 from pathlib import Path
-from types import TracebackType
 
 from rich.console import Console
 from rich.text import Text
@@ -56,12 +55,7 @@ class RunLog:
         say(self._file)
         logger.info("log: %s", self._path)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
         if not isinstance(error, ConfigError):
             return
         logging.getLogger().removeHandler(self._file)

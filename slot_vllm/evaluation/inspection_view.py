@@ -7,12 +7,12 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.inspection_record import Inspection, Shifts, TokenShift
+from slot_vllm.evaluation.table import terminal
 
 SUFFIXES = (".png", ".svg")
 RAISED, LOWERED = "#2a6f97", "#c1666b"
@@ -28,9 +28,7 @@ _DPI, _MOST_PIXELS = 100, 60_000
 
 def show(inspections: Sequence[Inspection]) -> None:
     """Prints each inspection's tables."""
-    console = Console()
-    if not console.is_terminal:
-        console.width = _WIDE
+    console = terminal(_WIDE)
     for inspection in inspections:
         if inspection.problems > 1:
             console.print(_prompts(inspection))

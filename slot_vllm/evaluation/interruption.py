@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import NoReturn
 
 EXIT_INTERRUPTED = 130
@@ -41,12 +41,7 @@ class Interruption:
         self._earlier = signal.signal(signal.SIGINT, self._interrupt)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._watchdog.cancel()
         signal.signal(signal.SIGINT, self._earlier)
         os.close(self._terminal)

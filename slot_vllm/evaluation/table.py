@@ -1,6 +1,6 @@
 """The tables and the words on the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from rich.box import SIMPLE
 from rich.console import Console
@@ -17,7 +17,7 @@ _TEXTS = {"task", "metric", "arm", "setting"}
 
 def scores_table(results: Sequence[Result]) -> Table:
     """A block per task and metric, its arms below each other."""
-    grid = _grid(_SCORES)
+    grid = new_table(_SCORES, _TEXTS)
     for task, metric in dict.fromkeys((r.task, m) for r in _by_task(results) for m in r.metrics):
         for row in results:
             if row.task == task and metric in row.metrics:
@@ -32,7 +32,7 @@ def scores_table(results: Sequence[Result]) -> Table:
 
 def costs_table(results: Sequence[Result]) -> Table:
     """A block per task: how much was asked and answered."""
-    grid = _grid(_COSTS)
+    grid = new_table(_COSTS, _TEXTS)
     for task in dict.fromkeys(row.task for row in results):
         for row in (row for row in results if row.task == task):
             loss = "-"
@@ -47,7 +47,7 @@ def costs_table(results: Sequence[Result]) -> Table:
 
 def groups_table(results: Sequence[Result], column: str) -> Table:
     """The results by the groups of one column: a row per group, arms beside each other."""
-    grid = _grid((column, "problems", *(row.name for row in results)), {column})
+    grid = new_table((column, "problems", *(row.name for row in results)), {column})
     for group in dict.fromkeys(group for row in results for group in row.breakdown[column]):
         found = [row.breakdown[column].get(group) for row in results]
         count = max(figures.samples for figures in found if figures is not None)
@@ -58,9 +58,7 @@ def groups_table(results: Sequence[Result], column: str) -> Table:
 
 def show(run: RunRecord) -> None:
     """Prints the tables, as wide as needed where no terminal limits them, and the words."""
-    console = Console()
-    if not console.is_terminal:
-        console.width = _WIDE
+    console = terminal()
     console.print(scores_table(run.arms))
     console.print(costs_table(run.arms))
     if run.seconds:
@@ -88,7 +86,16 @@ def _by_task(results: Sequence[Result]) -> list[Result]:
     return sorted(results, key=lambda row: tasks.index(row.task))
 
 
-def _grid(columns: Sequence[str], texts: set[str] = _TEXTS) -> Table:
+def terminal(width: int = _WIDE) -> Console:
+    """Standard output; width: where no terminal limits it, in characters."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = width
+    return console
+
+
+def new_table(columns: Iterable[str], texts: Container[str]) -> Table:
+    """texts: the columns that hold no numbers."""
     grid = Table(box=SIMPLE, padding=(0, 1))
     for name in columns:
         # Where it is narrow, text is folded, never cut.
