@@ -55,6 +55,12 @@ def describe(
     return f"{key}={shown(problem['input'], repr)}: {message[:1].lower()}{message[1:]}"
 
 
+def first_fault(error: ValidationError) -> str:
+    """The first problem of a pydantic error, in its words: for files that no user writes."""
+    problem = error.errors(include_url=False)[0]
+    return ": ".join(filter(None, (".".join(map(str, problem["loc"])), problem["msg"])))
+
+
 def _place(
     model: type[BaseModel], location: Sequence[int | str]
 ) -> tuple[type[BaseModel], FieldInfo | None]:

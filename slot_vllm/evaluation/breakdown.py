@@ -9,18 +9,17 @@ from slot_vllm.evaluation import statistics
 from slot_vllm.evaluation.comparison import ProblemScores
 from slot_vllm.evaluation.record import Breakdown, Group
 from slot_vllm.evaluation.run_settings import changed
+from slot_vllm.evaluation.scoring import mean
 
 
 def of_answers(scored: Sequence[tuple[str, float | None]]) -> Breakdown:
     """The mean score and the number of answers per group, from pairs of group and score."""
-    groups: dict[str, list[float]] = defaultdict(list)
-    counts: dict[str, int] = defaultdict(int)
+    groups: dict[str, list[float | None]] = defaultdict(list)
     for group, value in scored:
-        counts[group] += 1
-        groups[group] += [] if value is None else [value]
+        groups[group].append(value)
     return {
-        group: Group(value=_mean(groups[group]), samples=count)
-        for group, count in sorted(counts.items())
+        group: Group(value=mean(values), samples=len(values))
+        for group, values in sorted(groups.items())
     }
 
 
@@ -53,7 +52,3 @@ def _figures(ids: Sequence[str], scores: ProblemScores, baseline: ProblemScores 
         difference=float((arm - own).mean()),
         difference_interval=statistics.difference_interval(arm, own),
     )
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None

@@ -20,7 +20,7 @@ from slot_vllm.evaluation.run_settings import (
 )
 from slot_vllm.evaluation.samples import SAMPLES, SampleFile, write_whole
 from slot_vllm.removed import of_stored_run
-from slot_vllm.validation_errors import describe
+from slot_vllm.validation_errors import describe, first_fault
 
 RESULTS = "results.json"
 INSPECTION = "inspection.json"
@@ -202,9 +202,7 @@ def _validated(path: Path, kind: TypeAdapter[_Model], values: Any) -> _Model:
     try:
         return kind.validate_python(values)
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        key = ".".join(map(str, problem["loc"]))
-        raise ConfigError(f"{path}: {key + ': ' if key else ''}{problem['msg']}") from None
+        raise ConfigError(f"{path}: {first_fault(error)}") from None
 
 
 def _plain(config: RunConfig) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.record import Sample
+from slot_vllm.validation_errors import first_fault
 
 SAMPLES = "samples.jsonl"
 PACKED = ".gz"
@@ -55,9 +56,7 @@ class SampleFile:
         try:
             return Sample.model_validate(json.loads(line))
         except ValidationError as error:
-            problem = error.errors(include_url=False)[0]
-            key = ".".join(map(str, problem["loc"]))
-            reason = f"{key}: {problem['msg']}"
+            reason = first_fault(error)
         except (ValueError, RecursionError) as error:
             reason = repr(error)
         raise ConfigError(f"{self.found}:{number}: not a sample: {reason}")

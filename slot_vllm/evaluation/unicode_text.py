@@ -23,6 +23,12 @@ def fault(value: Any) -> str | None:
     return None
 
 
+def encoded(text: str) -> str:
+    """With a question mark for half a surrogate pair, which has no UTF-8 form; an answer may hold
+    one."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def blank(text: str) -> bool:
     return all(unicodedata.category(character) in _INVISIBLE for character in text)
 

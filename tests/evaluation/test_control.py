@@ -20,7 +20,7 @@ from slot_vllm.evaluation.export import every_eval_ever
 from slot_vllm.evaluation.inspection import inspect
 from slot_vllm.evaluation.lighteval_model import SlotModel
 from slot_vllm.evaluation.report.sample_browser import content
-from slot_vllm.evaluation.report.stored_run import read_all
+from slot_vllm.evaluation.stored_run import read_all
 from slot_vllm.evaluation.table import scores_table
 from tests.conftest import ROOT
 from tests.evaluation.conftest import ARMS, ENGINE, PROBLEMS, RunMain, WriteConfig

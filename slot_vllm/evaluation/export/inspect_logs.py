@@ -1,6 +1,6 @@
 """Logs of Inspect: one per arm and task, which ``inspect view`` shows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +10,8 @@ from slot_vllm.evaluation.directory import RESULTS, read_results
 from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.record import Result, RunRecord, Sample
 from slot_vllm.evaluation.samples import SAMPLES, SampleFile
+from slot_vllm.evaluation.stored_run import StoredRun
+from slot_vllm.evaluation.unicode_text import encoded
 
 if TYPE_CHECKING:
     from inspect_ai.log import EvalLog, EvalResults, EvalSample
@@ -36,28 +38,12 @@ def write(directory: Path, output: Path) -> list[Path]:
     when = datetime.fromtimestamp((directory / RESULTS).stat().st_mtime, UTC)
     written = []
     output.mkdir(parents=True, exist_ok=True)
-    for row, answers in _parts(results, samples):
-        path = output / f"{_file_name(row.task)}-{row.name}{SUFFIX}"
-        write_eval_log(_log(results, row, answers, when), str(path))
-        written.append(path)
+    for part in StoredRun(directory, "", results, samples, []).parts:
+        if part.entry is not None:
+            path = output / f"{_file_name(part.task)}-{part.arm}{SUFFIX}"
+            write_eval_log(_log(results, part.entry, part.samples, when), str(path))
+            written.append(path)
     return written
-
-
-def _parts(
-    results: RunRecord, samples: Sequence[Sample]
-) -> Iterator[tuple[Result, Sequence[Sample]]]:
-    """Each result and the answers that it is of."""
-    selecting = {(sweep.task, problem) for sweep in results.sweeps for problem in sweep.selected_by}
-    for row in results.arms:
-        yield (
-            row,
-            [
-                sample
-                for sample in samples
-                if (sample.arm, sample.task) == (row.name, row.task)
-                and (sample.task, sample.id) not in selecting
-            ],
-        )
 
 
 def _log(results: RunRecord, row: Result, answers: Sequence[Sample], when: datetime) -> "EvalLog":
@@ -112,7 +98,7 @@ def _sample(answer: Sample, model: str) -> "EvalSample":
     from inspect_ai.model import ChatMessageAssistant, ChatMessageUser, ModelOutput, ModelUsage
     from inspect_ai.scorer import Score
 
-    prompt, text = _text(answer.prompt or ""), _text(answer.completion)
+    prompt, text = encoded(answer.prompt or ""), encoded(answer.completion)
     output = ModelOutput.from_content(
         model, text, stop_reason="max_tokens" if answer.cut_off else "stop"
     )
@@ -125,7 +111,7 @@ def _sample(answer: Sample, model: str) -> "EvalSample":
         id=answer.id,
         epoch=answer.sample + 1,
         input=prompt,
-        target=[_text(gold) for gold in answer.gold or []],
+        target=[encoded(gold) for gold in answer.gold or []],
         messages=[ChatMessageUser(content=prompt), ChatMessageAssistant(content=text)],
         output=output,
         scores={
@@ -139,11 +125,6 @@ def _sample(answer: Sample, model: str) -> "EvalSample":
             "seed": answer.seed,
         },
     )
-
-
-def _text(text: str) -> str:
-    # Half a surrogate pair, which a completion may hold, has no UTF-8 form.
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _file_name(task: str) -> str:

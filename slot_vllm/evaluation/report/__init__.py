@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from slot_vllm.evaluation import stored_run
 from slot_vllm.evaluation.errors import ConfigError
-from slot_vllm.evaluation.report import stored_run
 from slot_vllm.evaluation.report.page import render
 from slot_vllm.evaluation.samples import write_whole
+from slot_vllm.evaluation.unicode_text import encoded
 
 __all__ = ["write"]
 
@@ -20,8 +21,7 @@ def write(runs: Sequence[Path], output: Path | None = None) -> Path:
     output = output or runs[0] / "report.html"
     html = render(stored_run.read_all(runs))
     try:
-        # Half a surrogate pair, which a completion may hold, has no UTF-8 form.
-        write_whole(output, html.encode("utf-8", "replace").decode("utf-8"))
+        write_whole(output, encoded(html))
     except OSError as error:
         raise ConfigError(f"{output}: cannot be written: {error.strerror}") from None
     return output

@@ -7,8 +7,8 @@ from typing import Any
 
 from slot_vllm.evaluation.comparison import compare
 from slot_vllm.evaluation.record import CONDUCT, Comparison, Result
-from slot_vllm.evaluation.report.stored_run import StoredPart, StoredRun
 from slot_vllm.evaluation.run_settings import name_of
+from slot_vllm.evaluation.stored_run import StoredPart, StoredRun
 from slot_vllm.removed import REMOVED
 
 

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from slot_vllm.evaluation.report import figures, sample_browser
 from slot_vllm.evaluation.report.across_runs import compare_runs
 from slot_vllm.evaluation.report.sections import section
-from slot_vllm.evaluation.report.stored_run import StoredRun
+from slot_vllm.evaluation.stored_run import StoredRun
 
 _HERE = Path(__file__).parent
 

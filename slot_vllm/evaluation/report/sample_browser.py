@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from slot_vllm.evaluation.record import BASELINE, Sample
-from slot_vllm.evaluation.report.stored_run import StoredPart, StoredRun
+from slot_vllm.evaluation.stored_run import StoredPart, StoredRun
 
 # At most: problems per arm and task, answers per problem and side, characters per text, and
 # characters of all texts together.

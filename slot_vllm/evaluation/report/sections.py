@@ -9,8 +9,8 @@ from slot_vllm.evaluation import statistics
 from slot_vllm.evaluation.record import BASELINE, Group, Result, Sweep
 from slot_vllm.evaluation.report import figures
 from slot_vllm.evaluation.report.figures import Pair
-from slot_vllm.evaluation.report.stored_run import StoredPart, StoredRun
 from slot_vllm.evaluation.statistics import ALPHA, Interval, Numbers
+from slot_vllm.evaluation.stored_run import StoredPart, StoredRun
 
 
 @dataclass(frozen=True)
