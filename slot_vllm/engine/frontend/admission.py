@@ -4,7 +4,6 @@ A request that names a ``slot_*`` key and cannot be served gets an error (HTTP 4
 SLOT only from the engine's defaults is served without it; the worker counts it by reason.
 """
 
-import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -18,7 +17,7 @@ from slot_vllm.chat_turns import UndeterminedError
 from slot_vllm.engine.frontend import startup
 from slot_vllm.engine.frontend.lora import HeadAdapters
 from slot_vllm.engine.frontend.origins import current_origin
-from slot_vllm.engine.frontend.wraps import is_wrapped, mark
+from slot_vllm.engine.frontend.wraps import wrap
 from slot_vllm.engine.wire.engine_settings import asks_for_slot, read_config
 from slot_vllm.engine.wire.resolved import RESOLVED, Resolved, ResolvedDict
 from slot_vllm.loss_tokens import LossTokens, Span, without
@@ -191,17 +190,12 @@ def admission_of(processor: Any, vllm_config: Any) -> Admission:
 def install() -> None:
     """From now on each new InputProcessor of a SLOT engine has its own admission; those of other
     engines are left alone. Idempotent."""
-    original = InputProcessor.__init__
-    if is_wrapped(original):
-        return
 
-    @functools.wraps(original)
-    def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+    @wrap(InputProcessor, "__init__")
+    def initialize(original: Any, self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         if asks_for_slot(vllm_config):
             _hook(self, admission_of(self, vllm_config))
         original(self, vllm_config, *args, **kwargs)
-
-    InputProcessor.__init__ = mark(__init__)
 
 
 def _hook(processor: Any, admission: Admission) -> None:

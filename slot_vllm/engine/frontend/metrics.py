@@ -26,7 +26,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from slot_vllm.engine.frontend.cached_rpc import CachedRpc
-from slot_vllm.engine.frontend.wraps import is_wrapped, mark
+from slot_vllm.engine.frontend.wraps import wrap
 from slot_vllm.engine.wire.engine_settings import asks_for_slot
 from slot_vllm.engine.wire.histogram import HistogramSnapshot
 from slot_vllm.engine.wire.worker_metrics import WorkerMetrics
@@ -161,16 +161,10 @@ def install() -> None:
     Idempotent."""
     from vllm.entrypoints.serve.instrumentator import metrics as instrumentator
 
-    original = instrumentator.attach_router
-    if is_wrapped(original):
-        return
-
-    @functools.wraps(original)
-    def attach_router(app: FastAPI) -> None:
+    @wrap(instrumentator, "attach_router")
+    def attach_router(original: Any, app: FastAPI) -> None:
         original(app)
         extend(app)
-
-    instrumentator.attach_router = mark(attach_router)
 
 
 def extend(app: FastAPI) -> None:

@@ -4,12 +4,11 @@ It wraps ``EngineArgs.create_engine_config``, a start-up function, and nothing e
 is put in place when an engine asks for SLOT, on objects that belong to that engine.
 """
 
-import functools
 import logging
 from typing import Any
 
 from slot_vllm.engine.frontend import raw_settings, startup
-from slot_vllm.engine.frontend.wraps import is_wrapped, mark
+from slot_vllm.engine.frontend.wraps import wrap
 from slot_vllm.engine.vllm_contract import release
 from slot_vllm.engine.wire.engine_settings import EXTENSION, asks_for_slot
 from slot_vllm.params import SlotError
@@ -21,18 +20,12 @@ def register() -> None:
     """Idempotent: vLLM may load plugins more than once in a process."""
     from vllm.engine.arg_utils import EngineArgs
 
-    original = EngineArgs.create_engine_config
-    if is_wrapped(original):
-        return
-
-    @functools.wraps(original)
-    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+    @wrap(EngineArgs, "create_engine_config")
+    def create_engine_config(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
         _expand(self)
         vllm_config = original(self, *args, **kwargs)
         _configure(vllm_config, _usage_context(*args, **kwargs))
         return vllm_config
-
-    EngineArgs.create_engine_config = mark(create_engine_config)
 
 
 def _expand(arguments: Any) -> None:

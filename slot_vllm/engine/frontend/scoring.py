@@ -1,6 +1,5 @@
 """Endpoints that score texts: SLOT adapts answers, not scores, so their requests have no SLOT."""
 
-import functools
 import importlib
 from collections.abc import Container
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from vllm.exceptions import VLLMValidationError
 
 from slot_vllm.engine.frontend.origins import Origin, submitting
-from slot_vllm.engine.frontend.wraps import is_wrapped, mark
+from slot_vllm.engine.frontend.wraps import wrap
 from slot_vllm.engine.vllm_contract.server import SCORING_ENDPOINTS
 from slot_vllm.params import named
 
@@ -37,18 +36,12 @@ def install(absent: Container[str] = ()) -> None:
         if path in absent:
             continue
         serving = getattr(importlib.import_module(path), class_name)
-        original = getattr(serving, method)
-        if not is_wrapped(original):
-            setattr(serving, method, mark(_wrapped(original)))
+        wrap(serving, method)(_scored)
 
 
-def _wrapped(original: Any) -> Any:
-    @functools.wraps(original)
-    async def scored(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-        if getattr(self.engine_client.input_processor, "slot_admission", None) is None:
-            return await original(self, request, *args, **kwargs)
-        check_scoring(request)
-        with submitting(scores()):
-            return await original(self, request, *args, **kwargs)
-
-    return scored
+async def _scored(original: Any, self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+    if getattr(self.engine_client.input_processor, "slot_admission", None) is None:
+        return await original(self, request, *args, **kwargs)
+    check_scoring(request)
+    with submitting(scores()):
+        return await original(self, request, *args, **kwargs)

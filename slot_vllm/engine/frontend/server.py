@@ -11,7 +11,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
 
 from slot_vllm.engine.frontend.admission import AcceptedDict, Admission
-from slot_vllm.engine.frontend.wraps import is_wrapped, mark
+from slot_vllm.engine.frontend.wraps import wrap
 from slot_vllm.engine.wire.engine_settings import asks_for_slot
 from slot_vllm.params import REQUEST_PREFIX
 
@@ -29,17 +29,11 @@ def install() -> None:
     """From now on each new serving object of a SLOT engine checks its requests. Idempotent."""
     from vllm.entrypoints.generate.base.serving import GenerateBaseServing
 
-    original = GenerateBaseServing.__init__
-    if is_wrapped(original):
-        return
-
-    @functools.wraps(original)
-    def __init__(self: Any, engine_client: Any, *args: Any, **kwargs: Any) -> None:
+    @wrap(GenerateBaseServing, "__init__")
+    def initialize(original: Any, self: Any, engine_client: Any, *args: Any, **kwargs: Any) -> None:
         original(self, engine_client, *args, **kwargs)
         if asks_for_slot(engine_client.vllm_config):
             _hook(self, engine_client.input_processor.slot_admission)
-
-    GenerateBaseServing.__init__ = mark(__init__)
 
 
 def _hook(serving: Any, admission: Admission) -> None:

@@ -4,11 +4,10 @@ A span is made in the front end when its request ends. What the front end knows 
 admission decided; whether a delta was learned or shared is known to the workers only.
 """
 
-import functools
 from contextvars import ContextVar
 from typing import Any
 
-from slot_vllm.engine.frontend.wraps import is_wrapped, mark
+from slot_vllm.engine.frontend.wraps import wrap
 from slot_vllm.engine.wire.resolved import RESOLVED, ResolvedDict, read_resolved
 
 Attributes = dict[str, str | int | float]
@@ -39,34 +38,25 @@ def install() -> None:
     """From now on request spans carry the attributes. Idempotent."""
     from vllm.v1.engine import output_processor
 
-    if is_wrapped(output_processor.instrument_manual):
-        return
-    from_new_request = output_processor.RequestState.from_new_request
-    do_tracing = output_processor.OutputProcessor.do_tracing
-    instrument_manual = output_processor.instrument_manual
-
-    def remembering(_: type, *args: Any, request: Any, **kwargs: Any) -> Any:
-        state = from_new_request(*args, request=request, **kwargs)
+    @wrap(output_processor.RequestState, "from_new_request")
+    def from_new_request(original: Any, *args: Any, request: Any, **kwargs: Any) -> Any:
+        state = original(*args, request=request, **kwargs)
         # All that stays of a request on this side of the engine.
         extra_args = getattr(request.sampling_params, "extra_args", None) or {}
         state.slot_span_attributes = span_attributes(extra_args.get(RESOLVED))
         return state
 
-    @functools.wraps(do_tracing)
-    def hooked_do_tracing(
-        self: Any, engine_core_output: Any, req_state: Any, iteration_stats: Any
+    @wrap(output_processor.OutputProcessor, "do_tracing")
+    def do_tracing(
+        original: Any, self: Any, engine_core_output: Any, req_state: Any, iteration_stats: Any
     ) -> None:
         token = _attributes.set(getattr(req_state, "slot_span_attributes", None))
         try:
-            do_tracing(self, engine_core_output, req_state, iteration_stats)
+            original(self, engine_core_output, req_state, iteration_stats)
         finally:
             _attributes.reset(token)
 
-    @functools.wraps(instrument_manual)
-    def hooked_instrument_manual(*args: Any, attributes: Any = None, **kwargs: Any) -> Any:
+    @wrap(output_processor, "instrument_manual")
+    def instrument_manual(original: Any, *args: Any, attributes: Any = None, **kwargs: Any) -> Any:
         own = _attributes.get() or {}
-        return instrument_manual(*args, attributes={**(attributes or {}), **own}, **kwargs)
-
-    output_processor.RequestState.from_new_request = classmethod(remembering)
-    output_processor.OutputProcessor.do_tracing = mark(hooked_do_tracing)
-    output_processor.instrument_manual = mark(hooked_instrument_manual)
+        return original(*args, attributes={**(attributes or {}), **own}, **kwargs)

@@ -1,14 +1,22 @@
-"""Wrappers that are put on once."""
+"""Functions of vLLM that stand behind one of ours, put on once."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 
-def mark(wrapper: Any) -> Any:
-    """Mark a wrapper of ours, so that it is put on once; functools.wraps hands the mark on to
-    wrappers that others put around it."""
-    wrapper.slot_vllm_wrapper = True
-    return wrapper
+def wrap(owner: Any, name: str) -> Callable[[Callable[..., Any]], None]:
+    """Decorates what takes the place of ``owner.name`` and takes that, before its own arguments.
+    Idempotent: functools.wraps hands its mark on to wrappers that others put around it."""
+    original = getattr(owner, name)
 
+    def put(wrapper: Callable[..., Any]) -> None:
+        @functools.wraps(original)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            return wrapper(original, *args, **kwargs)
 
-def is_wrapped(function: Any) -> bool:
-    return hasattr(function, "slot_vllm_wrapper")
+        if not hasattr(original, "slot_vllm_wrapper"):
+            wrapped.slot_vllm_wrapper = True  # type: ignore[attr-defined]
+            setattr(owner, name, wrapped)
+
+    return put
