@@ -70,6 +70,7 @@ def other_decoding(run: RunRecord, task: str, context: int) -> list[str]:
     generation, recorded = run.config.generation, run.tasks.get(task)
     limit = generation.max_new_tokens or (recorded.token_limit if recorded else None)
     here = {
+        "backend": (run.config.backend, "vllm"),
         "temperature": (generation.temperature, published_table.TEMPERATURE),
         "top_p": (generation.top_p, published_table.TOP_P),
         "top_k": (generation.top_k, 0),

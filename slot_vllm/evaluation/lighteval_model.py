@@ -103,10 +103,11 @@ class SlotModel(LightevalModel):
         """Starts the engine, unless it has started. What vLLM prints goes to the log."""
         if "engine" in vars(self):
             return
-        backend = "vLLM" if self.run.backend == "vllm" else self.run.backend
+        with_vllm = self.run.backend == "vllm"
+        backend = "vLLM" if with_vllm else self.run.backend
         logger.info("starting %s with %s", backend, self.run.model)
         started = time.monotonic()
-        phases = Phases("starting its processes")
+        phases = Phases("starting its processes" if with_vllm else "loading the weights")
         with Interruption(at_once=True), engine_output.logged(phases.see), phases:
             _ = self.engine
         logger.info("%s is up after %.0f s", backend, time.monotonic() - started)

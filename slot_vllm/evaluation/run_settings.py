@@ -59,6 +59,7 @@ class RunSettings(BaseModel):
     name: str | None = None
     model: str | None = None
     published_model: str | None = None
+    backend: str = "vllm"
     engine: dict[str, Any] = {}
     generation: RecordedGeneration = RecordedGeneration()
     chat_template: bool | str = "auto"

@@ -290,6 +290,11 @@ def test_an_option_that_changes_the_model_is_named(
     assert said in alone
 
 
+def test_another_backend_is_named(write: Write) -> None:
+    [alone] = compare(write(entry(), backend="transformers")).alone
+    assert "backend 'transformers' (theirs 'vllm')" in alone
+
+
 def test_options_that_leave_the_model_as_it_is(write: Write) -> None:
     engine = {
         "dtype": "bfloat16",
