@@ -4,26 +4,20 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
 from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.inspection_record import Inspection, Shifts, TokenShift
+from slot_vllm.evaluation.report import figures, svg
 from slot_vllm.evaluation.table import terminal
 
 SUFFIXES = (".png", ".svg")
-RAISED, LOWERED = "#2a6f97", "#c1666b"
 
 _WIDE = 120
 # Of every prompt only a few tokens; of a task's first prompts.
 _PROMPTS, _PROMPT_TOKENS = 30, 3
-_BARS = 25
-_BAR_INCHES, _MARGIN_INCHES, _WIDTH_INCHES = 0.22, 0.9, 7.0
-# matplotlib draws no more in one direction.
-_DPI, _MOST_PIXELS = 100, 60_000
 
 
 def show(inspections: Sequence[Inspection]) -> None:
@@ -35,23 +29,6 @@ def show(inspections: Sequence[Inspection]) -> None:
         console.print(_means(inspection))
         if not inspection.raised and not inspection.lowered:
             console.print("W delta is zero: nothing was learned.")
-
-
-def chart(inspections: Sequence[Inspection]) -> Figure:
-    """Horizontal bars, one panel per arm and task, the tokens raised above those lowered; at most
-    25 on each side."""
-    rows = [_bars(inspection) for inspection in inspections]
-    heights = [_MARGIN_INCHES + _BAR_INCHES * max(len(bars), 1) for bars in rows]
-    height = sum(heights)
-    figure = Figure(
-        figsize=(_WIDTH_INCHES, height),
-        dpi=min(_DPI, _MOST_PIXELS / height),
-        layout="constrained",
-    )
-    panels = figure.subplots(len(rows), squeeze=False, height_ratios=heights)[:, 0]
-    for panel, inspection, bars in zip(panels, inspections, rows, strict=True):
-        _draw(panel, inspection, bars)
-    return figure
 
 
 def check_output(path: Path) -> None:
@@ -70,8 +47,9 @@ def check_output(path: Path) -> None:
 def write_chart(inspections: Sequence[Inspection], path: Path) -> None:
     """Writes all of the chart or nothing. Raises ConfigError."""
     try:
-        with _unfinished(path).open("wb") as file:
-            chart(inspections).savefig(file, format=path.suffix.lower().removeprefix("."))
+        with _unfinished(path).open("wb") as file, svg.style():
+            kind = path.suffix.lower().removeprefix(".")
+            figures.shifts_chart(inspections).savefig(file, format=kind, bbox_inches="tight")
         _unfinished(path).replace(path)
     except OSError as error:
         raise ConfigError(_unwritable(path, error)) from None
@@ -119,30 +97,6 @@ def _prompts(inspection: Inspection) -> Table:
 def _most(shifts: Shifts, tokens: Sequence[TokenShift]) -> Text:
     shown = tokens[:_PROMPT_TOKENS]
     return Text("  ".join(f"{t.token} {shifts.less_mean(t):+.3f}" for t in shown))
-
-
-def _bars(inspection: Inspection) -> list[TokenShift]:
-    """From the most raised down to the most lowered."""
-    return [*inspection.raised[:_BARS], *reversed(inspection.lowered[:_BARS])]
-
-
-def _draw(panel: Axes, inspection: Inspection, bars: Sequence[TokenShift]) -> None:
-    places = range(len(bars))
-    lengths = [inspection.less_mean(bar) for bar in bars]
-    colours = [RAISED if length > 0 else LOWERED for length in lengths]
-    panel.barh(places, lengths, color=colours)
-    # A dollar sign in a token starts no formula.
-    panel.set_yticks(places, [bar.token for bar in bars], parse_math=False, family="monospace")
-    panel.invert_yaxis()
-    panel.axvline(0, color="black", linewidth=0.8)
-    panel.margins(y=0.01)
-    panel.spines[["top", "right", "left"]].set_visible(False)
-    panel.tick_params(axis="y", length=0, labelsize=8)
-    counted = "1 prompt" if inspection.problems == 1 else f"mean over {inspection.problems}"
-    panel.set_title(
-        f"{inspection.arm} · {inspection.task} ({counted})", parse_math=False, fontsize=10
-    )
-    panel.set_xlabel("W delta: shift of the token's logit, less the mean of all", fontsize=8)
 
 
 def _unfinished(path: Path) -> Path:

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from slot_vllm.evaluation import inspection_view
 from slot_vllm.evaluation.inspection_record import Inspection, Shifts, TokenShift
+from slot_vllm.evaluation.report import figures
 from slot_vllm.evaluation.token_shifts import Mean, extremes
 from slot_vllm.evaluation.token_text import TokenText
 
@@ -110,7 +111,7 @@ def test_the_chart_has_a_bar_for_every_token(tmp_path: Path) -> None:
     # As a formula this would not parse.
     tokens = [TokenShift(id=i, token=f"'$\\frac{i}$'", shift=i - 4.5) for i in range(10)]
     inspections = [_inspection(tokens), _inspection(tokens[:2], "other"), _inspection([], "none")]
-    first, second, empty = inspection_view.chart(inspections).axes
+    first, second, empty = figures.shifts_chart(inspections).axes
     assert [label.get_text() for label in first.get_yticklabels()] == [
         t.token for t in [*tokens[5:], *reversed(tokens[:5])]
     ]
@@ -124,9 +125,9 @@ def test_the_chart_has_a_bar_for_every_token(tmp_path: Path) -> None:
 
 def test_very_many_bars_are_still_drawn(tmp_path: Path) -> None:
     tokens = [TokenShift(id=i, token="'x'", shift=i - 39.5) for i in range(80)]
-    (panel, *_) = inspection_view.chart([_inspection(tokens)] * 2).axes
+    (panel, *_) = figures.shifts_chart([_inspection(tokens)] * 2).axes
     assert len(panel.patches) == 50
-    assert inspection_view.chart([_inspection(tokens)] * 60).bbox.height < 2**16
+    assert figures.shifts_chart([_inspection(tokens)] * 60).bbox.height < 2**16
 
 
 def test_a_chart_that_cannot_be_written(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from slot_vllm.evaluation.inspection_record import Inspection
+from slot_vllm.evaluation.inspection_record import Inspection, TokenShift
 from slot_vllm.evaluation.record import Cell, Compared, Sweep
 from slot_vllm.evaluation.report import svg
 from slot_vllm.evaluation.report.svg import BOTH, INK, LESS, MORE, MUTED, NEITHER, PAPER
@@ -23,6 +23,9 @@ Pair = tuple[Numbers, Numbers]
 
 _PANELS_PER_ROW = 2
 _SHADES = 48
+_BARS = 25
+# matplotlib draws no more in one direction.
+_DPI, _MOST_PIXELS = 192, 60_000
 # Where the numbers of problems gained and lost end, in widths of the axes.
 _COLUMNS = (0.48, 0.63, 0.74, 1.0)
 
@@ -199,15 +202,40 @@ def logit_shifts(inspection: Inspection) -> Markup:
     shifts = [*inspection.raised, *inspection.lowered]
     with svg.style():
         figure, axes = svg.rows(len(shifts), row=0.2, width=1.6)
-        axes.axvline(0, color=MUTED, linewidth=1)
-        for row, shift in enumerate(shifts):
-            moved = inspection.less_mean(shift)
-            axes.barh(row, moved, height=0.7, color=MORE if moved > 0 else LESS)
-            _write(axes, row, f"{moved:+.3f}", 1.35)
-        axes.xaxis.set_major_locator(MaxNLocator(3))
-        axes.set_yticks(range(len(shifts)), [svg.shortened(s.token, 18) for s in shifts])
-        axes.set_xlabel("mean shift of the logit")
+        _draw_shifts(axes, inspection, shifts)
         return svg.inline(figure, f"Logit shifts, {inspection.arm}, {inspection.task}")
+
+
+def shifts_chart(inspections: Sequence[Inspection]) -> Figure:
+    """The same as a picture of its own, a panel per inspection, to be made and saved within
+    ``svg.style``. At most 25 tokens on each side, from the most raised to the most lowered."""
+    shown = [[*one.raised[:_BARS], *reversed(one.lowered[:_BARS])] for one in inspections]
+    heights = [0.9 + 0.22 * max(len(shifts), 1) for shifts in shown]
+    height = sum(heights)
+    figure = Figure(
+        figsize=(svg.WIDTH, height),
+        dpi=min(_DPI, _MOST_PIXELS / height),
+        facecolor=PAPER,
+        layout="constrained",
+    )
+    panels = figure.subplots(len(shown), squeeze=False, height_ratios=heights)[:, 0]
+    for panel, inspection, shifts in zip(panels, inspections, shown, strict=True):
+        panel.set_ylim(len(shifts) - 0.5, -0.5)
+        _draw_shifts(panel, inspection, shifts)
+        counted = "1 prompt" if inspection.problems == 1 else f"mean over {inspection.problems}"
+        panel.set_title(f"{inspection.arm} · {inspection.task} ({counted})")
+    return figure
+
+
+def _draw_shifts(axes: Axes, inspection: Inspection, shifts: Sequence[TokenShift]) -> None:
+    axes.axvline(0, color=MUTED, linewidth=1)
+    for row, shift in enumerate(shifts):
+        moved = inspection.less_mean(shift)
+        axes.barh(row, moved, height=0.7, color=MORE if moved > 0 else LESS)
+        _write(axes, row, f"{moved:+.3f}", 1.35)
+    axes.xaxis.set_major_locator(MaxNLocator(3))
+    axes.set_yticks(range(len(shifts)), [svg.shortened(s.token, 18) for s in shifts])
+    axes.set_xlabel("mean shift of the logit")
 
 
 def _name_rows(axes: Axes, names: Iterable[str], above: float, limit: int = 22) -> None:

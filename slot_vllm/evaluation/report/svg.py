@@ -1,4 +1,4 @@
-"""Matplotlib figures as SVG inside a page: the page's colours, the same bytes every time."""
+"""How figures look; and figures as SVG inside a page, with the same bytes every time."""
 
 import io
 import re
@@ -13,9 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# Drawn in these, shown in the page's CSS variables, which follow the light or dark scheme.
-INK, MUTED, FAINT, PAPER = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04"
-MORE, LESS, BOTH, NEITHER = "#0a0b05", "#0a0b06", "#0a0b07", "#0a0b08"
+# The page's light scheme. In a page its CSS variables take their place, which follow the light or
+# the dark scheme; so no other colour, such as white, may be one of these.
+INK, MUTED, FAINT, PAPER = "#1b1f24", "#59636e", "#dfe3e8", "#fffffe"
+MORE, LESS, BOTH, NEITHER = "#1f6fc4", "#c4540a", "#6f7d8c", "#b9c1ca"
 _VARIABLES = {
     INK: "--ink",
     MUTED: "--muted",
