@@ -101,9 +101,9 @@ class TransformersEngine:
 
     def _slot(self, sampling: Mapping[str, Any]) -> AbstractContextManager[Slot | None]:
         asked = sampling.get("extra_args", {})
-        own = {key.removeprefix(REQUEST_PREFIX): value for key, value in asked.items()}
-        if not own.get("steps"):
+        if not asked.get("slot_steps"):
             return nullcontext()
+        own = {key.removeprefix(REQUEST_PREFIX): value for key, value in asked.items()}
         return slot(self._model, self._tokenizer, **self._settings, report_loss=True, **own)
 
     def _inputs(self, requests: Sequence[Request]) -> dict[str, torch.Tensor]:
