@@ -17,16 +17,42 @@ _VOCABULARY_TILE = 4096
 
 def oracle(head: Head, prompt: Prompt) -> Learned:
     """The exact answer: torch.optim.AdamW on autograd gradients, all in float64."""
-    return _autograd(head, prompt, torch.float64)
+    params = prompt.params
+    hidden, weight = prompt.hidden.double(), head.weight.double()
+    bias = None if head.bias is None else head.bias.double()
+    delta = torch.zeros(head.hidden_size, dtype=torch.float64, device=weight.device)
+    rows = _rows(prompt)
+    if not rows or not params.steps:
+        return Learned(delta, delta[:0], torch.tensor(True))
+    delta.requires_grad_()
+    optimizer = torchs_adamw(delta, params)
 
+    def loss() -> Tensor:
+        logits = head.activate(F.linear(hidden + delta, weight, bias))
+        if len(rows) == prompt.rows:
+            return F.cross_entropy(logits[:-1], prompt.tokens[1:])
+        return F.cross_entropy(logits[rows], prompt.tokens[[row + 1 for row in rows]])
 
-def published(head: Head, prompt: Prompt) -> Learned:
-    """The published per-prompt loop: the same in the model's dtype, delta included.
-
-    h + delta is rounded to that dtype in every step, as it is by the published code, which takes
-    2 T full products with W for T steps.
-    """
-    return _autograd(head, prompt, head.weight.dtype)
+    losses: list[Tensor] = []
+    with torch.enable_grad():
+        for _ in range(params.steps):
+            optimizer.zero_grad()
+            value = loss()
+            losses.append(value.detach())
+            (value / (1 if params.reduction == "mean" else len(rows))).backward()
+            optimizer.step()
+    with torch.no_grad():
+        losses.append(loss())
+        last = (F.linear(h, weight, bias) for h in (hidden[-1], hidden[-1] + delta))
+        own, adapted = (head.activate(z).log_softmax(dim=0) for z in last)
+        return Learned(
+            delta.detach(),
+            torch.stack(losses),
+            torch.isfinite(delta).all(),
+            None,
+            len(rows),
+            (adapted.exp() * (adapted - own)).sum(),
+        )
 
 
 def tiled_oracle(head: Head, prompt: Prompt) -> Tensor:
@@ -71,45 +97,6 @@ def torchs_adamw(delta: Tensor, params: SlotParams) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         [delta], params.lr, betas=params.betas, eps=params.eps, weight_decay=params.weight_decay
     )
-
-
-def _autograd(head: Head, prompt: Prompt, dtype: torch.dtype) -> Learned:
-    params = prompt.params
-    hidden, weight = prompt.hidden.to(dtype), head.weight.to(dtype)
-    bias = None if head.bias is None else head.bias.to(dtype)
-    delta = torch.zeros(head.hidden_size, dtype=dtype, device=weight.device)
-    rows = _rows(prompt)
-    if not rows or not params.steps:
-        return Learned(delta, delta[:0], torch.tensor(True))
-    delta.requires_grad_()
-    optimizer = torchs_adamw(delta, params)
-
-    def loss() -> Tensor:
-        logits = head.activate(F.linear(hidden + delta, weight, bias))
-        if len(rows) == prompt.rows:
-            return F.cross_entropy(logits[:-1], prompt.tokens[1:])
-        return F.cross_entropy(logits[rows], prompt.tokens[[row + 1 for row in rows]])
-
-    losses: list[Tensor] = []
-    with torch.enable_grad():
-        for _ in range(params.steps):
-            optimizer.zero_grad()
-            value = loss()
-            losses.append(value.detach())
-            (value / (1 if params.reduction == "mean" else len(rows))).backward()
-            optimizer.step()
-    with torch.no_grad():
-        losses.append(loss())
-        last = (F.linear(h, weight, bias) for h in (hidden[-1], hidden[-1] + delta))
-        own, adapted = (head.activate(z).log_softmax(dim=0) for z in last)
-        return Learned(
-            delta.detach(),
-            torch.stack(losses),
-            torch.isfinite(delta).all(),
-            None,
-            len(rows),
-            (adapted.exp() * (adapted - own)).sum(),
-        )
 
 
 def _rows(prompt: Prompt) -> list[int]:

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from slot_vllm.bench.published import published_delta
 from slot_vllm.optim.head import Head
 from slot_vllm.optim.optimize import Prompt, form_for, optimize
-from slot_vllm.optim.oracle import oracle, published
+from slot_vllm.optim.oracle import oracle
 from slot_vllm.optim.two_pass_form import TwoPassForm
 from slot_vllm.optim.workspace import Workspace
 from slot_vllm.params import SlotParams
@@ -41,7 +42,7 @@ def test_bf16_is_no_farther_from_the_oracle_than_the_published_loop() -> None:
     prompt = Prompt(prompt.hidden.cuda(), prompt.tokens.cuda(), prompt.params)
     exact = oracle(head, prompt).delta
     (ours,) = optimize(head, [prompt], Workspace(64 << 20, "cuda"))
-    theirs = published(head, prompt).delta
+    theirs = published_delta(head, prompt)
     assert (ours.delta - exact).abs().max() <= (theirs - exact).abs().max()
 
 
