@@ -1,1 +1,1 @@
-"""What SLOT costs: ``python -m slot_vllm.bench optimize | serve | burst | table | plot``."""
+"""What SLOT costs: ``python -m slot_vllm.bench --help``."""
