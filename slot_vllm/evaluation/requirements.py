@@ -12,14 +12,21 @@ from slot_vllm.evaluation.errors import ConfigError
 _SPLIT_SENTENCES = {"ifeval", "ifbench"}
 
 
-def missing(error: ImportError) -> str:
-    """In words, what an import did not find and the extra that brings it."""
+def missing(error: Exception) -> str | None:
+    """In words, what an import did not find and the extra that brings it; None for other errors.
+
+    lighteval leaves some imports out where their package is not installed, and then fails by name.
+    """
+    if isinstance(error, NameError):
+        extra = _extra(error.name) if error.name else None
+        return _needs(error.name, extra) if extra else None
+    if not isinstance(error, ImportError):
+        return None
     named = error.name or next(iter(re.findall(r"`([\w.-]+)`", str(error))), None)
     if named is None:
         return " ".join(str(error).split())
     package = named.split(".")[0]
-    source = _extra(package) or f"pip install {package}"
-    return f"it needs {package}, which is not installed; {source} brings it"
+    return _needs(package, _extra(package) or f"pip install {package}")
 
 
 def prepare(folder: str) -> None:
@@ -38,6 +45,10 @@ def prepare(folder: str) -> None:
             "it needs NLTK's punkt_tab, which is in none of NLTK's directories (NLTK_DATA names "
             "one); `slot-vllm doctor --fix` brings it"
         )
+
+
+def _needs(package: str, source: str) -> str:
+    return f"it needs {package}, which is not installed; {source} brings it"
 
 
 def _extra(package: str) -> str | None:

@@ -90,9 +90,8 @@ def _named(task: EvaluationTask, doc: Doc) -> str:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, ImportError):
-        return requirements.missing(error)
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    lacking = requirements.missing(error)
+    return lacking or f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def score_stored(task: EvaluationTask, doc: Doc, samples: Sequence[Sample]) -> Scores:

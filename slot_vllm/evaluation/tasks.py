@@ -269,11 +269,11 @@ def _docs(key: str, name: str, task: LightevalTask, named: Task) -> list[Doc]:
     np.random.seed(SEED)
     try:
         docs = task.get_docs(named.max_samples and named.skip + named.max_samples)
-    except ImportError as error:
-        raise ConfigError(f"{key}.name={name!r}: {requirements.missing(error)}") from None
     except KeyError as error:
         raise ConfigError(f"{key}.data: {name} reads a column {error}, which is missing") from None
     except Exception as error:  # whatever a task's prompt function raises for data it cannot use
+        if lacking := requirements.missing(error):
+            raise ConfigError(f"{key}.name={name!r}: {lacking}") from None
         reason = " ".join(str(error).split())
         raise ConfigError(f"{key}.data: {name} cannot make a prompt of it: {reason}") from None
     for doc in docs:
