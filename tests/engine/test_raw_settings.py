@@ -11,6 +11,7 @@ from vllm.entrypoints.launchers.run_batch import BatchRequestInput
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+from vllm.entrypoints.scale_out.token_in_token_out.protocol import GenerateRequest
 from vllm.exceptions import VLLMValidationError
 
 from slot_vllm.engine.frontend import raw_settings
@@ -40,13 +41,20 @@ def refused(request: Any) -> str:
     return str(error.value)
 
 
-def over_http(xargs: dict[str, Any]) -> str:
-    class Raw:
-        async def json(self) -> dict[str, Any]:
-            return {"vllm_xargs": xargs}
+class Raw:
+    """A request as it came over HTTP."""
 
+    def __init__(self, body: dict[str, Any]) -> None:
+        self.body = body
+
+    async def json(self) -> dict[str, Any]:
+        return self.body
+
+
+def over_http(xargs: dict[str, Any]) -> str:
+    raw = Raw({"vllm_xargs": xargs})
     with pytest.raises(VLLMValidationError) as error:
-        asyncio.run(check_entry(Admission(SlotConfig(max_steps=MAX_STEPS)), object(), Raw()))
+        asyncio.run(check_entry(Admission(SlotConfig(max_steps=MAX_STEPS)), object(), raw))
     return str(error.value)
 
 
@@ -74,6 +82,40 @@ def test_a_value_that_pydantic_would_change_is_refused_as_over_http(
     assert part in said
     assert refused(by_python) == refused(by_json) == said
     assert refused(model(**body, vllm_xargs=xargs)) == said
+
+
+@pytest.mark.parametrize("body", [{"slot_steps": 3}, {"vllm_xargs": {"a": 1, "slot_steps": 3}}])
+def test_tokens_in_and_out_take_settings_in_their_sampling_parameters(body: dict[str, Any]) -> None:
+    """``/inference/v1/generate``."""
+    sampling = {"max_tokens": 1, "extra_args": {"slot_steps": 3}}
+    sent = {"token_ids": [1, 2], "sampling_params": sampling}
+    request = GenerateRequest.model_validate(sent)
+    assert request.sampling_params.extra_args == {"slot_steps": 3}
+    asyncio.run(check_entry(Admission(SlotConfig()), request, Raw(sent)))
+    with pytest.raises(VLLMValidationError) as error:
+        asyncio.run(check_entry(Admission(SlotConfig()), request, Raw({**sent, **body})))
+    assert str(error.value) == (
+        "slot_steps: settings of SLOT stand in sampling_params.extra_args, not beside it"
+    )
+
+
+def test_sampling_parameters_elsewhere_change_nothing() -> None:
+    """A chat's body may hold anything beside what vLLM knows."""
+    sent = {"messages": CHAT, "sampling_params": {}, "vllm_xargs": {"slot_steps": True}}
+    request = ChatCompletionRequest.model_validate(sent)
+    with pytest.raises(VLLMValidationError, match="slot_steps=True: an integer is required"):
+        asyncio.run(check_entry(Admission(SlotConfig()), request, Raw(sent)))
+
+
+def test_a_protocol_that_takes_no_xargs() -> None:
+    """Such as Cohere's, whose requests are turned into chat completions."""
+    request = ChatCompletionRequest(messages=CHAT)
+    for xargs in ({}, {"other": 1}):
+        raw = Raw({"messages": CHAT, "vllm_xargs": xargs})
+        asyncio.run(check_entry(Admission(SlotConfig()), request, raw))
+    raw = Raw({"messages": CHAT, "vllm_xargs": {"other": 1, "slot_lr": 0.1}})
+    with pytest.raises(VLLMValidationError, match=r"^slot_lr: this endpoint takes no vllm_xargs"):
+        asyncio.run(check_entry(Admission(SlotConfig()), request, raw))
 
 
 def test_a_line_of_run_batch() -> None:

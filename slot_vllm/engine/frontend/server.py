@@ -13,15 +13,17 @@ from vllm.sampling_params import SamplingParams
 from slot_vllm.engine.frontend.admission import AcceptedDict, Admission
 from slot_vllm.engine.frontend.wraps import wrap
 from slot_vllm.engine.wire.engine_settings import asks_for_slot
-from slot_vllm.params import REQUEST_PREFIX
+from slot_vllm.params import named
 
-# The methods that answer a request with `vllm_xargs`, of whichever serving class has them.
+# The methods that answer a request, of whichever serving class has them. All but the last take
+# `vllm_xargs`; that one takes vLLM's own sampling parameters.
 _ENTRIES = (
     "create_chat_completion",
     "create_batch_chat_completion",
     "create_completion",
     "create_responses",
     "create_messages",
+    "serve_tokens",
 )
 
 
@@ -87,12 +89,28 @@ async def check_entry(admission: Admission, request: Any, raw_request: Any) -> N
         body = await raw_request.json()
         outside = body if isinstance(body, dict) else {}
         settings = outside.get("vllm_xargs")
-    for key in outside:
-        if key.startswith(REQUEST_PREFIX):
-            raise VLLMValidationError(f"{key}: settings of SLOT stand in vllm_xargs, not beside it")
+    within = named(settings) if isinstance(settings, dict) else {}
+    if isinstance(getattr(request, "sampling_params", None), SamplingParams):
+        # ``check_inputs`` reads those.
+        _refuse_beside("sampling_params.extra_args", {**named(outside), **within})
+        return
+    _refuse_beside("vllm_xargs", named(outside))
+    # What another protocol's request is turned into has none of its own.
+    if within and getattr(request, "vllm_xargs", within) is None:
+        raise VLLMValidationError(
+            f"{', '.join(within)}: this endpoint takes no vllm_xargs; one that does is "
+            "/v1/chat/completions"
+        )
     # The parameters of a beam search do not carry these settings any further.
     beams = getattr(request, "use_beam_search", False)
     admission.check(settings, "beam_search" if beams else None)
+
+
+def _refuse_beside(place: str, settings: dict[str, Any]) -> None:
+    if settings:
+        raise VLLMValidationError(
+            f"{', '.join(settings)}: settings of SLOT stand in {place}, not beside it"
+        )
 
 
 def check_inputs(admission: Admission, inputs: Any, params: Any, lora_request: Any) -> None:
