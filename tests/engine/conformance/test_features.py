@@ -79,6 +79,26 @@ def test_several_samples_of_a_prompt(
     assert_delta_equal(delta_of(llm, together), expected, case.lr)
 
 
+def test_a_seed_beside_requests_without_one(tiny_model: str, engine: Callable[..., Any]) -> None:
+    llm = engine(tiny_model, slot={}, **ROOMY)
+    cases = _cases(850)
+    prompts = [{"prompt_token_ids": list(case.tokens)} for case in cases]
+
+    def sampled(*seeds: int | None) -> list[list[int]]:
+        sampling = [
+            sampling_params(case, temperature=1.0, seed=seed)
+            for case, seed in zip(cases, seeds, strict=True)
+        ]
+        return tokens_of(llm.generate(prompts, sampling, use_tqdm=False))
+
+    whole = sampled(7, 8, 9)
+    for one, seed in enumerate((7, 8, 9)):
+        seeds = [seed if i == one else None for i in range(len(cases))]
+        first, again = sampled(*seeds), sampled(*seeds)
+        assert first[one] == again[one] == whole[one]
+        assert first != again
+
+
 def test_asynchronous_scheduling(
     tiny_model: str, engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
