@@ -16,15 +16,9 @@ import pytest
 from slot_vllm.engine.frontend.cached_rpc import FRESH_SECONDS
 from tests.engine.cases import Case, assert_tokens_equal, random_tokens, reference
 from tests.engine.server import Server, ask, ask_all, body, serving
-from tests.engine.serving.conftest import LONGEST, OPTIONS
+from tests.engine.serving.conftest import BYSTANDERS, LONGEST, OPTIONS
 from tests.engine.serving.faulty import POISONED_LR
 
-BYSTANDERS = [
-    Case(random_tokens(n, seed=6000 + n), steps, lr, 24)
-    for n, (steps, lr) in zip(
-        (30, 70, 110, 150), ((5, 0.1), (0, 0.1), (3, 0.5), (5, 1.0)), strict=True
-    )
-]
 ABORTS = 120
 # Seconds, of a client whose server was told to stop.
 PATIENCE = 5
