@@ -18,8 +18,9 @@ def missing(error: Exception) -> str | None:
     lighteval leaves some imports out where their package is not installed, and then fails by name.
     """
     if isinstance(error, NameError):
-        extra = _extra(error.name) if error.name else None
-        return _needs(error.name, extra) if extra else None
+        name = error.name or ""
+        extra = _extra(name)
+        return _needs(name, extra) if extra else None
     if not isinstance(error, ImportError):
         return None
     named = error.name or next(iter(re.findall(r"`([\w.-]+)`", str(error))), None)

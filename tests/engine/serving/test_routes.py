@@ -18,12 +18,32 @@ from tests.engine.server import MODEL, Server, serving
 from tests.engine.serving.conftest import BYSTANDERS, ENVIRONMENT, OPTIONS, resident
 from tests.engine.serving.routes import Call, Routes, status
 
-# What vLLM itself fails on: paths, what it says, and why. The long test asks a server without SLOT.
+# What vLLM itself answers with a 5xx: on which path, what was sent, what it says, and why. The long
+# test asks a server without SLOT, too.
 VLLMS_OWN = (
     (
         "/v1/systemone",
+        "",
         "The model does not support the structured decision API",
         "501 for models that vLLM has no way to read decisions from, such as a Qwen2",
+    ),
+    (
+        ".*",
+        r"\\ud83d",
+        '"message":""',
+        "500 for half a surrogate pair (an id, bad words): the engine cannot be sent it",
+    ),
+    (
+        "/abort_requests",
+        "",
+        "surrogates not allowed",
+        "500 where all are to be aborted and such a request came before: it is still listed",
+    ),
+    (
+        "/inference/v1/abort_requests",
+        r"^[^{]",
+        "object has no attribute 'get'",
+        "500 for a body that is no object",
     ),
 )
 # SLOT's own: a server without SLOT has nothing to say there.
@@ -55,9 +75,10 @@ def _names_slot(call: Call) -> bool:
 
 
 def _vllms_own(call: Call, answer: httpx.Response) -> bool:
+    sent = (call.body or b"").decode("utf-8", "replace")
     return any(
-        re.fullmatch(path, call.path) and re.search(said, answer.text)
-        for path, said, _ in VLLMS_OWN
+        re.fullmatch(path, call.path) and re.search(part, sent) and re.search(said, answer.text)
+        for path, part, said, _ in VLLMS_OWN
     )
 
 
@@ -69,7 +90,7 @@ def _message(answer: httpx.Response) -> Any:
 
 @pytest.mark.parametrize(
     "each",
-    [pytest.param(2, id="short"), pytest.param(70, id="long", marks=pytest.mark.full)],
+    [pytest.param(2, id="short"), pytest.param(80, id="long", marks=pytest.mark.full)],
 )
 def test_any_call(each: int, server: Server, request: pytest.FixtureRequest) -> None:
     """each: how many calls of every route that takes something; what takes nothing is called once,
@@ -81,6 +102,7 @@ def test_any_call(each: int, server: Server, request: pytest.FixtureRequest) -> 
     answers: Counter[int] = Counter()
     excused: Counter[str] = Counter()
     served: Counter[str] = Counter()
+    wrong: list[tuple[Any, ...]] = []
     memory: list[int] = []
     options: dict[str, Any] = {"timeout": 120, "trust_env": False}
 
@@ -95,12 +117,14 @@ def test_any_call(each: int, server: Server, request: pytest.FixtureRequest) -> 
             alike = not call.path.startswith(OWN) and (code >= 500 or not _names_slot(call))
             if other is not None and alike:
                 expected = call.send(without)
-                assert code == status(expected), (call, answer.text, expected.text)
+                if code != status(expected):
+                    wrong.append(("not as without SLOT", call, answer.text, expected.text))
             if code >= 500:
-                assert _vllms_own(call, answer), (call, answer.text)
                 excused[call.route] += 1
-            elif answer.status_code >= 400:
-                assert _message(answer), (call, answer.text)
+                if not _vllms_own(call, answer):
+                    wrong.append((str(code), call, answer.text))
+            elif answer.status_code >= 400 and not _message(answer):
+                wrong.append(("no message", call, answer.text))
             answers[code // 100] += 1
             if code < 300 and _names_slot(call):
                 served[call.route] += 1
@@ -126,6 +150,7 @@ def test_any_call(each: int, server: Server, request: pytest.FixtureRequest) -> 
         f"without SLOT ({', '.join(excused)}); left out: {', '.join(sorted(routes.left_out))}; "
         f"resident {memory[-2] >> 20} MiB after a third, {memory[-1] >> 20} MiB at the end"
     )
+    assert not wrong, "\n".join(map(str, wrong))
     assert min(answers[2], answers[4]) > sum(answers.values()) // 5
     # Each of them served SLOT.
     assert served.keys() >= ANSWER or other is None, served
@@ -137,8 +162,9 @@ def test_tokens_in_tokens_out(tiny_model: str, server: Server) -> None:
     """``/inference/v1/generate`` takes settings where it takes vLLM's sampling parameters."""
 
     def ask(case: Case, **beside: Any) -> httpx.Response:
-        sampling = {"temperature": 0, "max_tokens": case.new_tokens, "ignore_eos": True}
+        sampling: dict[str, Any] = {"temperature": 0, "max_tokens": case.new_tokens}
         sampling["extra_args"] = {"slot_steps": case.steps, "slot_lr": case.lr}
+        sampling["ignore_eos"] = True
         sent = {"model": MODEL, "token_ids": list(case.tokens), "sampling_params": sampling}
         url = f"{server.url}/inference/v1/generate"
         return httpx.post(url, json={**sent, **beside}, timeout=60, trust_env=False)
