@@ -118,6 +118,8 @@ def running(
         "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
         # Where the tests' own extensions are found.
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        # Else a connection that a client kept is closed after 5 s, perhaps while it asks again.
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "3600",
         # For ``_stop``.
         "PYTHONFAULTHANDLER": "1",
         **environment,
