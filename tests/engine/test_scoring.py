@@ -1,7 +1,10 @@
-"""Both scoring endpoints: which of their requests have SLOT (none), and which are refused."""
+"""The scoring endpoints: which of their requests have SLOT (none), and which are refused."""
 
 import asyncio
 import importlib
+from dataclasses import replace
+from inspect import signature
+from operator import attrgetter
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +14,7 @@ from vllm.exceptions import VLLMValidationError
 
 from slot_vllm.engine.frontend import scoring
 from slot_vllm.engine.frontend.admission import Admission
-from slot_vllm.engine.vllm_contract.server import SCORING_ENDPOINTS
+from slot_vllm.engine.vllm_contract.server import SCORING_ENDPOINTS, ScoringEndpoint
 from slot_vllm.engine.wire.resolved import RESOLVED
 from slot_vllm.params import SlotConfig
 from tests.engine.unadmitted import unadmitted
@@ -21,23 +24,49 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="allow")
 
 
-@pytest.fixture(params=SCORING_ENDPOINTS, ids=lambda endpoint: endpoint[1])
+@pytest.fixture(params=SCORING_ENDPOINTS, ids=lambda endpoint: endpoint.class_name)
 def endpoint(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The endpoint's method, whose body asks the engine's admission in a task, as vLLM's does."""
-    path, name, method = request.param
-    serving = getattr(importlib.import_module(path), name)
+    at = request.param
+    if at.optional:
+        pytest.importorskip(at.path, reason="this release has no such endpoint")
+    serving = getattr(importlib.import_module(at.path), at.class_name)
 
     async def read(self: Any, body: Any, raw_request: Any = None) -> dict[str, Any]:
-        asked = self.engine_client.ask()
+        asked = attrgetter(at.engine)(self).ask()
         return await asyncio.create_task(asked)
 
-    monkeypatch.setattr(serving, method, read)
+    monkeypatch.setattr(serving, at.method, read)
     scoring.install()
     scoring.install()
-    return getattr(serving, method)
+    return getattr(serving, at.method)
+
+
+@pytest.mark.parametrize("at", SCORING_ENDPOINTS, ids=lambda endpoint: endpoint.class_name)
+def test_its_object_has_the_engine_where_we_look(at: ScoringEndpoint) -> None:
+    if at.optional:
+        pytest.importorskip(at.path, reason="this release has no such endpoint")
+    serving = getattr(importlib.import_module(at.path), at.class_name)
+    engine = SimpleNamespace(model_config=None, renderer=None)
+    strategy = SimpleNamespace(
+        context=SimpleNamespace(engine_client=engine, model_config=None), limits=lambda: None
+    )
+    given = {"strategy": strategy, "engine_client": engine, "models": None}
+    wanted = signature(serving.__init__).parameters
+    made = serving(
+        **{name: value for name, value in given.items() if name in wanted},
+        **{
+            name: None
+            for name, parameter in wanted.items()
+            if name not in {"self", *given} and parameter.default is parameter.empty
+        },
+    )
+    assert attrgetter(at.engine)(made) is engine
 
 
 def serving_of(admission: Admission | None) -> Any:
+    """Both ways in which endpoints have their engine."""
+
     async def ask() -> dict[str, Any]:
         made = unadmitted()
         if admission is not None:
@@ -45,7 +74,9 @@ def serving_of(admission: Admission | None) -> Any:
         return made.sampling_params.extra_args or {}
 
     processor = SimpleNamespace(**({} if admission is None else {"slot_admission": admission}))
-    return SimpleNamespace(engine_client=SimpleNamespace(input_processor=processor, ask=ask))
+    engine = SimpleNamespace(input_processor=processor, ask=ask)
+    strategy = SimpleNamespace(context=SimpleNamespace(engine_client=engine))
+    return SimpleNamespace(engine_client=engine, strategy=strategy)
 
 
 def test_what_is_scored_is_left_alone(endpoint: Any) -> None:
@@ -67,11 +98,13 @@ def test_a_named_setting_is_an_error(endpoint: Any, body: dict[str, Any]) -> Non
 
 
 def test_a_release_may_lack_an_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    absent = ("vllm.entrypoints.generate.no_such.serving", "Serving", "create")
+    absent = ScoringEndpoint("vllm.entrypoints.no_such.serving", "Serving", "create", "engine")
     monkeypatch.setattr(scoring, "SCORING_ENDPOINTS", (absent,))
-    scoring.install({absent[0]})
+    scoring.install({absent.path})
     with pytest.raises(ModuleNotFoundError):
         scoring.install()
+    monkeypatch.setattr(scoring, "SCORING_ENDPOINTS", (replace(absent, optional=True),))
+    scoring.install()
 
 
 def test_an_engine_without_slot_is_left_as_it_is(endpoint: Any) -> None:

@@ -1,7 +1,9 @@
 """Endpoints that score texts: SLOT adapts answers, not scores, so their requests have no SLOT."""
 
 import importlib
-from collections.abc import Container
+from collections.abc import Callable, Container
+from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from vllm.exceptions import VLLMValidationError
@@ -32,15 +34,28 @@ def check_scoring(request: Any) -> None:
 def install(absent: Container[str] = ()) -> None:
     """From now on the endpoints of SLOT engines submit requests that have no SLOT. Idempotent.
     absent: modules that this release does not have."""
-    for path, class_name, method in SCORING_ENDPOINTS:
-        if path in absent:
+    for endpoint in SCORING_ENDPOINTS:
+        if endpoint.path in absent:
             continue
-        serving = getattr(importlib.import_module(path), class_name)
-        wrap(serving, method)(_scored)
+        try:
+            module = importlib.import_module(endpoint.path)
+        except ModuleNotFoundError:
+            if endpoint.optional:
+                continue
+            raise
+        serving = getattr(module, endpoint.class_name)
+        wrap(serving, endpoint.method)(partial(_scored, attrgetter(endpoint.engine)))
 
 
-async def _scored(original: Any, self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-    if getattr(self.engine_client.input_processor, "slot_admission", None) is None:
+async def _scored(
+    engine_of: Callable[[Any], Any],
+    original: Any,
+    self: Any,
+    request: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    if getattr(engine_of(self).input_processor, "slot_admission", None) is None:
         return await original(self, request, *args, **kwargs)
     check_scoring(request)
     with submitting(scores()):

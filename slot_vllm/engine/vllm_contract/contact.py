@@ -35,8 +35,8 @@ class Contact:
     that must come first, in this order, ``self`` left out. keywords: parameters that it must have,
     wherever. only: whether it may require no others. calls: what its body must call, by the last
     name. returns: what it must return first, as variables of its body. contains: expressions that
-    its body must have, as ``ast.unparse`` writes them. until: of what is replaced or extended, when
-    that can end; None for what is only read or called.
+    its body must have, as ``ast.unparse`` writes them. optional: whether its module may be absent.
+    until: of what is replaced or extended, when that can end; None for what is only read or called.
     """
 
     part: Part
@@ -50,6 +50,7 @@ class Contact:
     calls: tuple[str, ...] = ()
     returns: tuple[str, ...] = ()
     contains: tuple[str, ...] = ()
+    optional: bool = False
     until: str | None = None
 
     def __str__(self) -> str:

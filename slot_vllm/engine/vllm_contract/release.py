@@ -128,8 +128,9 @@ def _refuse(problems: Sequence[tuple[Contact, str]]) -> None:
 def _look_in_source(tree: Source, contact: Contact) -> str | None:
     found = tree.find(contact.path, contact.name)
     if found is None:
-        module = tree.module(contact.path)
-        return "is not there" if module else f"is not there: no module {contact.path}"
+        if tree.module(contact.path):
+            return "is not there"
+        return None if contact.optional else f"is not there: no module {contact.path}"
     given = None
     if isinstance(found.node, source.Function):
         method = "." in contact.name and not source.is_static(found.node)
@@ -143,7 +144,8 @@ def _look_at_live(contact: Contact) -> str | None:
     try:
         value: Any = importlib.import_module(contact.path)
     except ImportError as error:
-        return f"is not there: {error}"
+        absent = isinstance(error, ModuleNotFoundError) and contact.optional
+        return None if absent else f"is not there: {error}"
     owner = static = value
     for part in contact.name.split("."):
         if not hasattr(value, part):

@@ -1,21 +1,46 @@
 """The OpenAI-compatible server: its checks, what it shows, and the endpoints that score."""
 
+from dataclasses import dataclass
+
 from slot_vllm.engine.vllm_contract.contact import ADMISSION, Contact
 
 _XARGS = "vLLM keeps the JSON types of custom arguments"
 _SPANS = "request spans can be extended"
 
-# Both read probabilities of the next token: /generative_scoring and /v1/systemone.
+
+@dataclass(frozen=True)
+class ScoringEndpoint:
+    """A method of a server's class. engine: where its object has the engine. optional: whether a
+    release may have no such module."""
+
+    path: str
+    class_name: str
+    method: str
+    engine: str
+    optional: bool = False
+
+
+# All read probabilities of the next token: /generative_scoring, /v1/systemone and, since 0.33,
+# /v1/decisions.
 SCORING_ENDPOINTS = (
-    (
+    ScoringEndpoint(
         "vllm.entrypoints.generate.generative_scoring.serving",
         "ServingGenerativeScoring",
         "create_generative_scoring",
+        "engine_client",
     ),
-    (
+    ScoringEndpoint(
         "vllm.entrypoints.generate.structured_decisions.serving",
         "ServingStructuredDecisions",
         "create_decision",
+        "strategy.context.engine_client",
+    ),
+    ScoringEndpoint(
+        "vllm.entrypoints.openai.decisions.serving",
+        "OpenAIServingDecisions",
+        "create_decisions",
+        "strategy.context.engine_client",
+        optional=True,
     ),
 )
 
@@ -106,11 +131,18 @@ SERVER: tuple[Contact, ...] = (
     ),
     *(
         Contact(
-            "scoring", path, f"{name}.{method}", "leaves what scores alone",
-            parameters=("request", "raw_request"), only=True,
+            "scoring", at.path, f"{at.class_name}.{at.method}", "leaves what scores alone",
+            parameters=("request", "raw_request"), only=True, optional=at.optional,
             until="the requests of endpoints that score say so",
         )
-        for path, name, method in SCORING_ENDPOINTS
+        for at in SCORING_ENDPOINTS
+    ),
+    *(
+        Contact(
+            "scoring", at.path, at.class_name, "which engine an endpoint asks",
+            attributes=(at.engine.partition(".")[0],), optional=True,
+        )
+        for at in SCORING_ENDPOINTS
     ),
     # What a server shows.
     Contact(
