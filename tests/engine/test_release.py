@@ -15,6 +15,7 @@ from slot_vllm.engine.frontend import plugin
 from slot_vllm.engine.vllm_contract import release
 from slot_vllm.engine.vllm_contract.contact import PARTS, Contact
 from slot_vllm.engine.vllm_contract.contacts import CONTACTS
+from slot_vllm.engine.vllm_contract.release import TESTED
 from slot_vllm.engine.vllm_contract.source import Source
 from slot_vllm.engine.worker.runner_in_use import V2
 from slot_vllm.params import SlotConfig, SlotError
@@ -81,7 +82,7 @@ def test_the_error_names_the_piece_and_the_tested_releases(
     assert f"SLOT cannot work with vLLM {vllm.__version__}" in said
     assert "vllm.v1.engine.input_processor.InputProcessor.assign_request_id is not there" in said
     assert "needed: admission of ready-made requests" in said
-    assert "Tested: vLLM 0.32" in said
+    assert f"Tested: vLLM {', '.join(TESTED)}" in said
 
     annotations = {k: v for k, v in NewRequestData.__annotations__.items() if k != "req_id"}
     monkeypatch.setattr(NewRequestData, "__annotations__", annotations)
@@ -102,7 +103,7 @@ def test_a_worker_needs_nothing_of_the_other_runner(monkeypatch: pytest.MonkeyPa
     ("version", "said"),
     [
         (vllm.__version__, None),
-        ("0.33.0", "only its source was checked"),
+        ("0.31.0", "a few tests were run on it"),
         ("0.99.1.dev3+g1234", "it is unknown to SLOT"),
     ],
 )
@@ -131,7 +132,7 @@ def test_a_tested_release_on_another_device_warns(
     monkeypatch.setattr(current_platform, "device_name", "a GPU")
     release.check_front_end(serves=False)
     (record,) = slot_log.records
-    said = "SLOT is not tested on this device, a GPU. Tested: vLLM 0.32 on cpu"
+    said = f"SLOT is not tested on this device, a GPU. Tested: vLLM {', '.join(TESTED)} on cpu"
     assert record.getMessage() == said
 
 

