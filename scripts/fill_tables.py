@@ -369,7 +369,8 @@ def _run(log: Mapping[str, Any] | None) -> str:
     failed = sum(len(file["failed"]) for file in files)
     count = sum(file["passed"] for file in files) + failed
     of = "1 file" if len(files) == 1 else f"{len(files)} files"
-    return f"run: {count} tests of {of}{f', {failed} failed' if failed else ''}"
+    tests = "1 test" if count == 1 else f"{count} tests"
+    return f"run: {tests} of {of}{f', {failed} failed' if failed else ''}"
 
 
 def _failures(directory: Path, _: Sequence[str]) -> str:
