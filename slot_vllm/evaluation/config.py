@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from slot_vllm.evaluation import ready_files, unicode_text
 from slot_vllm.evaluation.control import Example
 from slot_vllm.evaluation.errors import ConfigError
+from slot_vllm.evaluation.models.catalog import path as model_path
 from slot_vllm.evaluation.overrides import OverrideError, override
 from slot_vllm.evaluation.record import BASELINE, Arm, Name
 from slot_vllm.params import SlotConfig, SlotError, SlotParams
@@ -270,9 +271,10 @@ def check_paths(config: RunConfig) -> None:
         if file is not None and not Path(file).is_file():
             raise ConfigError(f"{key}={file!r}: no such file (from {Path.cwd()})")
     system_prompt(config)
+    path = model_path(config.model)
     # `org/name` may be a hub's name.
-    is_path = config.model.startswith((".", "/")) or config.model.count("/") > 1
-    if is_path and not Path(config.model).exists():
+    is_path = path.startswith((".", "/")) or path.count("/") > 1
+    if path == config.model and is_path and not Path(path).exists():
         raise ConfigError(
             f"model={config.model!r}: no such path (from {Path.cwd()}); allowed: a directory "
             "with a model, a hub's org/name, or get:NAME"

@@ -129,6 +129,12 @@ SERVER: tuple[Contact, ...] = (
         parameters=("request", "raw_request"), only=True,
         until=ADMISSION,
     ),
+    Contact(
+        "server", "vllm.entrypoints.scale_out.token_in_token_out.serving",
+        "ServingTokens.serve_tokens", "checks the settings of a request of tokens",
+        parameters=("request", "raw_request"), only=True, optional=True,
+        until=ADMISSION,
+    ),
     *(
         Contact(
             "scoring", at.path, f"{at.class_name}.{at.method}", "leaves what scores alone",

@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 
 TESTED = {"published:aime24", "published:math_500", "published:gsm8k"}
 NOT_THERE = {"published:aime25", "published:gpqa:diamond"}
-PUBLISHED = {"aime24", "math_500", "gpqa_diamond", "gsm8k"}
+PUBLISHED = {"aime24", "math_500", "gpqa_diamond", "gsm8k", "gsm8k_transformers"}
 FILES = sorted((ROOT / "configs").glob("*.yaml"))
 
 
