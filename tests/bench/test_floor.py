@@ -35,12 +35,19 @@ def test_each_part_does_what_it_is_named_after() -> None:
 def test_the_floor_is_the_sum_of_the_parts_as_often_as_they_are_done() -> None:
     seconds = {floor.PRODUCT: 1.0, floor.EXPONENTIALS: 0.5, floor.WEIGHT: 0.1, floor.LOGITS: 0.01}
     timings = {name: Timing(value, value, None) for name, value in seconds.items()}
-    result = floor.floor(SHAPE, timings, ours=4.06)
+    result = floor.floor(SHAPE, timings, ours=4.06, bare=1.1)
     assert result["floor_parts"] == pytest.approx(
         {floor.PRODUCT: 1.0, floor.EXPONENTIALS: 0.5, floor.WEIGHT: 0.5, floor.LOGITS: 0.03}
     )
     assert result["floor_seconds"] == pytest.approx(2.03)
     assert result["floor_multiple"] == pytest.approx(2.0)
+
+
+def test_the_product_is_the_faster_of_two() -> None:
+    timings = {name: Timing(1.0, 1.0, None) for name in floor.parts(make_problem(SHAPE)[0], SHAPE)}
+    for bare, product in ((0.7, 0.7), (1.3, 1.0)):
+        parts = floor.floor(SHAPE, timings, ours=1.0, bare=bare)["floor_parts"]
+        assert parts[floor.PRODUCT] == product
 
 
 def test_more_logits_than_are_timed_count_in_proportion(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +56,8 @@ def test_more_logits_than_are_timed_count_in_proportion(monkeypatch: pytest.Monk
     head, _ = make_problem(SHAPE)
     assert floor.parts(head, SHAPE)[floor.PRODUCT]().shape == (6, SHAPE.vocabulary)
     timings = {name: Timing(1.0, 1.0, None) for name in floor.parts(head, SHAPE)}
-    found = floor.floor(dataclasses.replace(SHAPE, steps=1), timings, ours=1.0)["floor_parts"]
+    one_step = dataclasses.replace(SHAPE, steps=1)
+    found = floor.floor(one_step, timings, ours=1.0, bare=5.0)["floor_parts"]
     assert found == {floor.PRODUCT: 4, floor.EXPONENTIALS: 4, floor.WEIGHT: 1, floor.LOGITS: 4}
 
 
@@ -59,6 +67,6 @@ def test_rows_that_requests_share_are_multiplied_once() -> None:
     assert all(torch.equal(one.hidden[:8], first.hidden[:8]) for one in others)
     assert not any((one.hidden[8:] == first.hidden[8:]).all(dim=1).any() for one in others)
     timings = {name: Timing(1.0, 1.0, None) for name in floor.parts(make_problem(shape)[0], shape)}
-    parts = floor.floor(shape, timings, ours=1.0)["floor_parts"]
+    parts = floor.floor(shape, timings, ours=1.0, bare=0.1)["floor_parts"]
     assert parts[floor.PRODUCT] == pytest.approx((36 - 16) / 36)
     assert parts[floor.EXPONENTIALS] == 1.0
