@@ -121,16 +121,15 @@ class RunDirectory:
 
     def _difference(self, config: RunConfig) -> str | None:
         """The first setting that differs from the run that is here, other than the name, how many
-        replicas of the engine answer, and whether delta is inspected. A run that is resumed may
-        have further arms and more problems."""
+        replicas of the engine answer, whether delta is inspected, and where the data and the system
+        prompt's file are: what they say is compared, by the answers' hashes and by the file's. A
+        run that is resumed may have further arms and more problems."""
         here = self._recorded()
         if isinstance(here, str):
             return here
-        free = {"name": None, "ray": None, "inspect": None}
-        config = _part(config, here)
-        now, packed = _plain(config), without_system_prompt(_plain(config))
-        there = {**_plain(here), **free}
-        differences = [_first_difference({**one, **free}, there) for one in (now, packed)]
+        now = _without_places(_part(config, here))
+        there = _without_places(here)
+        differences = [_first_difference(one, there) for one in (now, without_system_prompt(now))]
         return None if None in differences else differences[0]
 
     def _recorded(self) -> RunConfig | str:
@@ -146,6 +145,12 @@ class RunDirectory:
         except (OSError, ValueError, yaml.YAMLError):
             pass
         return f"{self._config.name} cannot be read"
+
+
+def _without_places(config: RunConfig) -> dict[str, Any]:
+    free = dict.fromkeys(("name", "ray", "inspect", "system_prompt_file"))
+    tasks = [{**task, "data": None} for task in _plain(config)["tasks"]]
+    return {**_plain(config), **free, "tasks": tasks}
 
 
 def _part(now: RunConfig, here: RunConfig) -> RunConfig:

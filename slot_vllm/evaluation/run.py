@@ -21,6 +21,7 @@ from slot_vllm.evaluation.record import RunRecord, Sample
 from slot_vllm.evaluation.run_settings import changed, text_hash
 from slot_vllm.evaluation.scoring import graded, number, score, score_stored
 from slot_vllm.evaluation.task_definition import item_hash
+from slot_vllm.evaluation.tasks import EvaluationTask
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ def run(config: RunConfig, directory: RunDirectory, resume: bool) -> RunRecord:
         scoring.check(task)
     make_model(config.model)
     model = SlotModel(ModelConfig(model_name=config.model), config)
+    _require_problems(stored, loaded)
     for part in plan.parts:
         _recall(part, model)
     if any(part.pending for part in plan.wanted):
@@ -77,6 +79,17 @@ def run(config: RunConfig, directory: RunDirectory, resume: bool) -> RunRecord:
     logger.info("written: %s", report.write([directory.path]))
     directory.finish()
     return results
+
+
+def _require_problems(stored: Sequence[Sample], loaded: Sequence[EvaluationTask]) -> None:
+    """Raises ConfigError if a stored answer's problem is not there: the answer would be lost."""
+    there = {(task.name, doc.id) for task in loaded for doc in task.docs}
+    for sample in stored:
+        if (sample.task, sample.id) not in there:
+            raise ConfigError(
+                f"{sample.task}: problem {sample.id}, which the run that is here answered, is not "
+                "among today's; --resume needs the same data"
+            )
 
 
 def _recall(part: Part, model: SlotModel) -> None:

@@ -1,5 +1,6 @@
 """Which run a directory holds, and what may be written there."""
 
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,28 @@ def test_other_problems_are_another_run(tmp_path: Path) -> None:
             check(skip=other, max_samples=5)
         with pytest.raises(ConfigError, match=rf"\(tasks\.0\.skip={other}, there 2\)"):
             check(skip=other, max_samples=3)
+
+
+def test_data_and_the_system_prompt_s_file_may_lie_elsewhere(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    places = [tmp_path / name for name in ("here.txt", "there.txt", "other.txt")]
+    for place in places:
+        place.write_text("Answer briefly." if place.stem != "other" else "Answer at length.")
+    digest = hashlib.sha256(places[0].read_bytes()).hexdigest()
+    finish(run, system_prompt_file=str(places[0]), system_prompt_sha256=digest)
+
+    def check(file: Path, data: str | None) -> None:
+        config = load(run / "config.yaml")
+        values = {**config.model_dump(mode="json"), "system_prompt_file": str(file)}
+        values["system_prompt_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+        values["tasks"][0]["data"] = data
+        checked = RunConfig.model_validate(values)
+        RunDirectory(run).check(checked, resume=True, overwrite=False)
+
+    for data in (str(PROBLEMS), "elsewhere.jsonl", None):
+        check(places[1], data)
+    with pytest.raises(ConfigError, match=r"another configuration \(system_prompt_sha256="):
+        check(places[2], str(PROBLEMS))
 
 
 def test_what_is_to_be_replaced_survives_interruptions(

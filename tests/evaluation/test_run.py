@@ -246,6 +246,16 @@ def test_what_is_in_the_directory_is_not_lost(
     (out / "results.json").unlink()
     assert run_main(*run, "generation.seed=1") == 2
     assert "unfinished run; --resume continues it" in capsys.readouterr().err
+    # The same data elsewhere, and fewer of them: no answer is lost.
+    elsewhere = tmp_path / "elsewhere.jsonl"
+    elsewhere.write_bytes(PROBLEMS.read_bytes())
+    data = f"tasks.0.data={elsewhere}"
+    assert run_main(*run, "generation.seed=1", data, "--resume") == 0
+    elsewhere.write_text(PROBLEMS.read_text().splitlines()[0] + "\n")
+    kept_samples = (out / "samples.jsonl").read_bytes()
+    assert run_main(*run, "generation.seed=1", data, "--resume") == 2
+    assert "is not among today's; --resume needs the same data" in capsys.readouterr().err
+    assert (out / "samples.jsonl").read_bytes() == kept_samples
     # Other data under the same configuration is not mixed in.
     moved = (out / "samples.jsonl").read_text().replace("letters", "signs")
     (out / "samples.jsonl").write_text(moved)
