@@ -8,15 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 from slot_vllm.evaluation.errors import ConfigError, RunFailed
+from slot_vllm.optim.workspace import choose_size
 
 _CGROUP = Path("/sys/fs/cgroup")
-# Of a container, its limit and what it has: in version 2 of control groups, and in version 1.
+# Of a container, its limit, what it has, and the part of it that the kernel gives back before it
+# ends a process: in version 2 of control groups, and in version 1.
 _LIMITS = (
-    ("memory.max", "memory.current"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    (
+        *("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+        *("memory/memory.stat", "total_inactive_file"),
+    ),
 )
+# Of a run beside weights, cache and workspace, and for each byte of weights while vLLM loads them:
+# fitted to the peaks of logs/full/real_models.log.
+_PROGRAM = 1.34e9
+_LOADING = 0.41
 _GB = 1e9
 _ITEM_BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
 
@@ -29,10 +39,11 @@ def available() -> int:
         limit, _ = resource.getrlimit(kind)
         if limit != resource.RLIM_INFINITY:
             left.append(limit - used)
-    for limit_file, used_file in _LIMITS:
+    for limit_file, used_file, parts, reclaimable in _LIMITS:
         try:
             limit = int((_CGROUP / limit_file).read_text())  # "max" where there is none
-            left.append(limit - int((_CGROUP / used_file).read_text()))
+            used = int((_CGROUP / used_file).read_text())
+            left.append(limit - used + _counted(_CGROUP / parts, reclaimable))
         except (OSError, ValueError):
             pass
     return max(0, min(left))
@@ -47,9 +58,23 @@ def require(needed: int, what: str, error: type[ConfigError] | type[RunFailed]) 
         )
 
 
+def _counted(parts: Path, name: str) -> int:
+    """Bytes; 0 if the file or the line is not there."""
+    try:
+        lines = parts.read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.split()[0] == name), 0)
+
+
+def needed(weights: int, cache: int, workspace: int) -> int:
+    """Bytes of a run on a CPU, all told: weights, KV cache and SLOT's workspace in bytes."""
+    return int((1 + _LOADING) * weights + cache + workspace + _PROGRAM)
+
+
 def check_engine(options: Mapping[str, Any]) -> None:
-    """Raises ConfigError where the weights of a local model and the KV cache that was asked for
-    cannot fit. ``options`` are the arguments of ``vllm.LLM`` on a CPU."""
+    """Raises ConfigError where the weights of a local model, the KV cache that was asked for and
+    SLOT's workspace cannot fit. ``options`` are the arguments of ``vllm.LLM`` on a CPU."""
     model = Path(options["model"])
     stored = sum(file.stat().st_size for file in model.glob("*.safetensors"))
     if not stored:
@@ -57,8 +82,16 @@ def check_engine(options: Mapping[str, Any]) -> None:
     weights = int(stored * _growth(model, options.get("dtype", "auto")))
     asked = float(os.environ.get("VLLM_CPU_KVCACHE_SPACE") or 0) * 2**30
     cache = int(options.get("kv_cache_memory_bytes") or asked)
-    what = f"model={options['model']!r}: its weights and a KV cache of {cache / _GB:.1f} GB"
-    require(weights + cache, what, ConfigError)
+    slot = (options.get("additional_config") or {}).get("slot")
+    workspace = (
+        choose_size(slot.get("workspace_mb"), torch.device("cpu")).bytes if slot is not None else 0
+    )
+    # What this process holds is no longer available.
+    here = min(int(_PROGRAM), psutil.Process().memory_info().rss)
+    what = (
+        f"model={options['model']!r}: its weights, a KV cache of {cache / _GB:.1f} GB and loading"
+    )
+    require(needed(weights, cache, workspace) - here, what, ConfigError)
 
 
 def _growth(model: Path, dtype: str) -> float:
