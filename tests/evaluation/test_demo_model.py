@@ -200,6 +200,7 @@ def test_the_config_for_a_model_and_data_of_one_s_own(
     settings = ["slot.workspace_mb=64", "tasks.0.max_samples=8", "inspect=false"]
     settings += [
         f"model={MODEL}",
+        f"tasks.0.data={PROBLEMS}",
         "engine.enforce_eager=true",
         "engine.kv_cache_memory_bytes=268435456",
     ]
