@@ -36,12 +36,12 @@ def run(config: RunConfig, directory: RunDirectory, resume: bool) -> RunRecord:
     stored = directory.samples.read() if resume else []
     with Phases("reading the problems"):
         loaded = tasks.load(config)
+    _require_problems(stored, loaded)
     plan = Plan(config, loaded, stored)
     for task in {part.task.name: part.task for part in plan.parts if part.pending}.values():
         scoring.check(task)
     make_model(config.model)
     model = SlotModel(ModelConfig(model_name=config.model), config)
-    _require_problems(stored, loaded)
     for part in plan.parts:
         _recall(part, model)
     if any(part.pending for part in plan.wanted):

@@ -76,7 +76,7 @@ def result(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 def test_the_arms_take_turns(result: dict[str, Any]) -> None:
     turns = [(one["round"], one["arm"]) for one in result["rounds"]]
-    assert turns == [(number, arm) for number in range(ROUNDS) for arm in ARMS]
+    assert turns == [(0, ARMS[0]), (0, ARMS[1]), (1, ARMS[1]), (1, ARMS[0])]
 
 
 def test_a_round_is_what_was_asked(result: dict[str, Any]) -> None:
