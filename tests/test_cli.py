@@ -1,9 +1,11 @@
 """``slot-vllm``: its commands, their help, and what they pass on."""
 
 import argparse
+import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +16,7 @@ import pytest
 import slot_vllm
 from slot_vllm import cli
 from slot_vllm.evaluation.__main__ import add_options
+from slot_vllm.evaluation.command_line import exit_code
 from tests.conftest import ROOT
 from tests.engine.server import running
 from tests.scripts.test_shell import run
@@ -79,6 +82,52 @@ def test_serve_is_vllm_serve_with_the_extension(
         assert cli.main(["serve", "m", other, "x.Y"]) == 2
         assert "`vllm serve` takes another one" in capsys.readouterr().err
     assert len(started) == 1
+
+
+# A process without lighteval, as one where the extra `eval` is not installed.
+WITHOUT = """\
+import sys
+
+sys.modules["lighteval"] = None
+from slot_vllm import cli
+
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "eval --config configs/quickstart.yaml --output-dir out",
+        "init MODEL gsm8k --output out.yaml",
+        "inspect --config configs/quickstart.yaml --prompt x",
+        "rescore {run}",
+        "score --task published:gsm8k --data x --answers y",
+    ],
+)
+def test_without_the_extra(command: str, tmp_path: Path) -> None:
+    asked = command.format(run=ROOT / "logs/reference/quickstart").split()
+    path = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, *asked],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last == "error: it needs lighteval, which is not installed; slot-vllm[eval] brings it"
+
+
+def test_a_module_of_our_own_that_is_missing_is_our_fault() -> None:
+    def run() -> None:
+        raise ModuleNotFoundError("No module named 'slot_vllm.x'", name="slot_vllm.x")
+
+    with pytest.raises(ModuleNotFoundError):
+        exit_code(run)
 
 
 def test_bench_is_the_benchmarks(capsys: pytest.CaptureFixture[str]) -> None:

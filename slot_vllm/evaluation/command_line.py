@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from slot_vllm.evaluation import requirements
 from slot_vllm.evaluation.errors import ConfigError, RunFailed
 from slot_vllm.evaluation.interruption import EXIT_INTERRUPTED, Interruption, end_process
 
@@ -60,10 +61,22 @@ def exit_code(run: Callable[[], None]) -> int:
             print("interrupted", file=sys.stderr)
             return EXIT_INTERRUPTED
         if not isinstance(error, ConfigError | RunFailed):
-            raise
+            lacking = _lacking(error)
+            if lacking is None:
+                raise
+            print(f"error: {lacking}", file=sys.stderr)
+            return EXIT_FAILED
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT if isinstance(error, ConfigError) else EXIT_FAILED
     return 0
+
+
+def _lacking(error: BaseException) -> str | None:
+    """A package that is not installed, and what brings it: commands work without the extra `eval`
+    until they need it."""
+    if not isinstance(error, ModuleNotFoundError) or error.name is None:
+        return None
+    return None if error.name.partition(".")[0] == "slot_vllm" else requirements.missing(error)
 
 
 def leave(code: int) -> NoReturn:
