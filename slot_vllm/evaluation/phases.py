@@ -1,4 +1,5 @@
-"""What a run waits for before its first answer: each phase is said as it ends, with its seconds."""
+"""What a run waits for before its first answer: each phase is said as it begins, and as it ends,
+with its seconds."""
 
 import logging
 import threading
@@ -22,7 +23,7 @@ class Phases:
     """While entered, ``see`` takes what vLLM prints. A release that prints something else has fewer
     phases, or one.
 
-    first: the phase that begins at once.
+    first: the phase that begins as it is entered.
     """
 
     def __init__(self, first: str) -> None:
@@ -33,13 +34,15 @@ class Phases:
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
+        with self._lock:
+            self._begin(self._phase)
         return self
 
     def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
         with self._lock:
             self._ended = True
             if error is None:
-                self._say()
+                self._end()
 
     def see(self, line: str) -> None:
         """Takes a line that vLLM printed, from any thread."""
@@ -49,8 +52,12 @@ class Phases:
         phase = self._unseen.pop(mark)
         with self._lock:
             if phase != self._phase and not self._ended:
-                self._say()
-                self._phase, self._since = phase, time.monotonic()
+                self._end()
+                self._begin(phase)
 
-    def _say(self) -> None:
+    def _begin(self, phase: str) -> None:
+        self._phase, self._since = phase, time.monotonic()
+        logger.info("%s ...", phase)
+
+    def _end(self) -> None:
         logger.info("%s: %.1f s", self._phase, time.monotonic() - self._since)

@@ -45,10 +45,13 @@ def test_phases(printed: str, phases: list[str], caplog: pytest.LogCaptureFixtur
         for number, line in enumerate(printed.splitlines(), 1):
             seen.see(line)
             if "Starting to load" in line:
-                # As it ends, not at the end.
-                assert caplog.messages[0].startswith("starting: "), number
+                # As it ends and the next begins, not at the end.
+                first, second, third = caplog.messages
+                assert (first, third) == ("starting ...", "loading the weights ..."), number
+                assert second.startswith("starting: "), number
     seen.see("Starting torch.compile")
-    assert [re.sub(r": \d+\.\d s$", "", message) for message in caplog.messages] == phases
+    said = [re.sub(r": \d+\.\d s$", "", message) for message in caplog.messages]
+    assert said == [text for phase in phases for text in (f"{phase} ...", phase)]
 
 
 def test_a_phase_that_failed_has_not_ended(caplog: pytest.LogCaptureFixture) -> None:
@@ -56,4 +59,5 @@ def test_a_phase_that_failed_has_not_ended(caplog: pytest.LogCaptureFixture) -> 
     with pytest.raises(RunFailed), Phases("starting") as seen:
         seen.see("Starting to load model m...")
         raise RunFailed("no")
-    assert [message.partition(":")[0] for message in caplog.messages] == ["starting"]
+    said = [message.partition(":")[0] for message in caplog.messages]
+    assert said == ["starting ...", "starting", "loading the weights ..."]
