@@ -105,7 +105,10 @@ def _parser() -> argparse.ArgumentParser:
     report = command("report", "one page (HTML) about one run or several", _report)
     report.add_argument("runs", type=Path, nargs="+", metavar="DIR", help="a run's directory")
     report.add_argument(
-        "--output", type=Path, metavar="FILE", help="default: report.html in the first directory"
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="default: report.html in the run's directory; several runs need it",
     )
     inspect = command("inspect", "which tokens W delta raises and lowers", _inspect)
     add_config(inspect)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from slot_vllm.evaluation import report
+from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.samples import SampleFile
 from tests.evaluation.stored_runs import LAST_RELEASE, answers, entries, store
 from tests.evaluation.test_report import SCORES, Page
@@ -20,8 +21,7 @@ def test_two_runs(tmp_path: Path) -> None:
     only = answers(SCORES, task="only")
     a = store(tmp_path / "a", answers(SCORES))
     b = store(tmp_path / "b", changed + only, config={"name": "b", "model": "models/large"})
-    found = Page(report.write([a, b]))
-    assert report.write([a, b]) == a / "report.html"
+    found = Page(report.write([a, b], tmp_path / "both.html"))
     assert [row[:3] for row in found.rows if row and row[0] in "ab" and row[2:3] == ["slot"]] == [
         ["a", "sums", "slot"],
         ["b", "sums", "slot"],
@@ -40,10 +40,19 @@ def test_two_runs(tmp_path: Path) -> None:
     assert ["model", "models/tiny", "models/large"] in found.rows
 
 
+def test_two_runs_do_not_replace_the_page_of_one(tmp_path: Path) -> None:
+    a, b = (store(tmp_path / name, answers(SCORES)) for name in "ab")
+    page = report.write([a])
+    own = page.read_text()
+    with pytest.raises(ConfigError, match=r"--output: several runs need one"):
+        report.write([a, b])
+    assert page.read_text() == own
+
+
 def test_two_runs_that_share_no_problem(tmp_path: Path) -> None:
     a = store(tmp_path / "a", answers(SCORES))
     b = store(tmp_path / "b", answers(SCORES, prompt="another"))
-    found = Page(report.write([a, b]))
+    found = Page(report.write([a, b], tmp_path / "both.html"))
     assert "slot: no problem with the same id and prompt was answered in both runs." in found.text
     assert "shared problems" not in found.text
 
@@ -61,7 +70,7 @@ def test_two_runs_whose_scores_cannot_be_compared(
     a = store(tmp_path / "a", answers(SCORES))
     rows = entries(answers(SCORES))
     b = store(tmp_path / "b", answers(SCORES), arms=[rows[0], rows[1] | changed])
-    found = Page(report.write([a, b]))
+    found = Page(report.write([a, b], tmp_path / "both.html"))
     assert remark in found.text
     assert "sums, baseline, b against a, exact: no difference can be told" in found.text
     assert "sums, slot, b against a, exact" not in found.text
@@ -74,7 +83,7 @@ def test_two_runs_that_scored_differently_are_refused_by_name(tmp_path: Path) ->
 
     a = store(tmp_path / "a", answers(SCORES), tasks=definition("old.Exact 12"))
     b = store(tmp_path / "b", answers(SCORES), tasks=definition("new.Exact 34"))
-    text = Page(report.write([a, b])).text
+    text = Page(report.write([a, b], tmp_path / "both.html")).text
     assert "exact: a was scored by old.Exact 12, b by new.Exact 34; `slot-vllm rescore`" in text
     assert "b against a, exact" not in text
     # How answers end is no matter of scorers.
@@ -101,7 +110,7 @@ def test_two_arms_of_one_name_and_other_settings(tmp_path: Path) -> None:
     rows = entries(answers(SCORES))
     rows[1]["arm"]["reduction"] = "mean_over_rows"
     b = store(tmp_path / "b", answers(SCORES), arms=rows)
-    text = Page(report.write([a, b])).text
+    text = Page(report.write([a, b], tmp_path / "both.html")).text
     assert "slot is another arm in each run: reduction mean and mean_over_rows." in text
 
 
@@ -118,6 +127,6 @@ def test_a_run_of_the_last_release_beside_one_of_this(tmp_path: Path) -> None:
 
 def test_runs_of_the_same_name(tmp_path: Path) -> None:
     a, b = (store(tmp_path / part / "run", answers(SCORES)) for part in "ab")
-    text = Page(report.write([a, b])).text
+    text = Page(report.write([a, b], tmp_path / "both.html")).text
     assert f"SLOT evaluation: run ({a}), run ({b})" in text
     assert "The two runs' configurations are the same." in text

@@ -15,10 +15,17 @@ __all__ = ["write"]
 def write(runs: Sequence[Path], output: Path | None = None) -> Path:
     """Writes the page about the runs in these directories and returns its path.
 
-    output: default ``report.html`` in the first directory. Raises ConfigError for a run whose
-    files are missing or unreadable; then nothing is written.
+    output: of one run, default ``report.html`` in its directory; several runs need one, for that
+    file is the first one's own. Raises ConfigError without it, and for a run whose files are
+    missing or unreadable; then nothing is written.
     """
-    output = output or runs[0] / "report.html"
+    if output is None:
+        if len(runs) > 1:
+            raise ConfigError(
+                f"--output: several runs need one, such as a-b.html; {runs[0] / 'report.html'} is "
+                "that run's own"
+            )
+        output = runs[0] / "report.html"
     html = render(stored_run.read_all(runs))
     try:
         write_whole(output, encoded(html))
