@@ -14,7 +14,7 @@ from tests.engine.cases import (
     random_tokens,
     reference,
 )
-from tests.engine.engines import ROOMY, runner_of
+from tests.engine.engines import ROOMY, runner_of, scheduler_of
 from tests.engine.generate import delta_of, run, sampling_params, shifts_of, stats_of, tokens_of
 from tests.engine.runner import V2
 
@@ -62,9 +62,7 @@ def test_several_samples_of_a_prompt(
     settings: tuple[tuple[str, Any], ...], tiny_model: str, engine: Callable[..., Any]
 ) -> None:
     case = Case(random_tokens(40, seed=11), 5, 0.5, NEW, settings=settings)
-    # On a CPU a seeded request whose prompt is split kills the V1 runner inside vLLM.
-    whole = {"enable_chunked_prefill": False, "max_num_batched_tokens": 320}
-    llm = engine(tiny_model, slot={}, **whole)
+    llm = engine(tiny_model, slot={})
     params = sampling_params(case, n=3, temperature=1.0, seed=17)
     prompt = {"prompt_token_ids": list(case.tokens)}
     (together,) = llm.generate([prompt], params, use_tqdm=False)
@@ -97,6 +95,36 @@ def test_a_seed_beside_requests_without_one(tiny_model: str, engine: Callable[..
         first, again = sampled(*seeds), sampled(*seeds)
         assert first[one] == again[one] == whole[one]
         assert first != again
+
+
+def test_a_seeded_request_that_is_preempted(
+    tiny_model: str, engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Room for the prompts, not for the answers: who came last gives up its blocks.
+    llm = engine(tiny_model, slot={}, num_gpu_blocks_override=12)
+    cases = [Case(random_tokens(30, seed=870 + i), 5, 0.5, NEW) for i in range(6)]
+    params = [sampling_params(case, temperature=1.0, seed=i) for i, case in enumerate(cases)]
+    prompts = [{"prompt_token_ids": list(case.tokens)} for case in cases]
+
+    def asked(one: slice) -> list[list[int]]:
+        return tokens_of(llm.generate(prompts[one], params[one], use_tqdm=False))
+
+    scheduler = scheduler_of(llm)
+    preempted, original = set(), scheduler._preempt_request
+
+    def preempt(request: Any, *args: Any, **kwargs: Any) -> Any:
+        # While it decodes: some tokens are drawn.
+        if request.num_output_tokens:
+            preempted.add(request.request_id)
+        return original(request, *args, **kwargs)
+
+    monkeypatch.setattr(scheduler, "_preempt_request", preempt)
+    together = asked(slice(None))
+    assert preempted
+    preempted.clear()
+    for i, tokens in enumerate(together):
+        assert asked(slice(i, i + 1)) == [tokens]
+    assert not preempted
 
 
 def test_asynchronous_scheduling(
