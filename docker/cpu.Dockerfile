@@ -8,7 +8,7 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ libnuma1 \
     && rm -rf /var/lib/apt/lists/*
 
-# PyTorch's index of CPU builds: docs/install.md says where to find it.
+# PyTorch's index of CPU builds: docs/install.md has its address.
 ARG PIP_EXTRA_INDEX_URL
 RUN --mount=type=bind,target=/src,rw \
     pip install --no-cache-dir '/src[cpu,eval]' \
