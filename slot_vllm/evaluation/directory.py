@@ -149,7 +149,7 @@ class RunDirectory:
 
 def _without_places(config: RunConfig) -> dict[str, Any]:
     free = dict.fromkeys(("name", "ray", "inspect", "system_prompt_file"))
-    tasks = [{**task, "data": None} for task in _plain(config)["tasks"]]
+    tasks = [{**_plain(task), "data": None} for task in config.tasks]
     return {**_plain(config), **free, "tasks": tasks}
 
 
@@ -210,7 +210,7 @@ def _validated(path: Path, kind: TypeAdapter[_Model], values: Any) -> _Model:
         raise ConfigError(f"{path}: {first_fault(error)}") from None
 
 
-def _plain(config: RunConfig) -> dict[str, Any]:
+def _plain(config: RunConfig | Task) -> dict[str, Any]:
     return config.model_dump(mode="json")
 
 
