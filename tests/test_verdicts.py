@@ -187,10 +187,9 @@ def test_the_readme_names_the_processor_of_the_log() -> None:
     machine = read_results(REFERENCE / "quickstart" / RESULTS).machine
     stands(README, "Made on two cores of an AMD EPYC (AVX-512 with bfloat16, no AMX).")
     assert machine["cpus"] == 2
-    if machine.get("processor") is not None:  # a log of an earlier release does not say
-        assert machine["processor"].startswith("AMD EPYC")
-        assert "avx512_bf16" in machine["instruction_sets"]
-        assert "amx_bf16" not in machine["instruction_sets"]
+    assert machine["processor"].startswith("AMD EPYC")
+    assert "avx512_bf16" in machine["instruction_sets"]
+    assert "amx_bf16" not in machine["instruction_sets"]
 
 
 def test_published_differences_need_more_problems_than_there_are() -> None:
