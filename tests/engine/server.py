@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -42,6 +43,13 @@ class Server:
 
     def alive(self) -> bool:
         return self.process.poll() is None
+
+    def ended_well(self) -> bool:
+        """Of a process that ended. As its last act vLLM looks who else has its port; if that is its
+        own worker, which it has just killed, psutil raises, and the exit status is 1."""
+        return self.process.returncode == 0 or bool(
+            re.search(r"in serve_http[\s\S]*psutil\.(Zombie|NoSuch)Process: ", self.said())
+        )
 
     def asynchronous(self) -> openai.AsyncOpenAI:
         return openai.AsyncOpenAI(
@@ -159,7 +167,9 @@ def _stop(server: Server) -> None:
     with suppress(subprocess.TimeoutExpired):
         process.wait(STOP_SECONDS)
     _, left = psutil.wait_procs(children, STOP_SECONDS)
-    failure = f"exit status {process.returncode}" if process.returncode else None
+    failure = None
+    if process.returncode is not None and not server.ended_well():
+        failure = f"exit status {process.returncode}"
     if server.alive() or left:
         failure = f"after Ctrl-C it did not end within {STOP_SECONDS} s"
         # Python then says what each of its threads does, and ends.
