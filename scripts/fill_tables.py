@@ -79,14 +79,15 @@ def filled(page: str) -> str:
 
 def _scores(directory: Path, metrics: Sequence[str]) -> str:
     run = read_results(directory / RESULTS)
-    *metrics, last = metrics
-    beside = last == "PAPER"
-    metrics = metrics if beside else [*metrics, last]
-    rows = [[_arm(row), row.samples, *(_cell(row.metrics[m]) for m in metrics)] for row in run.arms]
-    if beside:
-        rows = [[*cells, _papers(row)] for cells, row in zip(rows, run.arms, strict=True)]
-        metrics = [*metrics, f"{metrics[0]}: paper, 7B"]
-    return _table(["arm", "problems", *metrics], rows)
+    shown = [metric for metric in metrics if metric != "PAPER"]
+    heading, rows = ["arm", "problems", *shown], []
+    for row in run.arms:
+        rows.append([_arm(row), row.samples, *(_cell(row.metrics[m]) for m in shown)])
+        if "PAPER" in metrics:
+            rows[-1].append(_papers(row))
+    if "PAPER" in metrics:
+        heading.append(f"{shown[0]}: paper, 7B")
+    return _table(heading, rows)
 
 
 def _papers(row: Result) -> str:
