@@ -18,6 +18,8 @@ A page says where and what, RUN being a directory under logs/reference:
                                           arms where none is named
     <!-- screen FILE -->                  of scripts/screen_settings.py: the gains over no SLOT
     <!-- cost FILE -->                    of scripts/bench_serve.py: a row per arm
+    <!-- floor FILE: FILE, ARM -->        what of a cost the floor of `bench optimize` leaves
+    <!-- seconds DIRECTORY -->           how long each run in it took to answer
     <!-- machines DIRECTORY -->          what each run in it was made on
     <!-- settings request|engine -->      what slot_vllm/params.py declares: a row per setting
     <!-- releases ../releases -->         of run_vllm_release.py, check_vllm.py: a row per release
@@ -341,6 +343,43 @@ def _cost(file: Path, _: Sequence[str]) -> str:
     return f"{_table([*heading, 'its p99', 'seconds of learning'], rows)}\n\n{made_on}"
 
 
+def _floor(file: Path, named: Sequence[str]) -> str:
+    of_floor, name = named
+    found = json.loads(file.read_text(encoding="utf-8"))
+    learned = json.loads((file.parent / of_floor).read_text(encoding="utf-8"))
+    arm, shape = found["arms"][name], learned["shape"]
+    multiple = learned["floor_multiple"]
+    floor = arm["learning_seconds"] / multiple
+    least = floor / (found["arms"][BASELINE]["duration"] + floor)
+    times = arm["loss"] / least
+    return (
+        f"{shape['requests']} prompts of {shape['tokens']} tokens that share {shape['shared']} are "
+        f"learned from in {multiple:.2f} times the floor. If learning took the floor's time, the "
+        f"loss above would be {100 * least:.1f} %; it is {times:.1f} times that."
+    )
+
+
+def _seconds(directory: Path, _: Sequence[str]) -> str:
+    rows = []
+    for path in sorted(directory.glob(f"*/{RESULTS}")):
+        run = read_results(path)
+        settings = run.config.model_dump()
+        cache = settings["engine"]["enable_prefix_caching"]
+        tokens = sum(row.generated_tokens or 0 for row in run.arms)
+        problems = {row.samples for row in run.arms}
+        rows.append(
+            [
+                f"`{path.parent.name}`",
+                "on" if cache else "off",
+                len(run.arms),
+                ", ".join(map(str, sorted(problems))),
+                tokens,
+                f"{run.seconds:.0f}",
+            ]
+        )
+    return _table(["run", "prefix cache", "arms", "problems", "new tokens", "seconds"], rows)
+
+
 def _machines(directory: Path, _: Sequence[str]) -> str:
     rows = []
     for path in sorted(directory.glob(f"*/{RESULTS}")):
@@ -448,6 +487,8 @@ _KINDS: dict[str, Callable[[Path, Sequence[str]], str]] = {
     "examples": _examples,
     "screen": _screen,
     "cost": _cost,
+    "floor": _floor,
+    "seconds": _seconds,
     "machines": _machines,
     "settings": _settings,
     "releases": _releases,

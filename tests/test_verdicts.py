@@ -171,6 +171,19 @@ def test_what_it_costs_misses_the_aim() -> None:
     assert found["arms"]["steps5"]["loss"] > 0.05
     stands(STUDY, "Two rounds, the arms in turn;")
     assert {one["round"] for one in found["rounds"]} == {0, 1}
+    stands(STUDY, "So the floor would meet the aim on this machine, and ours does not.")
+    path = REFERENCE / "cost/learning_12x160_sharing_96.json"
+    multiple = json.loads(path.read_text(encoding="utf-8"))["floor_multiple"]
+    floor = found["arms"]["steps5"]["learning_seconds"] / multiple
+    assert floor / (found["arms"][BASELINE]["duration"] + floor) < 0.05
+
+
+def test_what_one_request_at_a_time_costs_meets_the_aim() -> None:
+    stands(STUDY, "Here the aim is met.")
+    path = REFERENCE / "cost/gsm8k_1.5b_1_at_once.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert found["at_once"] == 1
+    assert found["arms"]["steps5"]["loss"] < 0.05
 
 
 def test_the_card_s_number_on_ifeval() -> None:
