@@ -198,7 +198,7 @@ def test_the_card_s_number_on_ifeval() -> None:
 
 def test_the_readme_names_the_processor_of_the_log() -> None:
     machine = read_results(REFERENCE / "quickstart" / RESULTS).machine
-    stands(README, "Made on two cores of an AMD EPYC (AVX-512 with bfloat16, no AMX).")
+    stands(README, "Made on two cores of an AMD EPYC (AVX-512 with bfloat16, no AMX), in float32:")
     assert machine["cpus"] == 2
     assert machine["processor"].startswith("AMD EPYC")
     assert "avx512_bf16" in machine["instruction_sets"]

@@ -131,7 +131,7 @@ def test_a_bf16_run_stays_under_8_gb(name: str, tmp_path: Path) -> None:
     get.get(MODELS[name])
     command = ["-m", "slot_vllm.evaluation", "--config", "configs/quickstart.yaml"]
     command += ["--output-dir", str(tmp_path / "out"), "--set", f"model=get:{name}"]
-    command += ["tasks.0.max_samples=4", "inspect=false"]
+    command += ["engine.dtype=bfloat16", "tasks.0.max_samples=4", "inspect=false"]
     # vLLM's loader maps the weights to write to, next to the weights it makes, which a limit on
     # what a process allocates counts. A control group counts what is in memory, of all processes.
     with memory_group() as group:
