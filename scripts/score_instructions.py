@@ -15,14 +15,14 @@ import json
 import re
 from pathlib import Path
 
+from tables.instructions import INSTRUCTIONS, RULES
+
 from slot_vllm.evaluation import stored_tasks, tasks
 from slot_vllm.evaluation.directory import RESULTS, read_results
 from slot_vllm.evaluation.run_settings import changed
 from slot_vllm.evaluation.samples import SAMPLES, SampleFile, write_whole
 from slot_vllm.evaluation.scoring import score_stored
 
-INSTRUCTIONS = "instructions.json"
-RULES = ("strict", "loose")
 QUOTED_WORDS = 8
 
 

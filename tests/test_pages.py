@@ -1,13 +1,12 @@
 """The numbers of README and study are those of the committed logs, and the tables of settings
 what slot_vllm/params.py declares."""
 
-import importlib.util
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -15,6 +14,10 @@ from slot_vllm.evaluation.directory import RESULTS, read_results
 from slot_vllm.evaluation.samples import SAMPLES, SampleFile
 from slot_vllm.params import REQUEST_KEYS, SlotConfig, SlotParams
 from tests.conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import fill_tables
+from tables.instructions import INSTRUCTIONS, RULES
 
 REFERENCE = ROOT / "logs" / "reference"
 PAGES = [
@@ -26,21 +29,12 @@ PAGES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def tables() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fill_tables", ROOT / "scripts/fill_tables.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_is_what_its_logs_say(page: str, tables: ModuleType) -> None:
-    assert ROOT / page in tables.PAGES
+def test_a_page_is_what_its_logs_say(page: str) -> None:
+    assert ROOT / page in fill_tables.PAGES
     text = (ROOT / page).read_text(encoding="utf-8")
-    assert tables._BLOCK.search(text)
-    assert tables.filled(text) == text
+    assert fill_tables._BLOCK.search(text)
+    assert fill_tables.filled(text) == text
 
 
 # Of settings, versions, addresses and levels; and what is quoted: of the paper right answers (.575,
@@ -56,18 +50,16 @@ _QUOTED = {
 
 
 @pytest.mark.parametrize("page", _QUOTED)
-def test_no_number_stands_outside_the_tables(page: str, tables: ModuleType) -> None:
+def test_no_number_stands_outside_the_tables(page: str) -> None:
     """Per cent and decimals are results, but for those that are quoted."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    outside = tables._BLOCK.sub("", text)
+    outside = fill_tables._BLOCK.sub("", text)
     assert re.findall(r"[^\n]*\d %[^\n]*", outside) == []
     assert {*re.findall(r"(?<![\w.])\d*\.\d+(?!\w)", outside)} == _QUOTED[page]
 
 
 @pytest.mark.parametrize("page", _QUOTED)
-def test_an_edited_number_is_found(
-    page: str, tables: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_edited_number_is_found(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Each block is made from the logs once.
     made: dict[tuple[str, ...], str] = {}
 
@@ -78,41 +70,41 @@ def test_an_edited_number_is_found(
 
         return block
 
-    kinds = {kind: once(kind, make) for kind, make in tables._KINDS.items()}
-    monkeypatch.setattr(tables, "_KINDS", kinds)
+    kinds = {kind: once(kind, make) for kind, make in fill_tables._KINDS.items()}
+    monkeypatch.setattr(fill_tables, "_KINDS", kinds)
     text = (ROOT / page).read_text(encoding="utf-8")
     count = 0
-    for block in tables._BLOCK.finditer(text):
+    for block in fill_tables._BLOCK.finditer(text):
         inside = slice(block.end(1), block.start(5))
         for number in re.finditer(r"\d+", text[inside]):
             start, end = (inside.start + place for place in number.span())
             other = str(int(number.group()) + 1)
             # The block alone: a page is one of them after the other.
             edited = text[block.start() : start] + other + text[end : block.end()]
-            assert tables.filled(edited) == block.group() != edited
+            assert fill_tables.filled(edited) == block.group() != edited
             count += 1
     assert count > 10
 
 
-def test_an_edited_setting_is_found(tables: ModuleType) -> None:
+def test_an_edited_setting_is_found() -> None:
     text = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
     for cell in ("a number from 0 to 100", "decoupled weight decay", "| `null` |"):
         assert cell in text
-        assert tables.filled(text.replace(cell, "| something else |", 1)) == text
+        assert fill_tables.filled(text.replace(cell, "| something else |", 1)) == text
 
 
-def test_every_setting_is_in_a_table(tables: ModuleType) -> None:
+def test_every_setting_is_in_a_table() -> None:
     text = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
-    blocks = {found[3]: found[0] for found in tables._BLOCK.finditer(text)}
+    blocks = {found[3]: found[0] for found in fill_tables._BLOCK.finditer(text)}
     keys = {place: re.findall(r"^\| `(\w+)`", block, re.M) for place, block in blocks.items()}
     assert keys["request"] == list(REQUEST_KEYS)
     own = [name for name in SlotConfig.model_fields if name not in SlotParams.model_fields]
     assert keys["engine"] == own
 
 
-def test_a_block_of_no_kind_is_an_error(tables: ModuleType) -> None:
+def test_a_block_of_no_kind_is_an_error() -> None:
     with pytest.raises(ValueError, match="<!-- score -->: no such block; allowed: scores, answers"):
-        tables.filled("<!-- score quickstart -->\n<!-- end -->")
+        fill_tables.filled("<!-- score quickstart -->\n<!-- end -->")
 
 
 STUDY = sorted((REFERENCE / "study").iterdir())
@@ -130,20 +122,20 @@ def test_the_studys_answers_are_here_without_the_benchmarks_texts(run: Path) -> 
 
 
 @pytest.mark.parametrize("run", [run for run in STUDY if run.name.startswith("ifeval")], ids=str)
-def test_the_kinds_of_instructions_are_of_the_same_answers(run: Path, tables: ModuleType) -> None:
+def test_the_kinds_of_instructions_are_of_the_same_answers(run: Path) -> None:
     """Where a run has them; a page that shows them needs them."""
-    path = run / tables.INSTRUCTIONS
+    path = run / INSTRUCTIONS
     if not path.exists():
         pytest.skip(f"{run.name}: scripts/score_instructions.py was not run on it")
     found = json.loads(path.read_text(encoding="utf-8"))
     samples = SampleFile(run / SAMPLES).read()
     assert Counter(s.arm for s in samples) == {a: len(p) for a, p in found["arms"].items()}
     for sample in samples:
-        for rule, followed in zip(tables.RULES, found["arms"][sample.arm][sample.id], strict=True):
+        for rule, followed in zip(RULES, found["arms"][sample.arm][sample.id], strict=True):
             assert len(followed) == len(found["kinds"][sample.id])
             assert sample.scores[f"prompt_level_{rule}_acc"] == ("0" not in followed)
     for row in read_results(run / RESULTS).arms:
-        for i, rule in enumerate(tables.RULES):
+        for i, rule in enumerate(RULES):
             every = "".join(followed[i] for followed in found["arms"][row.name].values())
             share = every.count("1") / len(every)
             assert row.metrics[f"inst_level_{rule}_acc"].value == pytest.approx(share)

@@ -18,8 +18,8 @@ from slot_vllm.evaluation.statistics import ALPHA
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))
-from fill_tables import _TOKENS as SHOWN
-from fill_tables import PAPER
+from tables.scores import PAPER
+from tables.texts import TOKENS as SHOWN
 
 REFERENCE = ROOT / "logs" / "reference"
 STUDY, README = ("docs/study.md", "README.md")

@@ -35,7 +35,8 @@ DECLARED = [PACKAGE / "record.py", PACKAGE / "run_settings.py"]
 # lighteval 0.8.1 and of pip, lists of mutants and of test runs, screened settings, costs.
 SCRIPTS = (
     *("check_published_tasks", "lighteval_published", "check_vllm", "mutants", "repeat_tests"),
-    *("bench_serve", "fill_tables", "run_vllm_release", "screen_settings"),
+    *("bench_serve", "run_vllm_release", "screen_settings"),
+    *(f"tables/{kind}" for kind in ("costs", "instructions", "releases", "scores", "screen")),
 )
 OTHER_KEYS = {PACKAGE / "overrides.py", *(ROOT / f"scripts/{name}.py" for name in SCRIPTS)}
 FIELDS = {

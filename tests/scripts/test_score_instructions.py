@@ -13,8 +13,9 @@ from tests.conftest import ROOT
 from tests.evaluation.finished_runs import finish
 
 sys.path.insert(0, str(ROOT / "scripts"))
-import fill_tables
 import score_instructions
+from tables.instructions import INSTRUCTIONS, instructions, together
+from tables.texts import examples
 
 NO_COMMA, TITLE = "punctuation:no_comma", "detectable_format:title"
 # Of two instructions each. Loosely, an answer is read without its first line, too.
@@ -47,9 +48,7 @@ def score(run: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> None:
 
 def test_each_instruction_of_each_answer(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     score(run, monkeypatch)
-    assert fill_tables.INSTRUCTIONS == score_instructions.INSTRUCTIONS
-    assert fill_tables.RULES == score_instructions.RULES
-    text = (run / score_instructions.INSTRUCTIONS).read_text()
+    text = (run / INSTRUCTIONS).read_text()
     assert "Say" not in text
     assert json.loads(text) == {
         "kinds": {"0": [NO_COMMA, TITLE], "1": [NO_COMMA, TITLE]},
@@ -60,16 +59,16 @@ def test_each_instruction_of_each_answer(run: Path, monkeypatch: pytest.MonkeyPa
         },
         "quotes": {"baseline": [], "slot": []},
     }
-    strict = fill_tables._instructions(run, ["strict"]).splitlines()
+    strict = instructions(run, ["strict"]).splitlines()
     assert strict[2:4] == [f"| `{TITLE}` | 2 | 1 | +0 -0 |", f"| `{NO_COMMA}` | 2 | 0 | +2 -0 |"]
     assert strict[-1].startswith("Of these 2 differences (strict), 0 have p ≤ 0.05 taken alone")
-    loose = fill_tables._instructions(run, ["loose"]).splitlines()
+    loose = instructions(run, ["loose"]).splitlines()
     assert loose[3] == f"| `{NO_COMMA}` | 2 | 1 | +1 -0 |"
 
 
 def test_what_is_told_is_corrected_for_all_differences() -> None:
     # Holm: .001 * 4, .02 * 3, ...
-    said = fill_tables._together({"a": 0.02, "b": 0.001, "c": 0.9, "d": 0.5}, "strict")
+    said = together({"a": 0.02, "b": 0.001, "c": 0.9, "d": 0.5}, "strict")
     assert said.endswith("corrected for all 4 of them, 1: b, p = 0.004.")
     assert "2 have p ≤ 0.05 taken alone" in said
 
@@ -79,17 +78,17 @@ def test_scores_that_are_others_today_stop_it(run: Path, monkeypatch: pytest.Mon
         patch.setattr(score_instructions, "score_stored", lambda *_: {"prompt_level_strict_acc": 1})
         with pytest.raises(SystemExit, match=r"baseline, problem 0: .* is 1 today"):
             score(run, monkeypatch)
-    assert not (run / score_instructions.INSTRUCTIONS).exists()
+    assert not (run / INSTRUCTIONS).exists()
 
 
 def test_arms_that_came_later_are_asked_for(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     score(run, monkeypatch)
-    path = run / score_instructions.INSTRUCTIONS
+    path = run / INSTRUCTIONS
     found = json.loads(path.read_text())
     del found["arms"]["slot"]
     path.write_text(json.dumps(found))
     with pytest.raises(ValueError, match="other arms"):
-        fill_tables._instructions(run, ["strict"])
+        instructions(run, ["strict"])
 
 
 def test_eight_words_in_a_row_are_a_quotation() -> None:
@@ -105,9 +104,9 @@ def test_eight_words_in_a_row_are_a_quotation() -> None:
 
 def test_answers_that_quote_are_no_examples(tmp_path: Path) -> None:
     run = finish(tmp_path / "run")
-    shown = fill_tables._examples(run, ["pass@k:k=1"])
+    shown = examples(run, ["pass@k:k=1"])
     [problem] = set(re.findall(r"problem (\w+), gained", shown))
     found = {"kinds": {}, "arms": {}, "quotes": {"slot": [problem]}}
-    (run / score_instructions.INSTRUCTIONS).write_text(json.dumps(found))
-    other = fill_tables._examples(run, ["pass@k:k=1"])
+    (run / INSTRUCTIONS).write_text(json.dumps(found))
+    other = examples(run, ["pass@k:k=1"])
     assert f"problem {problem}, gained" not in other and "gained" in other
