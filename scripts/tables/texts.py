@@ -19,18 +19,20 @@ _CHARACTERS = 600  # of an answer
 
 def repeats(directory: Path, names: Sequence[str]) -> str:
     [metric] = names
-    right: dict[str, list[Sample]] = {}
+    right: dict[str, list[Sample]] = {
+        row.name: [] for row in read_results(directory / RESULTS).arms
+    }
     for sample in SampleFile(directory / SAMPLES).read():
-        right.setdefault(sample.arm, []).extend([sample] if sample.scores[metric] else [])
+        right[sample.arm] += [sample] if sample.scores[metric] else []
     heading = ["arm", f"{metric}: right answers", "of these, without repetition"]
     rows = (
-        [f"`{arm}`", len(samples), sum(not _is_repetition(s.completion) for s in samples)]
+        [f"`{arm}`", len(samples), sum(not is_repetition(s.completion) for s in samples)]
         for arm, samples in right.items()
     )
     return table(heading, rows)
 
 
-def _is_repetition(text: str) -> bool:
+def is_repetition(text: str) -> bool:
     """At least 20 words, fewer than half of them distinct: short answers cannot loop."""
     words = text.split()
     return len(words) >= 20 and 2 * len(set(words)) < len(words)

@@ -63,7 +63,9 @@ def test_weights_cache_and_workspace_of_an_engine(
 
 def test_what_a_run_needs_is_what_it_took() -> None:
     said = (ROOT / "logs/full/real_models.log").read_text(encoding="utf-8")
-    small = re.search(r"--config configs/quickstart.yaml: peak resident (\S+) GB", said)
+    small = re.search(
+        r"--config configs/quickstart.yaml, then in bfloat16: peak resident (\S+) GB", said
+    )
     large = re.search(r"the same with model=get:qwen2.5-coder-1.5b: peak resident (\S+) GB", said)
     run = yaml.safe_load((ROOT / "configs/quickstart.yaml").read_text(encoding="utf-8"))
     cache, workspace = run["engine"]["kv_cache_memory_bytes"], run["slot"]["workspace_mb"] << 20
