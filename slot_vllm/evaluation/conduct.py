@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
-from slot_vllm.evaluation.looping import loops
 from slot_vllm.evaluation.record import CUT_OFF, LOOPS, Sample
+
+MORE_THAN = 60
+DISTINCT = 0.25
 
 
 def conduct(answers: Sequence[Sample]) -> dict[str, float]:
@@ -12,3 +14,12 @@ def conduct(answers: Sequence[Sample]) -> dict[str, float]:
         CUT_OFF: sum(answer.cut_off for answer in answers) / len(answers),
         LOOPS: sum(loops(answer.completion) for answer in answers) / len(answers),
     }
+
+
+def loops(text: str) -> bool:
+    """Whether a text has over 60 words of which fewer than a quarter are distinct.
+
+    Words are what white space separates.
+    """
+    words = text.split()
+    return len(words) > MORE_THAN and len(set(words)) < DISTINCT * len(words)

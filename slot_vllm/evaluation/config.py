@@ -17,7 +17,7 @@ from slot_vllm.evaluation import ready_files, unicode_text
 from slot_vllm.evaluation.control import Example
 from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.models.catalog import path as model_path
-from slot_vllm.evaluation.overrides import OverrideError, override
+from slot_vllm.evaluation.overrides import override
 from slot_vllm.evaluation.record import BASELINE, Arm, Name
 from slot_vllm.params import SlotConfig, SlotError, SlotParams
 from slot_vllm.removed import REMOVED, of_stored_run, removed_from_run
@@ -259,7 +259,7 @@ def load(path: Path, settings: Sequence[str] = ()) -> RunConfig:
         _check(config)
     except ValidationError as error:
         raise ConfigError(f"{path}: {describe(error, RunConfig)}") from None
-    except (ConfigError, OverrideError, SlotError) as error:
+    except (ConfigError, SlotError) as error:
         raise ConfigError(f"{path}: {error}") from None
     return config
 

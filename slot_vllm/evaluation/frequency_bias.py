@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 from slot_vllm.evaluation.config import RunConfig
 from slot_vllm.evaluation.control import Bias
 from slot_vllm.evaluation.models.in_transformers import load
-from slot_vllm.evaluation.stage import Stage
+from slot_vllm.evaluation.progress import Stage
 
 # Of logits, [rows, V], that are in memory at once.
 _ROWS = 256

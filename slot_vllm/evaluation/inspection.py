@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
 from lighteval.models.abstract_model import ModelConfig
 from lighteval.tasks.requests import Doc
 
@@ -17,11 +18,10 @@ from slot_vllm.evaluation.generation import Engine, Request, check_option_names
 from slot_vllm.evaluation.inspection_record import Inspection, PromptShifts
 from slot_vllm.evaluation.lighteval_model import SlotModel
 from slot_vllm.evaluation.models.get import make_model
+from slot_vllm.evaluation.progress import Stage
 from slot_vllm.evaluation.record import Arm
 from slot_vllm.evaluation.run_settings import changed
-from slot_vllm.evaluation.stage import Stage
-from slot_vllm.evaluation.tasks import EvaluationTask
-from slot_vllm.evaluation.token_shifts import Mean, Vector, extremes
+from slot_vllm.evaluation.token_shifts import Vector, extremes
 from slot_vllm.evaluation.token_text import TokenText
 
 logger = logging.getLogger(__name__)
@@ -29,20 +29,6 @@ logger = logging.getLogger(__name__)
 TOP = 15
 # So many W delta are in memory at most: 75 MiB with a vocabulary of 152 thousand.
 _TOGETHER = 128
-
-
-def inspect_arms(
-    model: SlotModel, arms: Sequence[Arm], loaded: Sequence[EvaluationTask], top: int = TOP
-) -> list[Inspection]:
-    """What the arms, which have SLOT, do on the tasks' problems: one inspection per arm and task.
-
-    top: tokens on each side. Prompts are read again as for the answers, with one generated token.
-    """
-    # Without a control, prompts are those of the problem, whatever the arm.
-    for arm in {arm.name if arm.control else None: arm for arm in arms}.values():
-        for task in loaded:
-            _check(model, arm, task.docs)
-    return [inspect(model, arm, task.name, task.docs, top) for arm in arms for task in loaded]
 
 
 def inspect(
@@ -54,8 +40,8 @@ def inspect(
     """
     text = TokenText(model.tokenizer)
     read = _reading(arm)
-    mean = Mean()
-    prompts = []
+    total = np.zeros(0)
+    prompts: list[PromptShifts] = []
     model.start()
     requests = [_one_token(model.request(doc, read)) for doc in docs]
     with Stage(f"W delta of {arm.name} · {task}") as stage:
@@ -63,14 +49,17 @@ def inspect(
         for number, (doc, request, shifts) in enumerate(asked, 1):
             stage.reach(number / len(docs))
             if shifts is not None:
-                mean.add(shifts)
+                total = total + shifts if prompts else shifts.astype(float)
                 found = extremes(shifts, top, text)
                 prompts.append(PromptShifts(id=doc.id, prompt=request.text, **dict(found)))
     if len(prompts) < len(docs):
         missing = len(docs) - len(prompts)
         logger.warning("%s, %s: %s prompts have no delta to inspect", arm.name, task, missing)
-    found = extremes(mean.value(), top, text)
-    return Inspection(arm=arm.name, task=task, problems=mean.count, prompts=prompts, **dict(found))
+    # Its bits depend on the order of the problems alone.
+    found = extremes(total / max(len(prompts), 1), top, text)
+    return Inspection(
+        arm=arm.name, task=task, problems=len(prompts), prompts=prompts, **dict(found)
+    )
 
 
 def command(options: argparse.Namespace) -> None:
@@ -121,16 +110,19 @@ def _inspections(
     config: RunConfig, arms: Sequence[Arm], prompt: str | None, top: int
 ) -> list[Inspection]:
     check_option_names(config)
-    loaded = tasks.load(config) if prompt is None else []
+    if prompt is None:
+        asked = {task.name: task.docs for task in tasks.load(config)}
+    else:
+        asked = {"--prompt": [Doc(prompt, [""], 0, id="prompt", task_name="--prompt")]}
     make_model(config.model)
     model = SlotModel(ModelConfig(model_name=config.model), config)
-    if prompt is None:
-        return inspect_arms(model, arms, loaded, top)
-    doc = Doc(prompt, [""], 0, id="prompt", task_name="--prompt")
-    for arm in arms:
-        _check_length(model, doc, arm)
-        _check(model, arm, [doc])
-    return [inspect(model, arm, "--prompt", [doc], top) for arm in arms]
+    # Without a control, prompts are those of the problem, whatever the arm.
+    for arm in {arm.name if arm.control else None: arm for arm in arms}.values():
+        for docs in asked.values():
+            if prompt is not None:
+                _check_length(model, docs[0], arm)
+            model.check([_one_token(model.draft(doc, _reading(arm))) for doc in docs])
+    return [inspect(model, arm, name, docs, top) for arm in arms for name, docs in asked.items()]
 
 
 def _check_length(model: SlotModel, doc: Doc, arm: Arm) -> None:
@@ -147,10 +139,6 @@ def _check_length(model: SlotModel, doc: Doc, arm: Arm) -> None:
 def _reading(arm: Arm) -> Arm:
     """The arm without what its control does after the prompt is read, which moves no delta."""
     return arm.without("temperature", "regex", "bias")
-
-
-def _check(model: SlotModel, arm: Arm, docs: Sequence[Doc]) -> None:
-    model.check([_one_token(model.draft(doc, _reading(arm))) for doc in docs])
 
 
 def _one_token(request: Request) -> Request:

@@ -5,24 +5,22 @@ from typing import Any
 
 import yaml
 
-
-class OverrideError(ValueError):
-    """A setting that cannot be laid over the file's."""
+from slot_vllm.evaluation.errors import ConfigError
 
 
 def override(values: dict[str, Any], setting: str, parse: Callable[[str], Any]) -> None:
     """Lays one dotted ``key=value`` over the file's values, in place.
 
     A list's items are named by their index, or by their ``name``: ``arms.slot.lr=0.2``.
-    parse: reads the value, as YAML.
+    parse: reads the value, as YAML. Raises ConfigError for what cannot be laid over the file's.
     """
     key, equals, text = setting.partition("=")
     if not equals or not key:
-        raise OverrideError(f"--set {setting}: key=value is required")
+        raise ConfigError(f"--set {setting}: key=value is required")
     try:
         value = parse(text)
     except (yaml.YAMLError, ValueError):
-        raise OverrideError(f"--set {setting}: the value is not YAML") from None
+        raise ConfigError(f"--set {setting}: the value is not YAML") from None
     *parents, last = key.split(".")
     place: Any = values
     for parent in parents:
@@ -32,7 +30,7 @@ def override(values: dict[str, Any], setting: str, parse: Callable[[str], Any]) 
     elif isinstance(place, dict):
         place[last] = value
     else:
-        raise OverrideError(f"--set {setting}: {'.'.join(parents)} is not a mapping or a list")
+        raise ConfigError(f"--set {setting}: {'.'.join(parents)} is not a mapping or a list")
 
 
 def _item(place: Any, key: str, setting: str) -> Any:
@@ -40,7 +38,7 @@ def _item(place: Any, key: str, setting: str) -> Any:
         return place[_index(place, key, setting)]
     if isinstance(place, dict):
         return place.setdefault(key, {})
-    raise OverrideError(f"--set {setting}: {key} is not in a mapping or a list")
+    raise ConfigError(f"--set {setting}: {key} is not in a mapping or a list")
 
 
 def _index(items: list[Any], key: str, setting: str) -> int:
@@ -50,4 +48,4 @@ def _index(items: list[Any], key: str, setting: str) -> int:
     if key.isdecimal() and int(key) < len(items):
         return int(key)
     known = ", ".join([*map(str, range(len(items))), *(str(name) for name in names if name)])
-    raise OverrideError(f"--set {setting}: no item {key}; allowed: {known}")
+    raise ConfigError(f"--set {setting}: no item {key}; allowed: {known}")

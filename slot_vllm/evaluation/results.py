@@ -1,6 +1,5 @@
 """What a run found, from the scores of its problems and their answers."""
 
-import math
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +27,7 @@ from slot_vllm.evaluation.record import (
     Sweep,
 )
 from slot_vllm.evaluation.run_settings import RunSettings, changed
-from slot_vllm.evaluation.scoring import Scores, Value, aggregate, interval, mean
+from slot_vllm.evaluation.scoring import Scores, aggregate, averaged, interval, mean
 from slot_vllm.evaluation.statistics import mean_interval
 from slot_vllm.evaluation.task_definition import definition
 from slot_vllm.evaluation.tasks import EvaluationTask
@@ -40,28 +39,19 @@ def result(
     arm: Arm, task: EvaluationTask, scores: Sequence[Scores], samples: Sequence[Sample]
 ) -> Result:
     """An arm's result on a task, from the scores of its problems and their samples."""
-    values = aggregate(task, scores)
-    first = next(iter(values))
-    values |= {name: _conduct(samples, name) for name in CONDUCT}
-    lower = {*CONDUCT, *_lower_is_better(task)}
+    metrics = aggregate(task, scores)
+    first = next(iter(metrics))
     problems = {sample.id: sample for sample in samples}.values()
-    metrics = {
-        name: Metric(
-            value=value.value,
-            stderr=value.stderr,
-            lower_is_better=name in lower,
-            interval=interval([sample.scores.get(name) for sample in problems], value.value),
-        )
-        for name, value in values.items()
-    }
+    for name in CONDUCT:
+        shares = [sample.scores.get(name) for sample in problems]
+        value = mean(shares)
+        found = interval(shares, value)
+        metrics[name] = Metric(value=value, interval=found, lower_is_better=True)
     return Result(
+        **dict(metrics[first]),
         name=arm.name,
         task=task.name,
         metric=first,
-        value=metrics[first].value,
-        stderr=metrics[first].stderr,
-        lower_is_better=metrics[first].lower_is_better,
-        interval=metrics[first].interval,
         samples=len(scores),
         unscored=sum(not of_problem for of_problem in scores),
         generated_tokens=sum(sample.generated_tokens for sample in samples),
@@ -153,28 +143,9 @@ def record(
     )
 
 
-def _lower_is_better(task: EvaluationTask) -> set[str]:
-    """The metrics of which less is better."""
-    better: dict[str, bool] = {}
-    for metric in task.task.metrics:
-        named = metric.higher_is_better
-        better |= named if isinstance(named, dict) else {str(metric.metric_name): bool(named)}
-    return {name for name, higher in better.items() if not higher}
-
-
-def _conduct(samples: Sequence[Sample], name: str) -> Value:
-    shares = {sample.id: sample.scores.get(name) for sample in samples}
-    return Value(mean(list(shares.values())), None)
-
-
 def _problem_scores(samples: Iterable[Sample], metric: str, value: float | None) -> ProblemScores:
     """The metric by problem id; nothing if its value is not the mean of them."""
-    scores = {sample.id: sample.scores.get(metric) for sample in samples}
-    known = {problem: score for problem, score in scores.items() if score is not None}
-    average = mean(list(known.values()))
-    if average is None or value is None or not math.isclose(average, value, abs_tol=1e-9):
-        return {}
-    return known
+    return averaged({sample.id: sample.scores.get(metric) for sample in samples}, value)
 
 
 def _pass_at_k(metrics: Iterable[str], samples: Sequence[Sample]) -> dict[str, Estimate]:

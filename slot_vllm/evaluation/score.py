@@ -95,11 +95,10 @@ def score(task: EvaluationTask, completions: Mapping[str, Sequence[str]]) -> Sco
         scoring.score(task, doc, ModelResponse(input="", text=list(completions[doc.id])))
         for doc in task.docs
     ]
-    metrics = {}
-    for name, found in scoring.aggregate(task, scores).items():
-        of_problems = [scoring.number(of_problem.get(name)) for of_problem in scores]
-        interval = scoring.interval(of_problems, found.value)
-        metrics[name] = Estimate(value=found.value, interval=interval)
+    metrics = {
+        name: Estimate(value=found.value, interval=found.interval)
+        for name, found in scoring.aggregate(task, scores).items()
+    }
     unscored = sum(not of_problem for of_problem in scores)
     return Scored(task=task.name, samples=len(scores), unscored=unscored, metrics=metrics)
 

@@ -4,9 +4,8 @@ import logging
 import math
 import numbers
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from lighteval.logging.info_loggers import MetricsLogger
@@ -18,7 +17,7 @@ from lighteval.utils.utils import remove_reasoning_tags
 from slot_vllm.evaluation import requirements
 from slot_vllm.evaluation.conduct import conduct
 from slot_vllm.evaluation.errors import ConfigError
-from slot_vllm.evaluation.record import Sample
+from slot_vllm.evaluation.record import Metric, Sample
 from slot_vllm.evaluation.run_settings import changed
 from slot_vllm.evaluation.statistics import Interval, mean_interval
 from slot_vllm.evaluation.tasks import EvaluationTask, fresh
@@ -32,14 +31,7 @@ BOOTSTRAP_ITERATIONS = 1000
 # One problem's scores, by metric. Most are numbers; some corpus metrics carry objects. Empty where
 # it could not be scored.
 Scores = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Value:
-    """A metric over a task's problems; ``stderr`` is None where lighteval computes none."""
-
-    value: float | None
-    stderr: float | None
+_Key = TypeVar("_Key")
 
 
 def score(task: EvaluationTask, doc: Doc, response: ModelResponse, arm: str = "") -> Scores:
@@ -109,36 +101,43 @@ def graded(samples: Sequence[Sample], scores: Scores) -> list[Sample]:
     return [changed(sample, score=main, scores=every) for sample in samples]
 
 
-def aggregate(task: EvaluationTask, scores: Sequence[Scores]) -> dict[str, Value]:
+def aggregate(task: EvaluationTask, scores: Sequence[Scores]) -> dict[str, Metric]:
     """The task's metrics over the problems that could be scored, in the order of the task's
     definition."""
     scored = [of_problem for of_problem in scores if of_problem]
+    lower = task.lower_is_better
     if not scored:
-        return dict.fromkeys(_metrics(task), Value(None, None))
-    metrics = MetricsLogger()
+        return {name: Metric(value=None, lower_is_better=less) for name, less in lower.items()}
+    metrics, name = MetricsLogger(), task.task.full_name
     for of_problem in scored:
-        metrics.log(task.task.full_name, of_problem)
-    metrics.aggregate({task.task.full_name: task.task}, BOOTSTRAP_ITERATIONS)
-    values = metrics.metric_aggregated[task.task.full_name]
+        metrics.log(name, of_problem)
+    metrics.aggregate({name: task.task}, BOOTSTRAP_ITERATIONS)
+    values = {name: number(value) for name, value in metrics.metric_aggregated[name].items()}
     return {
-        name: Value(number(value), number(values.get(f"{name}_stderr")))
+        name: Metric(
+            value=value,
+            interval=interval([number(one.get(name)) for one in scored], value),
+            stderr=values.get(f"{name}_stderr"),
+            lower_is_better=lower.get(name, False),
+        )
         for name, value in values.items()
         if not name.endswith("_stderr")
     }
 
 
-def _metrics(task: EvaluationTask) -> list[str]:
-    named = [metric.metric_name for metric in task.task.metrics]
-    return [name for names in named for name in ([names] if isinstance(names, str) else names)]
-
-
 def interval(scores: Sequence[float | None], value: float | None) -> Interval | None:
     """Of a metric's value, at 95 %, over its problems; None where it is not the mean of them."""
-    known = [score for score in scores if score is not None]
-    average = mean(known)
+    known = averaged(dict(enumerate(scores)), value)
+    return mean_interval(np.array([*known.values()], float)) if known else None
+
+
+def averaged(scores: Mapping[_Key, float | None], value: float | None) -> dict[_Key, float]:
+    """The scores that there are, if ``value`` is their mean; else none."""
+    known = {key: score for key, score in scores.items() if score is not None}
+    average = mean(list(known.values()))
     if average is None or value is None or not math.isclose(average, value, abs_tol=1e-9):
-        return None
-    return mean_interval(np.array(known, float))
+        return {}
+    return known
 
 
 def number(value: Any) -> float | None:

@@ -73,8 +73,7 @@ class Grid:
 
     def _order(self, row: Result) -> tuple[bool, float]:
         """Less is better; a row without a value comes last."""
-        sign = -1 if self.task.higher_is_better else 1
-        return row.value is None, sign * (row.value or 0.0)
+        return row.value is None, (row.value or 0.0) * (1 if row.lower_is_better else -1)
 
 
 def _draw(count: int, share: float, seed: str) -> set[int]:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import lighteval.tasks
 import numpy as np
@@ -46,10 +47,20 @@ class EvaluationTask:
     own_ids: dict[str, str] = field(default_factory=dict)
 
     @property
-    def higher_is_better(self) -> bool:
-        """Of the task's first metric."""
-        better = self.task.metrics[0].higher_is_better
-        return bool(next(iter(better.values())) if isinstance(better, dict) else better)
+    def lower_is_better(self) -> dict[str, bool]:
+        """By metric, in the order of the task's definition."""
+        return {
+            name: not (better[name] if isinstance(better, dict) else better)
+            for metric in self.task.metrics
+            for better in [metric.higher_is_better]
+            for name in metric_names(metric)
+        }
+
+
+def metric_names(metric: Any) -> list[str]:
+    """Of one of lighteval's metrics; some give several values."""
+    names = metric.metric_name
+    return [names] if isinstance(names, str) else list(names)
 
 
 def load(config: RunConfig) -> list[EvaluationTask]:

@@ -9,25 +9,6 @@ from slot_vllm.evaluation.inspection_record import Shifts, TokenShift
 Vector = np.ndarray
 
 
-class Mean:
-    """The mean of vectors, in float64. Its bits depend on the order in which they are added."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._sum: np.ndarray | None = None
-
-    def add(self, shifts: Vector) -> None:
-        """shifts: [V] float32."""
-        if self._sum is None:
-            self._sum = np.zeros(shifts.shape)
-        self._sum += shifts
-        self.count += 1
-
-    def value(self) -> Vector:
-        """[V] float64; empty if nothing was added."""
-        return np.zeros(0) if self._sum is None else self._sum / self.count
-
-
 def extremes(shifts: Vector, top: int, text: Callable[[int], str]) -> Shifts:
     """The tokens that are raised and those that are lowered most, at most ``top`` each.
 

@@ -153,7 +153,7 @@ def test_a_run_inspects_its_arms_once(
         raise AssertionError("inspected again")
 
     with monkeypatch.context() as patched:
-        patched.setattr("slot_vllm.evaluation.inspection.inspect_arms", again)
+        patched.setattr("slot_vllm.evaluation.inspection.inspect", again)
         assert run_main(*run, "--resume") == 0
         assert run_main(*run, "--overwrite", "--set", "inspect=false") == 0
         assert not (out / "inspection.json").exists()

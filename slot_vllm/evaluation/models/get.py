@@ -10,7 +10,7 @@ from slot_vllm.evaluation.console import console
 from slot_vllm.evaluation.errors import ConfigError, RunFailed
 from slot_vllm.evaluation.models.catalog import PREFIX, Model, cached, find
 from slot_vllm.evaluation.models.wheels import append_member
-from slot_vllm.evaluation.stage import Stage
+from slot_vllm.evaluation.progress import Stage
 
 CARD = "README.md"
 _GB = 1e9

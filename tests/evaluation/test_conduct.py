@@ -2,8 +2,7 @@
 
 import pytest
 
-from slot_vllm.evaluation.conduct import conduct
-from slot_vllm.evaluation.looping import loops
+from slot_vllm.evaluation.conduct import conduct, loops
 from tests.evaluation.stored_runs import answer
 
 
