@@ -43,22 +43,16 @@ class Completion:
     """The answers to one request: ``sampling["n"]`` texts, their tokens and why they ended.
 
     losses: the prompt's loss before the first step of SLOT, ..., after the last; None without SLOT.
+    shifts: where they are asked for, W delta, [V] float32: what is added to every row of the
+        request's logits before the model's soft cap and scale. None if it has no delta.
     """
 
-    request_id: str
+    request: Request
     texts: list[str]
     tokens: list[list[int]]
     finish_reasons: list[str]
-    losses: list[float] | None
-
-
-@dataclass(frozen=True)
-class Shifted:
-    """W delta of one request: [V] float32, what is added to every row of its logits before the
-    model's soft cap and scale. None if it has no delta."""
-
-    request_id: str
-    shifts: np.ndarray | None
+    losses: list[float] | None = None
+    shifts: np.ndarray | None = None
 
 
 # Called with a request's id and how many tokens it got since the last call: 0 when it begins.
@@ -71,12 +65,11 @@ class Engine(Protocol):
     @property
     def max_model_len(self) -> int: ...
 
-    def generate(self, requests: Sequence[Request], on_tokens: OnTokens) -> Iterator[Completion]:
-        """Yields each request's completion when it has finished, in any order."""
-
-    def token_shifts(self, requests: Sequence[Request]) -> Iterator[Shifted]:
-        """Answers the requests, at most KEPT_LOSSES of them; yields W delta of each when it has
-        finished, in any order."""
+    def generate(
+        self, requests: Sequence[Request], on_tokens: OnTokens, with_shifts: bool = False
+    ) -> Iterator[Completion]:
+        """Yields each request's completion when it has finished, in any order. with_shifts: each
+        with W delta; then there are at most KEPT_LOSSES requests."""
 
     def close(self) -> None: ...
 
@@ -228,13 +221,15 @@ class VllmEngine:
     def max_model_len(self) -> int:
         return self._llm.model_config.max_model_len
 
-    def generate(self, requests: Sequence[Request], on_tokens: OnTokens) -> Iterator[Completion]:
+    def generate(
+        self, requests: Sequence[Request], on_tokens: OnTokens, with_shifts: bool = False
+    ) -> Iterator[Completion]:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         engine = self._llm.llm_engine
         waiting = deque(requests)
-        running: dict[str, _Answers] = {}
+        running: dict[str, Completion] = {}
         while waiting or running:
             # The engine runs ahead of us, and keeps the losses of so many finished requests only.
             while waiting and len(running) < KEPT_LOSSES:
@@ -242,51 +237,31 @@ class VllmEngine:
                 params = SamplingParams(**request.sampling, output_kind=RequestOutputKind.DELTA)
                 (prompt,) = self._llm.renderer.render_cmpl([{"prompt_token_ids": request.prompt}])
                 engine.add_request(request.id, prompt, params)
-                running[request.id] = _Answers(request, params.n)
+                tokens: list[list[int]] = [[] for _ in range(params.n)]
+                running[request.id] = Completion(request, [""] * params.n, tokens, [""] * params.n)
             for output in engine.step():
                 answers = running[output.request_id]
-                count = sum(answers.add(part) for part in output.outputs)
-                on_tokens(output.request_id, count)
+                for part in output.outputs:
+                    answers.texts[part.index] += part.text
+                    answers.tokens[part.index] += part.token_ids
+                    answers.finish_reasons[part.index] = part.finish_reason or ""
+                on_tokens(output.request_id, sum(len(part.token_ids) for part in output.outputs))
                 if output.finished:
-                    del running[output.request_id]
-                    yield answers.completion(self._losses(answers.request))
+                    if answers.request.sampling.get("extra_args", {}).get("slot_steps"):
+                        answers.losses = self._report("slot_losses", output.request_id)
+                    if with_shifts:
+                        shifts = self._report("slot_token_shifts", output.request_id)
+                        answers.shifts = (
+                            None if shifts is None else np.frombuffer(shifts, np.float32)
+                        )
+                    yield running.pop(output.request_id)
 
-    def token_shifts(self, requests: Sequence[Request]) -> Iterator[Shifted]:
-        for completion in self.generate(requests, lambda request_id, count: None):
-            reports = self._llm.collective_rpc("slot_token_shifts", args=(completion.request_id,))
-            shifts = next((report for report in reports if report is not None), None)
-            found = None if shifts is None else np.frombuffer(shifts, np.float32)
-            yield Shifted(completion.request_id, found)
-
-    def _losses(self, request: Request) -> list[float] | None:
-        """As the first worker that knows the request says; None without SLOT."""
-        if not request.sampling.get("extra_args", {}).get("slot_steps"):
-            return None
-        reports = self._llm.collective_rpc("slot_losses", args=(request.id,))
+    def _report(self, method: str, request_id: str) -> Any:
+        """Of the first worker that knows the request."""
+        reports = self._llm.collective_rpc(method, args=(request_id,))
         return next((report for report in reports if report is not None), None)
 
     def close(self) -> None:
         """Ends the engine and frees its memory."""
         del self._llm
         gc.collect()
-
-
-class _Answers:
-    """The answers of one request, put together from what each step adds."""
-
-    def __init__(self, request: Request, count: int) -> None:
-        self.request = request
-        self._texts: list[list[str]] = [[] for _ in range(count)]
-        self._tokens: list[list[int]] = [[] for _ in range(count)]
-        self._finish_reasons = [""] * count
-
-    def add(self, part: Any) -> int:
-        """Takes a step's CompletionOutput; returns how many tokens it added."""
-        self._texts[part.index].append(part.text)
-        self._tokens[part.index].extend(part.token_ids)
-        self._finish_reasons[part.index] = part.finish_reason or ""
-        return len(part.token_ids)
-
-    def completion(self, losses: list[float] | None) -> Completion:
-        texts = ["".join(parts) for parts in self._texts]
-        return Completion(self.request.id, texts, self._tokens, self._finish_reasons, losses)

@@ -126,9 +126,7 @@ def _inspections(
 
 
 def _check_length(model: SlotModel, doc: Doc, arm: Arm) -> None:
-    read = model.tokenizer.encode(
-        model.prompt(doc, arm), add_special_tokens=model.add_special_tokens
-    )
+    read = model.tokens(model.prompt(doc, arm))
     if len(read) < 2:
         raise ConfigError(
             f"--prompt {doc.query!r}: {'a single token' if read else 'no token'}, from which "
@@ -149,5 +147,6 @@ def _in_order(engine: Engine, requests: Sequence[Request]) -> Iterator[Vector | 
     """W delta of each request, in their order, whatever order they finish in."""
     for start in range(0, len(requests), _TOGETHER):
         together = requests[start : start + _TOGETHER]
-        found = {one.request_id: one.shifts for one in engine.token_shifts(together)}
+        answers = engine.generate(together, lambda request_id, count: None, with_shifts=True)
+        found = {answer.request.id: answer.shifts for answer in answers}
         yield from (found.pop(request.id) for request in together)

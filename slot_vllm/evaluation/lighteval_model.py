@@ -12,8 +12,8 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,7 +34,6 @@ from slot_vllm.evaluation.frequency_bias import PromptFrequencies, frequencies
 from slot_vllm.evaluation.generation import (
     Completion,
     Engine,
-    OnTokens,
     Request,
     VllmEngine,
     check_controls,
@@ -49,16 +48,6 @@ from slot_vllm.evaluation.phases import Phases
 from slot_vllm.evaluation.record import Arm
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Answer:
-    """A problem's answers: what lighteval scores, and what the engine says about them."""
-
-    doc: Doc
-    response: ModelResponse
-    completion: Completion
-    seed: int
 
 
 class SlotModel(LightevalModel):
@@ -135,12 +124,12 @@ class SlotModel(LightevalModel):
         self.check([self.draft(doc, self.arm) for doc in docs])
         self.prepare((doc, self.arm) for doc in docs)
         requests = [self.request(doc, self.arm) for doc in docs]
-        responses = {}
+        found = {}
         with Answering(self.arm.name, requests) as progress:
-            for answer in self.answers(docs, requests, progress.add_tokens):
-                progress.finish(answer.completion.request_id)
-                responses[id(answer.doc)] = answer.response
-        return [responses[id(doc)] for doc in docs]
+            for completion in self.engine.generate(requests, progress.add_tokens):
+                progress.finish(completion.request.id)
+                found[completion.request.id] = response(completion)
+        return [found[request.id] for request in requests]
 
     def loglikelihood(self, docs: list[Doc]) -> NoReturn:
         task = docs[0].task_name if docs else "this task"
@@ -162,7 +151,7 @@ class SlotModel(LightevalModel):
         """Reads the prompts of arms whose control is a bias, with transformers. An engine that has
         started is ended: the model need not fit twice. Raises ConfigError and RunFailed."""
         biased = (pair for pair in asked if pair[1].control and pair[1].control.bias)
-        prompts = dict.fromkeys(tuple(self._tokens(self.prompt(*pair))) for pair in biased)
+        prompts = dict.fromkeys(tuple(self.tokens(self.prompt(*pair))) for pair in biased)
         new = [prompt for prompt in prompts if prompt not in self._frequencies]
         if new:
             self.cleanup()
@@ -198,7 +187,7 @@ class SlotModel(LightevalModel):
         end = f"\n\n{control.append}" if control and control.append else ""
         return replace(doc, query=doc.query + end, fewshot_samples=[*doc.fewshot_samples, *turns])
 
-    def _tokens(self, text: str) -> list[int]:
+    def tokens(self, text: str) -> list[int]:
         if text not in self._encoded:
             special = self.add_special_tokens
             self._encoded[text] = self._tokenizer.encode(text, add_special_tokens=special)
@@ -227,7 +216,7 @@ class SlotModel(LightevalModel):
     def _request(self, doc: Doc, arm: Arm, limit: int | None) -> Request:
         """limit: of prompt and answer, in tokens; None where only the engine knows it."""
         text = self.prompt(doc, arm)
-        prompt = self._tokens(text)
+        prompt = self.tokens(text)
         if not prompt:
             raise ConfigError(
                 f"{doc.task_name}, problem {doc.id}: its prompt has no token; required: one or more"
@@ -269,20 +258,16 @@ class SlotModel(LightevalModel):
             sampling["logit_bias"] = self._frequencies[tuple(prompt)].bias(control.bias)
         return sampling
 
-    def answers(
-        self, docs: Sequence[Doc], requests: Sequence[Request], on_tokens: OnTokens
-    ) -> Iterator[Answer]:
-        """Yields each document's answer when it has finished, in any order."""
-        asked = {request.id: (doc, request) for doc, request in zip(docs, requests, strict=True)}
-        for completion in self.engine.generate(requests, on_tokens):
-            doc, request = asked[completion.request_id]
-            response = ModelResponse(
-                input=request.text,
-                input_tokens=request.prompt,
-                text=completion.texts,
-                output_tokens=completion.tokens,
-            )
-            yield Answer(doc, response, completion, request.sampling["seed"])
+
+def response(completion: Completion) -> ModelResponse:
+    """What lighteval scores."""
+    asked = completion.request
+    return ModelResponse(
+        input=asked.text,
+        input_tokens=asked.prompt,
+        text=completion.texts,
+        output_tokens=completion.tokens,
+    )
 
 
 class _NoCache:

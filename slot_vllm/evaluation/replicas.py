@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -12,13 +12,7 @@ from ray.exceptions import RayActorError, RayError
 
 from slot_vllm.evaluation.config import Ray
 from slot_vllm.evaluation.errors import ConfigError, RunFailed
-from slot_vllm.evaluation.generation import (
-    Completion,
-    OnTokens,
-    Request,
-    Shifted,
-    VllmEngine,
-)
+from slot_vllm.evaluation.generation import Completion, OnTokens, Request, VllmEngine
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +30,9 @@ class Replica:
     def max_model_len(self) -> int:
         return self._engine.max_model_len
 
-    def answer(self, requests: Sequence[Request]) -> Iterator[Completion]:
+    def generate(self, requests: Sequence[Request], with_shifts: bool) -> Iterator[Completion]:
         # Ray streams what generator functions yield, and refuses others.
-        yield from self._engine.generate(requests, lambda request_id, count: None)
-
-    def token_shifts(self, requests: Sequence[Request]) -> Iterator[Shifted]:
-        yield from self._engine.token_shifts(requests)
+        yield from self._engine.generate(requests, lambda request_id, count: None, with_shifts)
 
 
 class Replicas:
@@ -64,19 +55,9 @@ class Replicas:
     def max_model_len(self) -> int:
         return self._max_model_len
 
-    def generate(self, requests: Sequence[Request], on_tokens: OnTokens) -> Iterator[Completion]:
-        for completion in self._spread("answer", requests, lambda name: on_tokens(name, 0)):
-            on_tokens(completion.request_id, sum(map(len, completion.tokens)))
-            yield completion
-
-    def token_shifts(self, requests: Sequence[Request]) -> Iterator[Shifted]:
-        return self._spread("token_shifts", requests, lambda name: None)
-
-    def _spread(
-        self, method: str, requests: Sequence[Request], on_start: Callable[[str], None]
-    ) -> Iterator[Any]:
-        """What a method of the replicas yields for each of the requests, in any order. on_start:
-        called with a request's id when a replica gets it."""
+    def generate(
+        self, requests: Sequence[Request], on_tokens: OnTokens, with_shifts: bool = False
+    ) -> Iterator[Completion]:
         waiting = deque(_batches(requests, len(self._replicas)))
         starting = {self._started(replica): replica for replica in self._replicas}
         idle: list[Any] = []
@@ -85,10 +66,11 @@ class Replicas:
         while waiting or busy:
             while waiting and idle:
                 replica, batch = idle.pop(), waiting.popleft()
-                answers = getattr(replica, method).options(num_returns="streaming").remote(batch)
+                generate = replica.generate.options(num_returns="streaming")
+                answers = generate.remote(batch, with_shifts)
                 busy[answers] = replica, {request.id: request for request in batch}
                 for request in batch:
-                    on_start(request.id)
+                    on_tokens(request.id, 0)
             if not (busy or starting):
                 raise lost
             [ready], _ = ray.wait([*busy, *starting], num_returns=1, fetch_local=False)
@@ -103,7 +85,7 @@ class Replicas:
                 continue
             replica, asked = busy[ready]
             try:
-                item = ray.get(next(ready))
+                completion = ray.get(next(ready))
             except StopIteration:
                 del busy[ready]
                 idle.append(replica)
@@ -116,8 +98,9 @@ class Replicas:
                 waiting.appendleft(list(asked.values()))
                 starting[self._started(replica)] = replica
             else:
-                del asked[item.request_id]
-                yield item
+                del asked[completion.request.id]
+                on_tokens(completion.request.id, sum(map(len, completion.tokens)))
+                yield completion
 
     def _started(self, replica: Any) -> Any:
         """Is ready when the replica is; then it says how long its prompts may be."""

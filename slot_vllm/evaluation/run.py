@@ -12,8 +12,8 @@ from slot_vllm.evaluation.answering import Answering
 from slot_vllm.evaluation.config import RunConfig
 from slot_vllm.evaluation.directory import RunDirectory
 from slot_vllm.evaluation.errors import ConfigError
-from slot_vllm.evaluation.generation import check_option_names
-from slot_vllm.evaluation.lighteval_model import Answer, SlotModel
+from slot_vllm.evaluation.generation import Completion, check_option_names
+from slot_vllm.evaluation.lighteval_model import SlotModel, response
 from slot_vllm.evaluation.models.get import make_model
 from slot_vllm.evaluation.phases import Phases
 from slot_vllm.evaluation.plan import Part, Plan
@@ -127,20 +127,20 @@ def _answer(parts: Sequence[Part], plan: Plan, model: SlotModel, directory: RunD
     pending = list(_by_problem(parts))
     if not pending:
         return
-    asked = {part.requests[doc.id].id: part for part, doc in pending}
-    docs = [doc for _, doc in pending]
+    asked = {part.requests[doc.id].id: (part, doc) for part, doc in pending}
     requests = [part.requests[doc.id] for part, doc in pending]
     label = " · ".join(dict.fromkeys(part.task.name for part in parts))
     answered = sum(len(part.docs) for part in parts) - len(pending)
     with Answering(label, requests, answered) as progress:
-        for answer in model.answers(docs, requests, progress.add_tokens):
-            part = asked[answer.completion.request_id]
-            scores = score(part.task, answer.doc, answer.response, part.arm.name)
-            samples = graded(_samples(part, answer, time.monotonic() - started), scores)
+        for completion in model.engine.generate(requests, progress.add_tokens):
+            part, doc = asked[completion.request.id]
+            scores = score(part.task, doc, response(completion), part.arm.name)
+            samples = _samples(part, doc, completion, time.monotonic() - started)
+            samples = graded(samples, scores)
             directory.samples.append(samples)
-            part.samples[answer.doc.id] = samples
-            part.scores[answer.doc.id] = scores
-            progress.finish(answer.completion.request_id)
+            part.samples[doc.id] = samples
+            part.scores[doc.id] = scores
+            progress.finish(completion.request.id)
     for part in parts:
         logger.info("%s, %s: %s problems answered", part.arm.name, part.task.name, len(part.docs))
         adapted = part.samples.values() if part.arm.steps else ()
@@ -159,29 +159,29 @@ def _by_problem(parts: Sequence[Part]) -> Iterator[tuple[Part, Doc]]:
                     yield part, doc
 
 
-def _samples(part: Part, answer: Answer, seconds: float) -> list[Sample]:
-    completion = answer.completion
+def _samples(part: Part, doc: Doc, completion: Completion, seconds: float) -> list[Sample]:
+    asked = completion.request
     losses: Sequence[float | None] = completion.losses or [None]
     return [
         Sample(
             arm=part.arm.name,
             task=part.task.name,
-            id=answer.doc.id,
+            id=doc.id,
             sample=index,
-            prompt=answer.response.input,
-            prompt_sha256=text_hash(answer.response.input),
-            item_sha256=item_hash(answer.doc),
+            prompt=asked.text,
+            prompt_sha256=text_hash(asked.text),
+            item_sha256=item_hash(doc),
             completion=text,
-            gold=answer.doc.get_golds(),
+            gold=doc.get_golds(),
             score=None,
             scores={},
             steps=part.arm.steps,
             lr=part.arm.lr,
             first_loss=number(losses[0]),
             last_loss=number(losses[-1]),
-            seed=answer.seed + index,
+            seed=asked.sampling["seed"] + index,
             finish_reason=completion.finish_reasons[index],
-            prompt_tokens=len(answer.response.input_tokens),
+            prompt_tokens=len(asked.prompt),
             generated_tokens=len(completion.tokens[index]),
             seconds=round(seconds, 3),
         )

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from slot_vllm.evaluation.config import RunConfig
 from slot_vllm.evaluation.errors import ConfigError, RunFailed
-from slot_vllm.evaluation.generation import Completion, OnTokens, Request, Shifted
+from slot_vllm.evaluation.generation import Completion, OnTokens, Request
 from slot_vllm.evaluation.models.in_transformers import load
 from slot_vllm.hf import Slot, slot
 from slot_vllm.params import REQUEST_PREFIX, SlotError
@@ -42,19 +42,15 @@ class TransformersEngine:
             except SlotError as error:
                 raise ConfigError(f"model={run.model!r}: {error}") from None
 
-    def generate(self, requests: Sequence[Request], on_tokens: OnTokens) -> Iterator[Completion]:
+    def generate(
+        self, requests: Sequence[Request], on_tokens: OnTokens, with_shifts: bool = False
+    ) -> Iterator[Completion]:
         for batch in self._batches(requests):
             for request in batch:
                 on_tokens(request.id, 0)
-            for completion, _ in self._answer(batch, with_shifts=False):
-                on_tokens(completion.request_id, sum(map(len, completion.tokens)))
+            for completion in self._answer(batch, with_shifts):
+                on_tokens(completion.request.id, sum(map(len, completion.tokens)))
                 yield completion
-
-    def token_shifts(self, requests: Sequence[Request]) -> Iterator[Shifted]:
-        for batch in self._batches(requests):
-            for completion, shifts in self._answer(batch, with_shifts=True):
-                found = None if shifts is None else shifts.cpu().numpy()
-                yield Shifted(completion.request_id, found)
 
     def close(self) -> None:
         """Frees the model's memory."""
@@ -75,10 +71,7 @@ class TransformersEngine:
                 del waiting[one.id]
             yield batch
 
-    def _answer(
-        self, requests: Sequence[Request], with_shifts: bool
-    ) -> Iterator[tuple[Completion, torch.Tensor | None]]:
-        """Completions with W delta, (V,) float32, where that is asked for and there is one."""
+    def _answer(self, requests: Sequence[Request], with_shifts: bool) -> Iterator[Completion]:
         sampling = requests[0].sampling
         count, stop = sampling["n"], sampling["stop"]
         torch.manual_seed(sampling["seed"])
@@ -94,10 +87,8 @@ class TransformersEngine:
             own = [self._read(row, stop) for row in rows[i * count : (i + 1) * count]]
             texts, tokens, reasons = (list(part) for part in zip(*own, strict=True))
             losses = None if context is None else context.losses[i * count].tolist()
-            yield (
-                Completion(request.id, texts, tokens, reasons, losses),
-                None if shifts is None else shifts[i * count],
-            )
+            own_shifts = None if shifts is None else shifts[i * count].cpu().numpy()
+            yield Completion(request, texts, tokens, reasons, losses, own_shifts)
 
     def _slot(self, sampling: Mapping[str, Any]) -> AbstractContextManager[Slot | None]:
         asked = sampling.get("extra_args", {})

@@ -90,10 +90,9 @@ def test_transformers_and_vllm_give_equal_tokens(
     got = []
     for arm in run.arms:
         requests = [model.request(doc, arm) for doc in task.docs]
-        answers = {
-            a.doc.id: a for a in model.answers(task.docs, requests, lambda name, count: None)
-        }
-        got.append([answers[doc.id].completion.tokens[0] for doc in task.docs])
+        answers = model.engine.generate(requests, lambda name, count: None)
+        tokens = {answer.request.id: answer.tokens[0] for answer in answers}
+        got.append([tokens[request.id] for request in requests])
     asked = {
         "model": run.model,
         "prompts": [request.prompt for request in requests],

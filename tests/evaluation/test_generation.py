@@ -41,7 +41,7 @@ def test_no_more_requests_at_once_than_losses_are_kept_of(monkeypatch: pytest.Mo
     sampling = {"n": 1, "extra_args": {"slot_steps": 1}}
     requests = [Request(str(i), [5, 6], sampling) for i in range(10)]
     completions = list(engine.generate(requests, lambda name, count: None))
-    assert [completion.request_id for completion in completions] == [str(i) for i in range(10)]
+    assert [completion.request.id for completion in completions] == [str(i) for i in range(10)]
     assert [completion.losses for completion in completions] == [[2.0, 1.0]] * 10
 
 

@@ -15,7 +15,7 @@ from lighteval.models.abstract_model import ModelConfig
 from lighteval.tasks.requests import Doc
 
 from slot_vllm.evaluation import config as configuration
-from slot_vllm.evaluation.generation import Request, Shifted
+from slot_vllm.evaluation.generation import Completion, OnTokens, Request, VllmEngine
 from slot_vllm.evaluation.inspection import inspect
 from slot_vllm.evaluation.inspection_record import TokenShift
 from slot_vllm.evaluation.lighteval_model import SlotModel
@@ -36,13 +36,17 @@ class FakeEngine:
         self._random = np.random.default_rng(seed)
         self.together: list[int] = []
 
-    def token_shifts(self, requests: Sequence[Request]) -> Iterator[Shifted]:
+    def generate(
+        self, requests: Sequence[Request], on_tokens: OnTokens, with_shifts: bool
+    ) -> Iterator[Completion]:
+        assert with_shifts
         self.together.append(len(requests))
         for index in self._random.permutation(len(requests)):
             request = requests[index]
             assert (request.sampling["max_tokens"], request.sampling["n"]) == (1, 1)
             assert request.sampling["extra_args"]["slot_steps"] == 3
-            yield Shifted(request.id, self._shifts[int(request.id.split("/")[2])])
+            shifts = self._shifts[int(request.id.split("/")[2])]
+            yield Completion(request, ["2"], [[2]], ["length"], shifts=shifts)
 
 
 def _model(config: Path, engine: Any = None) -> SlotModel:
@@ -162,8 +166,14 @@ def test_a_run_inspects_its_arms_once(
 
     # Everything is answered, but not inspected.
     answered = (out / "samples.jsonl").read_text()
+    generate = VllmEngine.generate
+
+    def inspected(*arguments: Any, with_shifts: bool = False) -> Iterator[Completion]:
+        assert with_shifts, "answered again"
+        yield from generate(*arguments, with_shifts=True)
+
     with monkeypatch.context() as patched:
-        patched.setattr(SlotModel, "answers", again)
+        patched.setattr(VllmEngine, "generate", inspected)
         assert run_main(*run, "--resume") == 0
     assert (out / "samples.jsonl").read_text() == answered
     for entry, before in zip(_inspections(out), (slot, small), strict=True):

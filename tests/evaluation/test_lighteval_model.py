@@ -107,7 +107,7 @@ def test_lighteval_asks_as_the_arm_s_control_says(
             self, requests: Sequence[Request], on_tokens: OnTokens
         ) -> Iterator[Completion]:
             asked.extend(requests)
-            yield from (Completion(r.id, ["4"], [[4]], ["stop"], None) for r in requests)
+            yield from (Completion(r, ["4"], [[4]], ["stop"]) for r in requests)
 
     monkeypatch.setattr("slot_vllm.evaluation.lighteval_model.VllmEngine", Engine)
     bias = {"strength": 1, "pseudo_count": 1}

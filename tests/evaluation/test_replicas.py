@@ -15,7 +15,7 @@ import ray
 from slot_vllm.evaluation import config as configuration
 from slot_vllm.evaluation.config import Ray
 from slot_vllm.evaluation.errors import ConfigError, RunFailed
-from slot_vllm.evaluation.generation import Completion, OnTokens, Request, Shifted, engine_options
+from slot_vllm.evaluation.generation import Completion, OnTokens, Request, engine_options
 from slot_vllm.evaluation.replicas import Replica, Replicas, _batches, _resources, check_resources
 from tests.evaluation.conftest import RunMain, WriteConfig
 
@@ -49,7 +49,9 @@ class EchoEngine:
         self._notes = notes
         self._received = _received(notes)
 
-    def generate(self, requests: list[Request], on_tokens: OnTokens) -> Iterator[Completion]:
+    def generate(
+        self, requests: list[Request], on_tokens: OnTokens, with_shifts: bool
+    ) -> Iterator[Completion]:
         for request in requests:
             before = self._notes.exists() and f"{request.id}\n" in self._notes.read_text()
             with self._notes.open("a") as notes:
@@ -64,14 +66,11 @@ class EchoEngine:
                 if order == "fail once":
                     raise ValueError("the engine failed")
                 os.kill(os.getpid(), signal.SIGKILL)
-            yield Completion(request.id, [request.id], [[0, 0]], ["stop"], None)
+            shifts = np.full(3, int(request.id), np.float32) if with_shifts else None
+            yield Completion(request, [request.id], [[0, 0]], ["stop"], None, shifts)
 
     def _are_received(self, names: list[str]) -> bool:
         return set(names) <= set(self._received.read_text().split())
-
-    def token_shifts(self, requests: list[Request]) -> Iterator[Shifted]:
-        for completion in self.generate(requests, lambda name, count: None):
-            yield Shifted(completion.request_id, np.full(3, int(completion.request_id), np.float32))
 
 
 class Echo(Replica):
@@ -84,8 +83,9 @@ def _answered(
 ) -> Iterator[str]:
     for completion in replicas.generate(requests, on_tokens):
         with _received(notes).open("a") as received:
-            received.write(f"{completion.request_id}\n")
-        yield completion.request_id
+            received.write(f"{completion.request.id}\n")
+        assert completion.shifts is None
+        yield completion.request.id
 
 
 def _echoes(monkeypatch: pytest.MonkeyPatch, notes: Path) -> Replicas:
@@ -116,7 +116,8 @@ def test_only_what_a_replica_left_unanswered_is_asked_again(
     asked = sorted(map(int, notes.read_text().split()))
     assert asked == sorted([*range(16), 9])
 
-    shifts = {one.request_id: one.shifts for one in replicas.token_shifts(requests)}
+    again = replicas.generate(requests, lambda name, count: None, with_shifts=True)
+    shifts = {one.request.id: one.shifts for one in again}
     for i in range(16):
         one = shifts.pop(str(i))
         assert one is not None and one.tolist() == [i] * 3

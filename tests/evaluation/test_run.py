@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from slot_vllm.evaluation.errors import RunFailed
+from slot_vllm.evaluation.generation import VllmEngine
 from slot_vllm.evaluation.lighteval_model import SlotModel
 from slot_vllm.evaluation.samples import SAMPLES, SampleFile
 from tests.conftest import ROOT
@@ -82,13 +83,15 @@ def test_arms_are_asked_problem_by_problem(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    answers, asked = SlotModel.answers, []
+    generate, asked = VllmEngine.generate, []
 
-    def seen(self: Any, docs: Any, requests: Any, on_tokens: Any) -> Any:
-        asked.append([tuple(request.id.replace("|0", "").split("/")[:3]) for request in requests])
-        yield from answers(self, docs, requests, on_tokens)
+    def seen(self: Any, requests: Any, *arguments: Any, with_shifts: bool = False) -> Any:
+        if not with_shifts:
+            names = [request.id.replace("|0", "").split("/")[:3] for request in requests]
+            asked.append([*map(tuple, names)])
+        yield from generate(self, requests, *arguments, with_shifts=with_shifts)
 
-    monkeypatch.setattr(SlotModel, "answers", seen)
+    monkeypatch.setattr(VllmEngine, "generate", seen)
     tasks = [
         {"name": "aime24", "data": str(PROBLEMS)},
         {"name": "aime25", "data": str(PROBLEMS), "max_samples": 2},
@@ -149,17 +152,17 @@ def test_a_right_answer_scores(
     write_config: WriteConfig, run_main: RunMain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What is scored is the text that the engine gives; here it gives the gold.
-    from slot_vllm.evaluation import lighteval_model
+    generate = VllmEngine.generate
+    golds = [json.loads(line)["answer"] for line in PROBLEMS.read_text().splitlines()]
 
-    answers = lighteval_model.SlotModel.answers
+    def solved(*arguments: Any, **more: Any) -> Any:
+        for completion in generate(*arguments, **more):
+            problem = completion.request.id.split("/")[2]
+            if problem in ("0", "1"):
+                completion.texts[0] = f"<think>$5$</think> $\\boxed{{{golds[int(problem)]}}}$"
+            yield completion
 
-    def solved(self: Any, docs: Any, *arguments: Any) -> Any:
-        for answer in answers(self, docs, *arguments):
-            if answer.doc.id in ("0", "1"):
-                answer.response.text[0] = f"<think>$5$</think> $\\boxed{{{answer.doc.choices[0]}}}$"
-            yield answer
-
-    monkeypatch.setattr(lighteval_model.SlotModel, "answers", solved)
+    monkeypatch.setattr(VllmEngine, "generate", solved)
     assert run_main("--config", write_config(), "--output-dir", tmp_path / "out") == 0
     entry = _results(tmp_path / "out")["arms"][0]
     assert entry["value"] == 0.25
@@ -222,16 +225,16 @@ def test_what_is_in_the_directory_is_not_lost(
     assert {path.name: path.read_bytes() for path in out.iterdir()} == kept
     log = kept.pop("run.log")
     # Until what replaces it is done, however often that is begun.
-    answers = SlotModel.answers
+    generate = VllmEngine.generate
 
     def interrupted(*arguments: Any) -> Any:
-        first, *_ = answers(*arguments)  # all, or the shared engine would go on with them
+        first, *_ = generate(*arguments)  # all, or the shared engine would go on with them
         yield first
         raise RunFailed("the power was cut")
 
     for _ in range(2):
         with monkeypatch.context() as patch:
-            patch.setattr(SlotModel, "answers", interrupted)
+            patch.setattr(VllmEngine, "generate", interrupted)
             assert run_main(*run, "generation.seed=1", "--overwrite") == 1
         assert not (out / "results.json").exists()
         replaced = out / ".replaced"

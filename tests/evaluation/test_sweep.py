@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from slot_vllm.evaluation import lighteval_model, tasks
+from slot_vllm.evaluation import tasks
 from slot_vllm.evaluation.config import RunConfig
 from slot_vllm.evaluation.errors import ConfigError
+from slot_vllm.evaluation.generation import VllmEngine
 from slot_vllm.evaluation.sweep import Grid
 from tests.evaluation.conftest import PROBLEMS, RunMain, WriteConfig
 
@@ -45,18 +46,19 @@ def test_the_problems_of_a_grid() -> None:
 def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine's answers, replaced: baseline right on even problems, steps1-lr0.1 and
     steps2-lr0.01 on all, any other on none."""
-    answers = lighteval_model.SlotModel.answers
+    generate = VllmEngine.generate
+    golds = [json.loads(line)["answer"] for line in PROBLEMS.read_text().splitlines()]
 
-    def replaced(self: Any, docs: Any, requests: Any, on_tokens: Any) -> Any:
-        for answer in answers(self, docs, requests, on_tokens):
-            arm = answer.completion.request_id.split("/")[0]
-            even = int(answer.doc.id) % 2 == 0
+    def replaced(*arguments: Any, **more: Any) -> Any:
+        for completion in generate(*arguments, **more):
+            arm, _, problem, _ = completion.request.id.split("/")
+            even = int(problem) % 2 == 0
             right = arm in ("steps1-lr0.1", "steps2-lr0.01") or (arm == "baseline" and even)
-            said = answer.doc.get_golds()[0] if right else "-1"
-            answer.completion.texts[0] = answer.response.text[0] = f"$\\boxed{{{said}}}$"
-            yield answer
+            said = golds[int(problem)] if right else "-1"
+            completion.texts[0] = f"$\\boxed{{{said}}}$"
+            yield completion
 
-    monkeypatch.setattr(lighteval_model.SlotModel, "answers", replaced)
+    monkeypatch.setattr(VllmEngine, "generate", replaced)
 
 
 @pytest.mark.usefixtures("scripted")

@@ -51,7 +51,7 @@ def ask(engine: TransformersEngine, *requests: Request) -> dict[str, Completion]
     counts: dict[str, int] = {}
     found = {}
     for completion in engine.generate(requests, lambda name, n: counts.update({name: n})):
-        found[completion.request_id] = completion
+        found[completion.request.id] = completion
     assert counts == {name: sum(map(len, one.tokens)) for name, one in found.items()}
     return found
 
@@ -112,7 +112,8 @@ def test_w_delta(start: Any) -> None:
     prompts = ([*range(5, 15)], [*range(20, 26)])
     asked = [request(str(i), p, extra_args=SLOT) for i, p in enumerate(prompts)]
     plain = request("plain", [5, 6, 7])
-    found = {one.request_id: one.shifts for one in engine.token_shifts([*asked, plain])}
+    answers = engine.generate([*asked, plain], lambda name, n: None, with_shifts=True)
+    found = {one.request.id: one.shifts for one in answers}
     assert found["plain"] is None
     for name in ("0", "1"):
         assert found[name].shape == (engine._model.config.vocab_size,)
