@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from slot_vllm.evaluation import statistics
-from slot_vllm.evaluation.comparison import ProblemScores
+from slot_vllm.evaluation.comparison import ProblemScores, paired
 from slot_vllm.evaluation.record import Breakdown, Group
 from slot_vllm.evaluation.run_settings import changed
 from slot_vllm.evaluation.scoring import mean
@@ -43,10 +43,9 @@ def _figures(ids: Sequence[str], scores: ProblemScores, baseline: ProblemScores 
     group = Group(
         value=float(values.mean()), samples=len(ids), interval=statistics.mean_interval(values)
     )
-    both = [i for i in ids if baseline and i in baseline]
-    if not baseline or not both:
+    arm, own = paired({i: scores[i] for i in ids}, baseline or {})
+    if not len(arm):
         return group
-    arm, own = np.array([(scores[i], baseline[i]) for i in both], float).T
     return changed(
         group,
         difference=float((arm - own).mean()),

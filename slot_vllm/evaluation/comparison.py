@@ -19,7 +19,7 @@ _FEW_FOR_BOOTSTRAP = 50
 
 def compare(arms: Mapping[str, ProblemScores], baseline: ProblemScores) -> dict[str, Comparison]:
     """Each arm against the baseline; arms that share no problem with it are left out."""
-    pairs = {arm: _paired(scores, baseline) for arm, scores in arms.items()}
+    pairs = {arm: paired(scores, baseline) for arm, scores in arms.items()}
     pairs = {arm: pair for arm, pair in pairs.items() if len(pair[0])}
     if not pairs:
         return {}
@@ -39,8 +39,9 @@ def compare(arms: Mapping[str, ProblemScores], baseline: ProblemScores) -> dict[
     return compared
 
 
-def _paired(arm: ProblemScores, baseline: ProblemScores) -> tuple[Numbers, Numbers]:
-    # In an order that is the same whatever order the problems finished in.
+def paired(arm: ProblemScores, baseline: ProblemScores) -> tuple[Numbers, Numbers]:
+    """The scores of both, on the problems that both have one for, in an order that is the same
+    whatever order the problems finished in."""
     both = sorted(arm.keys() & baseline.keys())
     return np.array([arm[i] for i in both], float), np.array([baseline[i] for i in both], float)
 

@@ -12,16 +12,16 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 from lighteval.models.abstract_model import LightevalModel, ModelConfig
 from lighteval.models.model_input import GenerationParameters
 from lighteval.models.model_output import ModelResponse
 from lighteval.tasks.prompt_manager import PromptManager
-from lighteval.tasks.registry import Registry
 from lighteval.tasks.requests import Doc
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -57,15 +57,12 @@ class SlotModel(LightevalModel):
     from ``SLOT_CONFIG``. Raises ConfigError.
     """
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        run: RunConfig | None = None,
-    ) -> None:
+    def __init__(self, config: ModelConfig, run: RunConfig | None = None) -> None:
         self.run = run or _run_from_environment(config.model_name)
-        self.arm = self.run.all_arms[0] if run else _arm_from_environment(self.run, os.environ)
+        self.arm = self.run.all_arms[0] if run else _arm_from_environment(self.run)
         self.config = config.model_copy(update=_described(self.run, self.arm))
-        self._cache = _NoCache()
+        # lighteval's cache of samples, which would serve one arm's answers to another, is off.
+        self._cache = SimpleNamespace(_init_registry=lambda registry: None)
         self._request_numbers = itertools.count()
         self._tokenizer = _load_tokenizer(self.run)
         self._use_chat_template = _uses_chat_template(self.run, self._tokenizer)
@@ -270,13 +267,6 @@ def response(completion: Completion) -> ModelResponse:
     )
 
 
-class _NoCache:
-    """lighteval's cache of samples, which would serve one arm's answers to another: off."""
-
-    def _init_registry(self, registry: Registry) -> None:
-        pass
-
-
 def _run_from_environment(model: str) -> RunConfig:
     path = os.environ.get("SLOT_CONFIG")
     if not path:
@@ -286,11 +276,10 @@ def _run_from_environment(model: str) -> RunConfig:
     return run
 
 
-def _arm_from_environment(run: RunConfig, environment: Mapping[str, str]) -> Arm:
+def _arm_from_environment(run: RunConfig) -> Arm:
     arms = {arm.name: arm for arm in run.all_arms}
-    name = environment.get("SLOT_ARM")
-    if name is None:
-        return next((arm for arm in run.all_arms if arm.steps), run.all_arms[0])
+    first = next((arm.name for arm in run.all_arms if arm.steps), run.all_arms[0].name)
+    name = os.environ.get("SLOT_ARM", first)
     if name not in arms:
         raise ConfigError(f"SLOT_ARM={name!r}: no such arm; allowed: {', '.join(arms)}")
     return arms[name]
@@ -298,20 +287,10 @@ def _arm_from_environment(run: RunConfig, environment: Mapping[str, str]) -> Arm
 
 def _described(run: RunConfig, arm: Arm) -> dict[str, Any]:
     """What lighteval's own result files say about the model."""
-    generation = run.generation
-    return {
-        "system_prompt": system_prompt(run),
-        "generation_parameters": GenerationParameters(
-            temperature=arm.temperature(generation.temperature),
-            top_p=generation.top_p,
-            top_k=generation.top_k,
-            min_p=generation.min_p,
-            repetition_penalty=generation.repetition_penalty,
-            max_new_tokens=generation.max_new_tokens,
-            seed=generation.seed,
-            stop_tokens=generation.stop,
-        ),
-    }
+    generation = run.generation.model_dump(exclude={"stop"})
+    generation["temperature"] = arm.temperature(run.generation.temperature)
+    parameters = GenerationParameters(**generation, stop_tokens=run.generation.stop)
+    return {"system_prompt": system_prompt(run), "generation_parameters": parameters}
 
 
 def _check_text(doc: Doc, what: str, text: Any) -> None:

@@ -80,11 +80,7 @@ class Plan:
     @property
     def reported(self) -> list[Part]:
         """While a selection is not complete, none of its cells."""
-        out: set[tuple[str, str]] = set()
-        if self.selecting:
-            for grid in self._grids:
-                others = {*grid.cells} - {BASELINE, self._best(grid, self.selecting)}
-                out |= {(cell, grid.task.name) for cell in others}
+        out = self._not_best if self.selecting else set()
         return [part for part in self._all_reported if (part.arm.name, part.task.name) not in out]
 
     @property
@@ -95,11 +91,8 @@ class Plan:
     @property
     def inspected(self) -> list[Part]:
         """Of the arms with SLOT, those outside a sweep and the best of its cells."""
-        measured = self.selecting or self._all_reported
-        best = {(self._best(grid, measured), grid.task.name) for grid in self._grids}
-        cells = {(cell, grid.task.name) for grid in self._grids for cell in grid.cells}
-        out = cells - best
         with_slot = [part for part in self.reported if part.arm.steps]
+        out = self._not_best
         return [part for part in with_slot if (part.arm.name, part.task.name) not in out]
 
     @property
@@ -113,8 +106,7 @@ class Plan:
         rows = [row for task in self._tasks for row in _compared(self.reported, task)]
         names = [arm.name for arm in self._arms]
         rows.sort(key=lambda row: names.index(row.name))
-        measured = self.selecting or self._all_reported
-        sweeps = [grid.summary(_compared(measured, grid.task)) for grid in self._grids]
+        sweeps = [grid.summary(_compared(self._measured, grid.task)) for grid in self._grids]
         return record(self._config, self._tasks, rows, sweeps, self.seconds)
 
     def _part(self, arm: Arm, task: EvaluationTask, docs: list[Doc]) -> Part:
@@ -122,11 +114,21 @@ class Plan:
         whole = {doc.id: stored[doc.id] for doc in docs if len(stored[doc.id]) == doc.num_samples}
         return Part(arm, task, docs, whole)
 
-    def _best(self, grid: Grid, measured: Sequence[Part]) -> str | None:
-        parts = [part for part in measured if part.task is grid.task]
-        if any(part.pending for part in parts):
-            return None
-        return grid.best([part.result() for part in parts])
+    @property
+    def _measured(self) -> list[Part]:
+        """What the cells of a sweep are compared on."""
+        return self.selecting or self._all_reported
+
+    @property
+    def _not_best(self) -> set[tuple[str, str]]:
+        """The sweep's cells with SLOT, and their tasks, that are not known to be the best."""
+        found = set()
+        for grid in self._grids:
+            parts = [part for part in self._measured if part.task is grid.task]
+            answered = not any(part.pending for part in parts)
+            best = grid.best([part.result() for part in parts]) if answered else None
+            found |= {(cell, grid.task.name) for cell in {*grid.cells} - {BASELINE, best}}
+        return found
 
 
 def _compared(parts: Sequence[Part], task: EvaluationTask) -> list[Result]:

@@ -79,7 +79,7 @@ def compared(
 
     samples: by arm. groups: by column of the data and problem id.
     """
-    by_metric = {
+    scores = {
         metric: {
             row.name: _problem_scores(samples[row.name], metric, row.metrics[metric].value)
             for row in results
@@ -88,13 +88,14 @@ def compared(
     }
     comparisons = {
         metric: compare(
-            {name: of_arm for name, of_arm in scores.items() if name != BASELINE},
-            scores.get(BASELINE, {}),
+            {name: of_arm for name, of_arm in by_arm.items() if name != BASELINE},
+            by_arm.get(BASELINE, {}),
         )
-        for metric, scores in by_metric.items()
+        for metric, by_arm in scores.items()
     }
-    scores = by_metric[results[0].metric]
-    return [_with_comparisons(row, comparisons, scores, groups) for row in results]
+    return [
+        _with_comparisons(row, comparisons, scores[results[0].metric], groups) for row in results
+    ]
 
 
 def _with_comparisons(
@@ -103,24 +104,24 @@ def _with_comparisons(
     scores: Mapping[str, ProblemScores],
     groups: Mapping[str, Mapping[str, str]],
 ) -> Result:
-    of_arm = {metric: found[row.name] for metric, found in comparisons.items() if row.name in found}
-    metrics = {
-        name: changed(metric, **dict(of_arm[name])) if name in of_arm else metric
-        for name, metric in row.metrics.items()
-    }
-    baseline = None if row.name == BASELINE else scores.get(BASELINE, {})
+    """scores: by arm, in the first metric."""
+    found = {metric: of[row.name] for metric, of in comparisons.items() if row.name in of}
+    said = " ".join(f"{metric}: {comparison.words}" for metric, comparison in found.items())
+    baseline = None if row.name == BASELINE else scores.get(BASELINE)
     by_group = {
         column: breakdown.of_problems(of_problem, scores[row.name], baseline)
         for column, of_problem in groups.items()
         if scores[row.name]
     }
-    row = changed(row, metrics=metrics, breakdown=row.breakdown | by_group)
-    if row.metric in of_arm:
-        row = changed(row, **dict(of_arm[row.metric]))
-    if of_arm:
-        said = " ".join(f"{metric}: {found.words}" for metric, found in of_arm.items())
-        row = changed(row, words=f"{row.task}, {row.name} against the baseline: {said}")
-    return row
+    metrics = {name: changed(row.metrics[name], **dict(of)) for name, of in found.items()}
+    first = dict(found[row.metric]) if row.metric in found else {}
+    words = f"{row.task}, {row.name} against the baseline: {said}" if found else row.words
+    return changed(
+        row,
+        **{**first, "words": words},
+        metrics=row.metrics | metrics,
+        breakdown=row.breakdown | by_group,
+    )
 
 
 def record(

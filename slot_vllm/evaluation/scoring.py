@@ -1,5 +1,6 @@
 """Scores by lighteval's own metrics, and of how answers end and read."""
 
+import copy
 import logging
 import math
 import numbers
@@ -20,7 +21,7 @@ from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.record import Metric, Sample
 from slot_vllm.evaluation.run_settings import changed
 from slot_vllm.evaluation.statistics import Interval, mean_interval
-from slot_vllm.evaluation.tasks import EvaluationTask, fresh
+from slot_vllm.evaluation.tasks import EvaluationTask
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def score(task: EvaluationTask, doc: Doc, response: ModelResponse, arm: str = ""
         remove_reasoning_tags(text, REASONING_TAGS) for text in response.text
     ]
     try:
-        return apply_metric([response], [fresh(doc)], list(task.task.metrics))[0]
+        return _scores(doc, response, list(task.task.metrics))
     except Exception as error:  # whatever a scorer raises
         whose = f"the answer of {arm}" if arm else "its answer"
         reason = _reason(error)
@@ -61,7 +62,7 @@ def check(task: EvaluationTask) -> None:
         response = ModelResponse(input="", text=[text] * doc.num_samples)
         state = random.getstate()
         try:
-            apply_metric([response], [fresh(doc)], metrics)
+            _scores(doc, response, metrics)
             # Such as IFEval's, which are told by the row what to look for.
             reason = (
                 "what the row does not say is drawn at random"
@@ -74,6 +75,11 @@ def check(task: EvaluationTask) -> None:
             random.setstate(state)
         if reason:
             raise ConfigError(f"{_named(task, doc)}: no answer to it can be scored: {reason}")
+
+
+def _scores(doc: Doc, response: ModelResponse, metrics: Sequence[Any]) -> Scores:
+    # A copy: lighteval's metrics write what they extract into the document.
+    return apply_metric([response], [copy.deepcopy(doc)], metrics)[0]
 
 
 def _named(task: EvaluationTask, doc: Doc) -> str:

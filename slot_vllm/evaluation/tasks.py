@@ -23,6 +23,7 @@ from lighteval.tasks.requests import Doc, SamplingMethod
 
 from slot_vllm.evaluation import benchmarks, columns, data, ready_files, requirements
 from slot_vllm.evaluation.config import RunConfig, Task
+from slot_vllm.evaluation.data_files import Row
 from slot_vllm.evaluation.errors import ConfigError
 
 # The seed of lighteval's own pipeline: GPQA's choices come in the order that it gives them.
@@ -83,10 +84,13 @@ def _load(key: str, named: Task, config: RunConfig) -> Iterator[EvaluationTask]:
         task = LightevalTask(definition)
         name = task.full_name.removesuffix("|0")
         _check(key, name, task, config)
-        dataset = _dataset(key, named, task)
-        task.dataset = dataset
+        task.dataset = dataset = _dataset(key, named, task)
         docs = _docs(key, name, task, named)
-        yield EvaluationTask(name, task, docs, _groups(task, dataset), _own_ids(task, dataset))
+        # Of several splits, positions do not tell the rows.
+        splits = task.evaluation_split
+        rows = dataset[splits[0]] if len(splits) == 1 else ()
+        own = {str(i): found for i, row in enumerate(rows) if (found := columns.own_id(row))}
+        yield EvaluationTask(name, task, docs, _groups(rows), own)
 
 
 def definitions(name: str, key: str, custom_tasks: str | None = None) -> list[LightevalTaskConfig]:
@@ -157,14 +161,14 @@ def _downloads(file: Path) -> bool:
 
 def _module(file: Path) -> ModuleType:
     parts = file.with_suffix("").relative_to(ROOT).parts
-    return importlib.import_module(".".join(["lighteval", "tasks", *parts]))
+    silent = io.StringIO()  # some download, and say so
+    with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+        return importlib.import_module(".".join(["lighteval", "tasks", *parts]))
 
 
 def _import(file: Path, key: str, name: str) -> ModuleType:
-    silent = io.StringIO()  # some download, and say so
     try:
-        with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
-            module = _module(file)
+        module = _module(file)
         requirements.prepare(file.parent.name)
     except ImportError as error:
         raise ConfigError(f"{key}={name!r}: {requirements.missing(error)}") from None
@@ -194,17 +198,14 @@ def _custom(file: str) -> ModuleType:
     return module
 
 
-def _importable(files: Iterable[Path]) -> Iterator[ModuleType]:
+def _importable(files: Iterable[Path]) -> list[ModuleType]:
+    modules = []
     for file in files:
-        if _downloads(file):
-            continue
-        silent = io.StringIO()
-        try:
-            with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
-                module = _module(file)
-        except Exception:  # an extra of lighteval's that is missing: not one of these tasks
-            continue
-        yield module
+        # Where one of lighteval's extras is missing it is not one of its tasks.
+        with contextlib.suppress(Exception):
+            if not _downloads(file):
+                modules.append(_module(file))
+    return modules
 
 
 def _draw(definition: LightevalTaskConfig, answers: int, key: str) -> None:
@@ -306,24 +307,10 @@ def _docs(key: str, name: str, task: LightevalTask, named: Task) -> list[Doc]:
     return docs[named.skip :]
 
 
-def _groups(task: LightevalTask, dataset: data.Dataset) -> dict[str, dict[str, str]]:
-    if len(task.evaluation_split) != 1:
-        return {}
-    rows = list(enumerate(dataset[task.evaluation_split[0]]))
-    groups = {
-        column: {str(i): group for i, row in rows if (group := columns.group(row, column))}
-        for column in columns.GROUPS
-    }
-    return {column: of_problem for column, of_problem in groups.items() if of_problem}
-
-
-def _own_ids(task: LightevalTask, dataset: data.Dataset) -> dict[str, str]:
-    if len(task.evaluation_split) != 1:
-        return {}
-    rows = enumerate(dataset[task.evaluation_split[0]])
-    return {str(i): own for i, row in rows if (own := columns.own_id(row)) is not None}
-
-
-def fresh(doc: Doc) -> Doc:
-    """A copy for one scoring: lighteval's metrics write what they extract into the document."""
-    return copy.deepcopy(doc)
+def _groups(rows: Sequence[Row]) -> dict[str, dict[str, str]]:
+    groups: dict[str, dict[str, str]] = {}
+    for column in columns.GROUPS:
+        for i, row in enumerate(rows):
+            if found := columns.group(row, column):
+                groups.setdefault(column, {})[str(i)] = found
+    return groups

@@ -7,6 +7,7 @@ from typing import Any
 
 import gguf
 import torch
+from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors.torch import save_file
 from tokenizers import pre_tokenizers
 from transformers import (
@@ -52,17 +53,20 @@ def convert(
     largest = max(int(tensor.n_elements) for tensor in reader.tensors)
     memory.require(SHARD_BYTES + 2 * 4 * largest, f"the conversion of {file.name}", RunFailed)
     config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
-    shards = _shards(reader.tensors)
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    split = split_state_dict_into_shards_factory(
+        tensors,
+        get_storage_size=lambda tensor: 2 * int(tensor.n_elements),
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=SHARD_BYTES,
+    )
     names = _Names(reader, config)
     written: dict[str, str] = {}
     total = sum(int(tensor.n_elements) for tensor in reader.tensors)
     done = 0
-    for number, tensors in enumerate(shards, 1):
-        shard = "model.safetensors"
-        if len(shards) > 1:
-            shard = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+    for shard, held in split.filename_to_tensors.items():
         weights = {}
-        for tensor in tensors:
+        for tensor in map(tensors.__getitem__, held):
             name, weight = names.weight(tensor)
             weights[name] = weight
             written[name] = shard
@@ -70,24 +74,10 @@ def convert(
             on_share(done / total)
         save_file(weights, directory / shard, metadata={"format": "pt"})
     names.check_all(written)
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": 2 * total}, "weight_map": written}
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": written}
         (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
     _write_settings(reader, file, directory, config, end_tokens)
-
-
-def _shards(tensors: Sequence[gguf.ReaderTensor]) -> list[list[gguf.ReaderTensor]]:
-    """The tensors in their order, in parts of at most SHARD_BYTES (or of one tensor)."""
-    shards: list[list[gguf.ReaderTensor]] = []
-    size = SHARD_BYTES
-    for tensor in tensors:
-        own = 2 * int(tensor.n_elements)
-        if size + own > SHARD_BYTES:
-            shards.append([])
-            size = 0
-        shards[-1].append(tensor)
-        size += own
-    return shards
 
 
 class _Names:

@@ -6,7 +6,9 @@ import numpy as np
 from markupsafe import Markup
 
 from slot_vllm.evaluation import statistics
-from slot_vllm.evaluation.record import BASELINE, Group, Result, Sweep
+from slot_vllm.evaluation.comparison import paired
+from slot_vllm.evaluation.conduct import conduct
+from slot_vllm.evaluation.record import BASELINE, CUT_OFF, Group, Result, Sweep
 from slot_vllm.evaluation.report import figures
 from slot_vllm.evaluation.report.figures import Pair
 from slot_vllm.evaluation.statistics import ALPHA, Interval, Numbers
@@ -37,15 +39,6 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Losses:
-    """An arm's prompt losses, one per problem, before and after SLOT."""
-
-    arm: str
-    first: Numbers
-    last: Numbers
-
-
-@dataclass(frozen=True)
 class SweepSection:
     """rest: the best setting's result on problems that had no part in the selection."""
 
@@ -56,13 +49,14 @@ class SweepSection:
 
 @dataclass(frozen=True)
 class TaskSection:
-    """pairs: each arm's scores and the baseline's, on the problems that both answered."""
+    """pairs: each arm's scores and the baseline's, on the problems that both answered. losses: each
+    arm's prompt losses before and after SLOT, one per problem."""
 
     run: StoredRun
     task: str
     entries: list[Result]
     pairs: dict[str, Pair]
-    losses: list[Losses]
+    losses: dict[str, Pair]
     answers: list[Answers]
     sweeps: list[SweepSection] = field(default_factory=list)
 
@@ -127,8 +121,7 @@ class TaskSection:
 
     @property
     def loss_figure(self) -> Markup | None:
-        arms = {losses.arm: (losses.first, losses.last) for losses in self.losses}
-        return figures.prompt_loss(arms) if arms else None
+        return figures.prompt_loss(self.losses) if self.losses else None
 
     @property
     def length_figure(self) -> Markup:
@@ -142,14 +135,14 @@ def section(run: StoredRun, task: str) -> TaskSection:
     """Of the run's results and samples."""
     parts, baseline = run.of_task(task), run.baseline(task)
     others = [part for part in parts if part.arm != BASELINE]
-    pairs = {part.arm: _pair(part, baseline) for part in others} if baseline else {}
-    losses = [_losses(part) for part in others]
+    pairs = {part.arm: paired(part.scores, baseline.scores) for part in others if baseline}
+    losses = {part.arm: _losses(part) for part in others}
     return TaskSection(
         run=run,
         task=task,
         entries=[part.entry for part in parts if part.entry],
         pairs={arm: pair for arm, pair in pairs.items() if len(pair[0])},
-        losses=[found for found in losses if len(found.first)],
+        losses={arm: pair for arm, pair in losses.items() if len(pair[0])},
         answers=[_answers(part) for part in parts],
         sweeps=[
             _sweep(sweep, parts)
@@ -159,32 +152,23 @@ def section(run: StoredRun, task: str) -> TaskSection:
     )
 
 
-def _pair(part: StoredPart, baseline: StoredPart) -> Pair:
-    ours, theirs = part.scores, baseline.scores
-    both = [problem for problem in ours if problem in theirs]
-    return np.array([ours[i] for i in both], float), np.array([theirs[i] for i in both], float)
-
-
-def _losses(part: StoredPart) -> Losses:
+def _losses(part: StoredPart) -> Pair:
     known = [
         (sample.first_loss, sample.last_loss)
         for sample in part.problems.values()
         if sample.first_loss is not None and sample.last_loss is not None
     ]
     first, last = np.array(known, float).reshape(-1, 2).T
-    return Losses(part.arm, first, last)
+    return first, last
 
 
 def _answers(part: StoredPart) -> Answers:
-    cut_off = {
-        problem: [sample.cut_off for sample in samples] for problem, samples in part.answers.items()
-    }
-    shares = [sum(flags) / len(flags) for flags in cut_off.values()]
+    shares = [conduct(answers)[CUT_OFF] for answers in part.answers.values()]
     return Answers(
         arm=part.arm,
         tokens=np.array([sample.generated_tokens for sample in part.samples], float),
         prompt_tokens=sum(sample.prompt_tokens for sample in part.problems.values()),
-        truncated=sum(map(sum, cut_off.values())),
+        truncated=sum(sample.cut_off for sample in part.samples),
         truncated_interval=statistics.mean_interval(np.array(shares)),
     )
 
