@@ -6,6 +6,7 @@ What ``slot_loss_tokens`` means where only the tokenizer can tell:
 that are theirs (``chat_turns``).
 """
 
+import itertools
 from collections import deque
 from collections.abc import Sequence
 from functools import cached_property
@@ -63,14 +64,11 @@ class LossTokens:
 
 def _joined(counts: Sequence[bool]) -> list[Span]:
     """Runs of what counts."""
-    spans: list[Span] = []
-    for i, counted in enumerate(counts):
-        if not counted:
-            continue
-        if spans and spans[-1][1] == i:
-            spans[-1] = (spans[-1][0], i + 1)
-        else:
-            spans.append((i, i + 1))
+    spans = []
+    for counted, run in itertools.groupby(enumerate(counts), key=lambda pair: pair[1]):
+        if counted:
+            places = [i for i, _ in run]
+            spans.append((places[0], places[-1] + 1))
     return spans
 
 

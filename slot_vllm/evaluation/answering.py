@@ -14,7 +14,8 @@ class Answering(Progress):
     def __init__(self, label: str, requests: Sequence[Request], done: int = 0) -> None:
         self._total = done + len(requests)
         self._done = done
-        self._left = TimeLeft({request.id: _limit(request) for request in requests})
+        limits = {one.id: one.sampling["n"] * one.sampling["max_tokens"] for one in requests}
+        self._left = TimeLeft(limits)
         super().__init__(label, self._total, done)
 
     def add_tokens(self, request_id: str, count: int) -> None:
@@ -33,8 +34,3 @@ class Answering(Progress):
         if self._done == self._total:
             return f"{said}, {rate}"
         return f"{said}, {self._left.running} running, {rate}, {time_left(self._left.seconds())}"
-
-
-def _limit(request: Request) -> int:
-    limit: int = request.sampling["n"] * request.sampling["max_tokens"]
-    return limit

@@ -60,13 +60,11 @@ def exit_code(run: Callable[[], None]) -> int:
         if interruption.happened:
             print("interrupted", file=sys.stderr)
             return EXIT_INTERRUPTED
-        if not isinstance(error, ConfigError | RunFailed):
-            lacking = _lacking(error)
-            if lacking is None:
-                raise
-            print(f"error: {lacking}", file=sys.stderr)
-            return EXIT_FAILED
-        print(f"error: {error}", file=sys.stderr)
+        known = isinstance(error, ConfigError | RunFailed)
+        said = str(error) if known else _lacking(error)
+        if said is None:
+            raise
+        print(f"error: {said}", file=sys.stderr)
         return EXIT_BAD_INPUT if isinstance(error, ConfigError) else EXIT_FAILED
     return 0
 

@@ -105,7 +105,8 @@ def compare(results: Path, table: Path | None = None) -> BesidePublished:
             lines += [Line(row, entry, entry.value, error) for row in rows]
         else:
             has_none = f"ours has no {'value' if entry.value is None else 'interval'}"
-            alone.append(f"{entry.task}, {_arm(entry)}: {said or has_none}")
+            arm = f"{entry.name} ({_setting(entry.steps, entry.lr)})"
+            alone.append(f"{entry.task}, {arm}: {said or has_none}")
     tasks = {entry.task.removeprefix(PREFIX) for entry in run.arms}
     return BesidePublished(lines, alone, _needed([row for row in of_model if row.task in tasks]))
 
@@ -172,10 +173,6 @@ def _same_setting(row: PublishedRun, entry: Result) -> bool:
     if row.task != entry.task.removeprefix(PREFIX) or row.steps != entry.steps:
         return False
     return not row.steps or math.isclose(row.lr, entry.lr)
-
-
-def _arm(entry: Result) -> str:
-    return f"{entry.name} ({_setting(entry.steps, entry.lr)})"
 
 
 def _setting(steps: int, lr: float) -> str:

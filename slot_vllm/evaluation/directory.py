@@ -43,7 +43,7 @@ class RunDirectory:
         self.log = path / "run.log"
         self._config = path / CONFIG
         self._inspection = path / INSPECTION
-        self._results = path / RESULTS
+        self.results = path / RESULTS
         self._report = path / "report.html"
         self._replaced = path / REPLACED
 
@@ -54,7 +54,7 @@ class RunDirectory:
         if overwrite:
             return
         if not self._config.exists():
-            for file in (self.samples.found, self._inspection, self._results):
+            for file in (self.samples.found, self._inspection, self.results):
                 if file.exists():
                     raise ConfigError(
                         f"{file} is there, but no {self._config.name} that says which run it is "
@@ -62,8 +62,8 @@ class RunDirectory:
                     )
             return
         if not resume:
-            held = "a finished run" if self._results.exists() else "an unfinished run"
-            more = "adds arms or problems to" if self._results.exists() else "continues"
+            held = "a finished run" if self.results.exists() else "an unfinished run"
+            more = "adds arms or problems to" if self.results.exists() else "continues"
             raise ConfigError(
                 f"{self.path} holds {held}; --resume {more} it, --overwrite replaces it, "
                 "--output-dir DIR writes elsewhere"
@@ -80,7 +80,7 @@ class RunDirectory:
         then only what is made of all answers is, if there are to be more of them."""
         self.path.mkdir(parents=True, exist_ok=True)
         here = self._recorded()
-        findings = [self._results, self._report, self._inspection]
+        findings = [self.results, self._report, self._inspection]
         if not resume:
             files = [*findings, self.samples.path, self.samples.packed]
             self._set_aside([*files, self._config])
@@ -98,17 +98,13 @@ class RunDirectory:
         entries = [inspection.model_dump(mode="json") for inspection in inspections]
         write_whole(self._inspection, json.dumps(entries, allow_nan=False) + "\n")
 
-    def write_results(self, results: RunRecord) -> Path:
-        """Writes ``results.json`` and returns its path."""
-        return write_results(results, self._results)
-
     def finish(self) -> None:
         """Once all is written: what the run replaces goes."""
         shutil.rmtree(self._replaced, ignore_errors=True)
 
     def _set_aside(self, files: Sequence[Path]) -> None:
         """Of several runs that did not finish, what the first of them was to replace stays."""
-        if self._results.exists():
+        if self.results.exists():
             self.finish()
         # It is moved last: without it, moving was interrupted.
         moved = (self._replaced / self._config.name).exists()

@@ -6,6 +6,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
@@ -134,12 +135,11 @@ def check_controls(
 ) -> None:
     """Raises ConfigError for an arm's control that an engine of these options would refuse."""
     from vllm import EngineArgs, SamplingParams
-    from vllm.exceptions import VLLMError
 
     for arm in config.all_arms:
         if arm.control is None or not (arm.control.regex or arm.control.bias):
             continue
-        try:
+        with _refusing(f"arms.{arm.name}.control"):
             arguments = EngineArgs(**options)
             SamplingParams(
                 structured_outputs=matching(arm.control.regex) if arm.control.regex else None,
@@ -150,21 +150,26 @@ def check_controls(
                 arguments.structured_outputs_config,
                 tokenizer,
             )
-        except (ValueError, TypeError, VLLMError) as error:
-            reason = " ".join(str(error).split())
-            raise ConfigError(f"arms.{arm.name}.control: vLLM refuses: {reason}") from None
 
 
 def check_sampling(requests: Sequence[Request]) -> None:
     """Raises ConfigError for what vLLM's SamplingParams refuse, before anything is written."""
     from vllm import SamplingParams
+
+    with _refusing("generation"):
+        for request in requests:
+            SamplingParams(**request.sampling)
+
+
+@contextmanager
+def _refusing(key: str) -> Iterator[None]:
+    """Raises ConfigError for what vLLM refuses within."""
     from vllm.exceptions import VLLMError
 
-    for request in requests:
-        try:
-            SamplingParams(**request.sampling)
-        except (ValueError, TypeError, VLLMError) as error:
-            raise ConfigError(f"generation: vLLM refuses: {' '.join(str(error).split())}") from None
+    try:
+        yield
+    except (ValueError, TypeError, VLLMError) as error:
+        raise ConfigError(f"{key}: vLLM refuses: {' '.join(str(error).split())}") from None
 
 
 def _seeded_on_cpu(config: RunConfig) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Inspections as tables on the terminal and as a bar chart."""
 
+import io
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.text import Text
 from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.inspection_record import Inspection, Shifts, TokenShift
 from slot_vllm.evaluation.report import figures, svg
+from slot_vllm.evaluation.samples import write_whole
 from slot_vllm.evaluation.table import terminal
 
 SUFFIXES = (".png", ".svg")
@@ -37,20 +39,21 @@ def check_output(path: Path) -> None:
         raise ConfigError(f"--output {path}: allowed: a file name that ends in .png or .svg")
     if path.is_dir():
         raise ConfigError(f"--output {path}: it is a directory; allowed: a file")
+    unfinished = path.with_name(f"{path.name}.tmp")
     try:
-        _unfinished(path).touch()
-        _unfinished(path).unlink()
+        unfinished.touch()
+        unfinished.unlink()
     except OSError as error:
         raise ConfigError(_unwritable(path, error)) from None
 
 
 def write_chart(inspections: Sequence[Inspection], path: Path) -> None:
     """Writes all of the chart or nothing. Raises ConfigError."""
+    kind, picture = path.suffix.lower().removeprefix("."), io.BytesIO()
+    with svg.style():
+        figures.shifts_chart(inspections).savefig(picture, format=kind, bbox_inches="tight")
     try:
-        with _unfinished(path).open("wb") as file, svg.style():
-            kind = path.suffix.lower().removeprefix(".")
-            figures.shifts_chart(inspections).savefig(file, format=kind, bbox_inches="tight")
-        _unfinished(path).replace(path)
+        write_whole(path, picture.getvalue())
     except OSError as error:
         raise ConfigError(_unwritable(path, error)) from None
 
@@ -97,10 +100,6 @@ def _prompts(inspection: Inspection) -> Table:
 def _most(shifts: Shifts, tokens: Sequence[TokenShift]) -> Text:
     shown = tokens[:_PROMPT_TOKENS]
     return Text("  ".join(f"{t.token} {shifts.less_mean(t):+.3f}" for t in shown))
-
-
-def _unfinished(path: Path) -> Path:
-    return path.with_name(f"{path.name}.tmp")
 
 
 def _unwritable(path: Path, error: OSError) -> str:

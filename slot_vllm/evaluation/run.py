@@ -10,7 +10,7 @@ from lighteval.tasks.requests import Doc
 from slot_vllm.evaluation import inspection, report, scoring, tasks
 from slot_vllm.evaluation.answering import Answering
 from slot_vllm.evaluation.config import RunConfig
-from slot_vllm.evaluation.directory import RunDirectory
+from slot_vllm.evaluation.directory import RunDirectory, write_results
 from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.generation import Completion, check_option_names
 from slot_vllm.evaluation.lighteval_model import SlotModel, response
@@ -69,8 +69,7 @@ def run(config: RunConfig, directory: RunDirectory, resume: bool) -> RunRecord:
         logger.warning("%s of %s answers are in %s; --resume continues there", done, total, where)
         raise
     results = plan.record()
-    written = directory.write_results(results)
-    logger.info("written: %s", written)
+    logger.info("written: %s", write_results(results, directory.results))
     if config.inspect and config.uses_slot and not directory.inspected:
         inspections = [
             inspection.inspect(model, p.arm, p.task.name, p.docs) for p in plan.inspected

@@ -62,10 +62,10 @@ class SampleFile:
         raise ConfigError(f"{self.found}:{number}: not a sample: {reason}")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes all of a file or nothing."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes all of a file or nothing; a text as UTF-8."""
     unfinished = path.with_name(f"{path.name}.tmp")
-    unfinished.write_text(text, encoding="utf-8")
+    unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
     unfinished.replace(path)
 
 

@@ -17,6 +17,7 @@ from slot_vllm.evaluation.config import RunConfig, Task
 from slot_vllm.evaluation.data_files import Item
 from slot_vllm.evaluation.errors import ConfigError, RunFailed
 from slot_vllm.evaluation.record import Estimate, Scored
+from slot_vllm.evaluation.table import new_table
 from slot_vllm.evaluation.tasks import EvaluationTask
 from slot_vllm.validation_errors import describe
 
@@ -158,9 +159,8 @@ def _times(count: int) -> str:
 
 
 def _table(scored: Scored) -> Table:
-    grid = Table(title=f"{scored.task}, {scored.samples} problems")
-    for heading in ("metric", "value", "95 % interval"):
-        grid.add_column(heading, overflow="fold")
+    grid = new_table(("metric", "value", "95 % interval"), {"metric"})
+    grid.title = f"{scored.task}, {scored.samples} problems"
     for name, found in scored.metrics.items():
         bounds = f"{found.interval[0]:.4f} to {found.interval[1]:.4f}" if found.interval else "-"
         grid.add_row(name, "-" if found.value is None else f"{found.value:.4f}", bounds)

@@ -1,10 +1,10 @@
 """How long requests take that are not answered yet."""
 
 import time
-from bisect import bisect_right, insort
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import accumulate
+
+import numpy as np
 
 
 @dataclass
@@ -59,24 +59,21 @@ class TimeLeft:
     def finish(self, request_id: str) -> None:
         self._waiting.pop(request_id, None)
         one = self._running.pop(request_id, None)
-        insort(self._finished, one.tokens if one else 0)
+        self._finished.append(one.tokens if one else 0)
 
     def seconds(self) -> float | None:
         """None as long as no request is finished, or none has a token."""
         rate = self.tokens_per_second
         if not (self._finished and rate):
             return None
-        # Of the longest 1, 2, ... finished ones.
-        sums = list(accumulate(reversed(self._finished)))
-        mean = sums[-1] / len(sums)
+        finished, now = np.array(self._finished), self._clock()
+        mean = finished.mean()
         tokens = sum(min(mean, limit) for limit in self._waiting.values())
         slowest = 0.0
-        now = self._clock()
         for request_id, one in self._running.items():
-            limit = self._limits[request_id]
-            longer = len(sums) - bisect_right(self._finished, one.tokens)
-            expected = sums[longer - 1] / longer if longer else limit
-            left = max(min(expected, limit) - one.tokens, 0)
+            limit, longer = self._limits[request_id], finished[finished > one.tokens]
+            expected = min(longer.mean(), limit) if len(longer) else limit
+            left = max(expected - one.tokens, 0)
             tokens += left
             slowest = max(slowest, left * (now - one.since) / one.tokens if one.tokens else 0)
         return max(tokens / rate, slowest)

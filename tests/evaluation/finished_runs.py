@@ -6,7 +6,7 @@ from typing import Any
 
 from slot_vllm.evaluation import tasks
 from slot_vllm.evaluation.config import RunConfig
-from slot_vllm.evaluation.directory import RunDirectory
+from slot_vllm.evaluation.directory import RunDirectory, write_results
 from slot_vllm.evaluation.plan import Plan
 from slot_vllm.evaluation.record import Sample
 from slot_vllm.evaluation.run_settings import text_hash
@@ -70,5 +70,5 @@ def finish(path: Path, answer: Answer = half_right, **settings: Any) -> Path:
     directory = RunDirectory(path)
     directory.open(config, resume=False)
     directory.samples.rewrite(sample for part in plan.parts for sample in part.answered)
-    directory.write_results(plan.record())
+    write_results(plan.record(), directory.results)
     return path

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +57,10 @@ def _log(results: RunRecord, when: int) -> dict[str, Any]:
         "evaluation_results": [
             _result(results, row, name, metric)
             for row in results.arms
-            for name, metric in _metrics(row)
+            for name, metric in (row.metrics or {row.metric: row}).items()
+            if metric.value is not None
         ],
     }
-
-
-def _metrics(row: Result) -> Iterator[tuple[str, Metric]]:
-    """Those that have a value."""
-    metrics = row.metrics or {row.metric: row}
-    yield from ((name, metric) for name, metric in metrics.items() if metric.value is not None)
 
 
 def _result(results: RunRecord, row: Result, name: str, metric: Metric) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Logs of Inspect: one per arm and task, which ``inspect view`` shows."""
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,7 +41,8 @@ def write(directory: Path, output: Path) -> list[Path]:
     output.mkdir(parents=True, exist_ok=True)
     for part in StoredRun(directory, "", results, samples, []).parts:
         if part.entry is not None:
-            path = output / f"{_file_name(part.task)}-{part.arm}{SUFFIX}"
+            task = re.sub(r"[^\w.-]", "_", part.task)
+            path = output / f"{task}-{part.arm}{SUFFIX}"
             write_eval_log(_log(results, part.entry, part.samples, when), str(path))
             written.append(path)
     return written
@@ -125,7 +127,3 @@ def _sample(answer: Sample, model: str) -> "EvalSample":
             "seed": answer.seed,
         },
     )
-
-
-def _file_name(task: str) -> str:
-    return "".join(c if c.isalnum() or c in "._-" else "_" for c in task)

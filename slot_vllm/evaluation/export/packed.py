@@ -42,14 +42,12 @@ def write(directory: Path, output: Path) -> list[Path]:
     output.mkdir(parents=True, exist_ok=True)
     files = [output / RESULTS, output / (SAMPLES + PACKED)]
     write_whole(files[0], _results(results))
-    files[1].write_bytes(gzip.compress(_lines(samples).encode(), mtime=0))
-    for name, text in (
-        (CONFIG, settings),
-        (INSPECTION, _inspections(inspections) if inspections else None),
-    ):
+    write_whole(files[1], gzip.compress(_lines(samples).encode(), mtime=0))
+    told = _inspections(inspections) if inspections else None
+    for file, text in ((output / CONFIG, settings), (output / INSPECTION, told)):
         if text is not None:
-            write_whole(output / name, text)
-            files.append(output / name)
+            write_whole(file, text)
+            files.append(file)
     return files
 
 
