@@ -16,8 +16,6 @@ class Removal:
 
     default: Any
     instead: str
-    version: str = "0.2.0"
-    why: str = "it showed no use on a real model, see docs/study.md"
 
 
 _LESS = "for a smaller change use fewer slot_steps or a smaller slot_lr"
@@ -47,8 +45,9 @@ def refuse(values: Mapping[str, Any]) -> None:
             if (removal := REMOVED.get(name)) is not None:
                 raise PydanticCustomError(
                     ERROR,
-                    "{name}: removed in {version} ({why}): {instead}",
-                    {"name": name, **vars(removal)},
+                    "{name}: removed in 0.2.0 (it showed no use on a real model, see "
+                    "docs/study.md): {instead}",
+                    {"name": name, "instead": removal.instead},
                 )
 
 

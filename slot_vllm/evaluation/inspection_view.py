@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
@@ -13,7 +12,7 @@ from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.inspection_record import Inspection, Shifts, TokenShift
 from slot_vllm.evaluation.report import figures, svg
 from slot_vllm.evaluation.samples import write_whole
-from slot_vllm.evaluation.table import terminal
+from slot_vllm.evaluation.table import new_table, terminal
 
 SUFFIXES = (".png", ".svg")
 
@@ -68,10 +67,8 @@ def _means(inspection: Inspection) -> Table:
         f"less {inspection.vocabulary_mean:+.4f}, the mean over the whole vocabulary, which "
         "changes nothing"
     )
-    grid = Table(box=SIMPLE, title=Text(title), title_justify="left", caption=common)
-    for side in ("raised", "lowered"):
-        grid.add_column(side, overflow="fold")
-        grid.add_column(shift, justify="right")
+    sides = ("raised", "lowered")
+    grid = new_table((sides[0], shift, sides[1], shift), sides, title, common)
     for up, down in zip_longest(inspection.raised, inspection.lowered):
         grid.add_row(*_cells(inspection, up), *_cells(inspection, down))
     return grid
@@ -87,10 +84,8 @@ def _prompts(inspection: Inspection) -> Table:
     title = f"{inspection.arm} · {inspection.task}: W delta of each prompt"
     left_out = inspection.problems - _PROMPTS
     caption = f"and {left_out} more" if left_out > 0 else None
-    grid = Table(box=SIMPLE, title=Text(title), title_justify="left", caption=caption)
-    grid.add_column("problem", overflow="fold")
-    for side in ("raised most", "lowered most"):
-        grid.add_column(side, overflow="fold")
+    columns = ("problem", "raised most", "lowered most")
+    grid = new_table(columns, columns, title, caption)
     for prompt in inspection.prompts[:_PROMPTS]:
         sides = (_most(prompt, prompt.raised), _most(prompt, prompt.lowered))
         grid.add_row(Text(prompt.id), *sides)

@@ -24,28 +24,21 @@ def override(values: dict[str, Any], setting: str, parse: Callable[[str], Any]) 
     *parents, last = key.split(".")
     place: Any = values
     for parent in parents:
-        place = _item(place, parent, setting)
-    if isinstance(place, list):
-        place[_index(place, last, setting)] = value
-    elif isinstance(place, dict):
-        place[last] = value
-    else:
-        raise ConfigError(f"--set {setting}: {'.'.join(parents)} is not a mapping or a list")
+        inner = _key(place, parent, setting)
+        place = place.setdefault(inner, {}) if isinstance(place, dict) else place[inner]
+    place[_key(place, last, setting)] = value
 
 
-def _item(place: Any, key: str, setting: str) -> Any:
-    if isinstance(place, list):
-        return place[_index(place, key, setting)]
+def _key(place: Any, name: str, setting: str) -> Any:
+    """By which a mapping or a list has the item of that name."""
     if isinstance(place, dict):
-        return place.setdefault(key, {})
-    raise ConfigError(f"--set {setting}: {key} is not in a mapping or a list")
-
-
-def _index(items: list[Any], key: str, setting: str) -> int:
-    names = [item.get("name") if isinstance(item, Mapping) else None for item in items]
-    if key in names:
-        return names.index(key)
-    if key.isdecimal() and int(key) < len(items):
-        return int(key)
-    known = ", ".join([*map(str, range(len(items))), *(str(name) for name in names if name)])
-    raise ConfigError(f"--set {setting}: no item {key}; allowed: {known}")
+        return name
+    if not isinstance(place, list):
+        raise ConfigError(f"--set {setting}: {name} is not in a mapping or a list")
+    names = [item.get("name") if isinstance(item, Mapping) else None for item in place]
+    if name in names:
+        return names.index(name)
+    if name.isdecimal() and int(name) < len(place):
+        return int(name)
+    known = ", ".join([*map(str, range(len(place))), *(str(name) for name in names if name)])
+    raise ConfigError(f"--set {setting}: no item {name}; allowed: {known}")

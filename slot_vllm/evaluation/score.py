@@ -159,8 +159,8 @@ def _times(count: int) -> str:
 
 
 def _table(scored: Scored) -> Table:
-    grid = new_table(("metric", "value", "95 % interval"), {"metric"})
-    grid.title = f"{scored.task}, {scored.samples} problems"
+    title = f"{scored.task}, {scored.samples} problems"
+    grid = new_table(("metric", "value", "95 % interval"), {"metric"}, title)
     for name, found in scored.metrics.items():
         bounds = f"{found.interval[0]:.4f} to {found.interval[1]:.4f}" if found.interval else "-"
         grid.add_row(name, "-" if found.value is None else f"{found.value:.4f}", bounds)

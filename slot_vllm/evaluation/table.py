@@ -5,6 +5,7 @@ from collections.abc import Container, Iterable, Sequence
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from slot_vllm.evaluation.record import BASELINE, Compared, Estimate, Result, RunRecord
 from slot_vllm.evaluation.statistics import Interval
@@ -18,15 +19,16 @@ _TEXTS = {"task", "metric", "arm", "setting"}
 def scores_table(results: Sequence[Result]) -> Table:
     """A block per task and metric, its arms below each other."""
     grid = new_table(_SCORES, _TEXTS)
-    for task, metric in dict.fromkeys((r.task, m) for r in _by_task(results) for m in r.metrics):
-        for row in results:
-            if row.task == task and metric in row.metrics:
+    for task in dict.fromkeys(row.task for row in results):
+        of_task = [row for row in results if row.task == task]
+        for metric in dict.fromkeys(metric for row in of_task for metric in row.metrics):
+            for row in (row for row in of_task if metric in row.metrics):
                 found = row.metrics[metric]
                 label = f"{metric} (less is better)" if found.lower_is_better else metric
                 holm = "-" if found.p_value_holm is None else f"{found.p_value_holm:.2g}"
                 numbers = (_value(found), _difference(found), holm)
                 grid.add_row(task, label, row.name, _setting(row), *numbers)
-        grid.add_section()
+            grid.add_section()
     return grid
 
 
@@ -81,11 +83,6 @@ def show(run: RunRecord) -> None:
         console.print(sweep.words, highlight=False, markup=False)
 
 
-def _by_task(results: Sequence[Result]) -> list[Result]:
-    tasks = list(dict.fromkeys(row.task for row in results))
-    return sorted(results, key=lambda row: tasks.index(row.task))
-
-
 def terminal(width: int = _WIDE) -> Console:
     """Standard output; width: where no terminal limits it, in characters."""
     console = Console()
@@ -94,9 +91,11 @@ def terminal(width: int = _WIDE) -> Console:
     return console
 
 
-def new_table(columns: Iterable[str], texts: Container[str]) -> Table:
+def new_table(
+    columns: Iterable[str], texts: Container[str], title: str = "", caption: str | None = None
+) -> Table:
     """texts: the columns that hold no numbers."""
-    grid = Table(box=SIMPLE, padding=(0, 1))
+    grid = Table(box=SIMPLE, title_justify="left", title=Text(title) or None, caption=caption)
     for name in columns:
         # Where it is narrow, text is folded, never cut.
         grid.add_column(name, overflow="fold", justify="left" if name in texts else "right")
