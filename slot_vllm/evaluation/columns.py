@@ -96,7 +96,11 @@ def _row(place: str, row: Row, columns: Sequence[Column]) -> Row:
         raise ConfigError(f"{place}: {own}={row[own]!r}: an id is a text or a number")
     groups = {name: found for name in GROUPS if (found := _find(row, (name,), place))}
     for found in groups.values():
-        _check_group(place, found, row[found])
+        allowed = f"a text or a number is required, or a row without {found!r}"
+        if _is_blank(row[found]):
+            raise ConfigError(f"{place}: {found}: the cell is blank; {allowed}")
+        if not _is_scalar(row[found]):
+            raise ConfigError(f"{place}: {found}={row[found]!r}: {allowed}")
     others = {name: row[found] for name, found in groups.items() if name not in row}
     return {**row, **others, **known}
 
@@ -120,14 +124,6 @@ def _cell(place: str, row: Row, column: Column, columns: Sequence[Column]) -> An
     text = _as_text(value)
     encodable(place, found, text)
     return f"$\\boxed{{{text}}}$" if bare else text
-
-
-def _check_group(place: str, name: str, value: Any) -> None:
-    allowed = f"a text or a number is required, or a row without {name!r}"
-    if _is_blank(value):
-        raise ConfigError(f"{place}: {name}: the cell is blank; {allowed}")
-    if not _is_scalar(value):
-        raise ConfigError(f"{place}: {name}={value!r}: {allowed}")
 
 
 def _list(place: str, name: str, value: Any) -> list[Any]:

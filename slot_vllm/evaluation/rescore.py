@@ -30,20 +30,17 @@ def rescore(directory: Path, task: str | None = None) -> list[str]:
     config = stored_tasks.configuration(old, directory / RESULTS)
     samples = SampleFile(directory / SAMPLES).read()
     loaded = tasks.load(config)
-    named = [one for one in loaded if one.name == task]
-    if task is not None and not named:
-        # What was answered is known by the task that asked it.
-        stored_tasks.documents(loaded, samples, directory)
-        asked = loaded[0].name
-        config, loaded = _as(task, config, loaded)
-        samples = [_of_task(sample, loaded[0]) for sample in samples]
-        asking = {loaded[0].name: asked}
-    else:
-        loaded = named or loaded
-        samples = [s for s in samples if s.task in {one.name for one in loaded}]
-        stored_tasks.documents(loaded, samples, directory)
-        asking = {one.name: one.name for one in loaded}
-    plan = Plan(config, loaded, samples)
+    # What was answered is known by the task that asked it.
+    of_run = [one for one in loaded if task in (None, one.name)]
+    scored = asked = of_run or loaded
+    samples = [sample for sample in samples if sample.task in {one.name for one in asked}]
+    stored_tasks.documents(asked, samples, directory)
+    if task is not None and not of_run:
+        config, scored = _as(task, config, loaded)
+        [other] = scored
+        samples = [changed(s, task=other.name, item_sha256=None, gold=None) for s in samples]
+    asking = {one.name: by.name for one, by in zip(scored, asked, strict=True)}
+    plan = Plan(config, scored, samples)
     for part in plan.parts:
         _score(part)
     for part in plan.wanted:
@@ -86,10 +83,6 @@ def _as(
     if missing:
         raise ConfigError(f"--task {name}: it has no problem {min(missing)}, which {there} has")
     return other, found
-
-
-def _of_task(sample: Sample, task: EvaluationTask) -> Sample:
-    return changed(sample, task=task.name, item_sha256=None, gold=None)
 
 
 def _asked_as(old: TaskDefinition | None, today: TaskDefinition) -> TaskDefinition:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 from rich.console import Console
-from slot_vllm.evaluation.stage import Stage
 
 from slot_vllm.evaluation import progress
 from slot_vllm.evaluation.answering import Answering
 from slot_vllm.evaluation.generation import Request
+from slot_vllm.evaluation.progress import Stage
 
 
 @pytest.fixture

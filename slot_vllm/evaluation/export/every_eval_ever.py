@@ -108,12 +108,13 @@ def _uncertainty(row: Result, metric: Metric) -> dict[str, Any]:
 
 def _generation(results: RunRecord, row: Result) -> dict[str, Any]:
     generation = results.config.generation
-    temperature = row.temperature(generation.temperature)
-    found = {"temperature": temperature, "top_p": generation.top_p}
     # Here 0 and None say that there is no limit.
-    top_k = {"top_k": generation.top_k} if generation.top_k else {}
-    limit = {"max_tokens": generation.max_new_tokens} if generation.max_new_tokens else {}
-    return {**found, **top_k, **limit}
+    limits = {"top_k": generation.top_k, "max_tokens": generation.max_new_tokens}
+    return {
+        "temperature": row.temperature(generation.temperature),
+        "top_p": generation.top_p,
+        **{key: limit for key, limit in limits.items() if limit},
+    }
 
 
 def _settings(row: Result) -> dict[str, str]:
