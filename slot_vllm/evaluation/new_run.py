@@ -1,5 +1,6 @@
 """``slot-vllm init``: the file of a first run, made from what the data are."""
 
+import contextlib
 import json
 import math
 import os
@@ -12,7 +13,6 @@ from vllm.platforms import current_platform
 
 from slot_vllm.evaluation import benchmarks, columns, data_files, ready_files, tasks
 from slot_vllm.evaluation.config import RunConfig, check_paths
-from slot_vllm.evaluation.data_files import Item
 from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.models.catalog import PREFIX
 from slot_vllm.validation_errors import describe
@@ -121,17 +121,10 @@ def _of_data(path: Path) -> tuple[str, str]:
         raise ConfigError(f"{path}: no data file in this directory")
     first = data_files.read(files[0])[0]
     for task, about in _BY_COLUMNS.items():
-        if _has_columns(first, task):
+        with contextlib.suppress(ConfigError):
+            columns.checked([first], columns.of(task))
             return task, about
     return _WORKED if "####" in str(first.row.get("answer")) else _PROBLEMS
-
-
-def _has_columns(item: Item, task: str) -> bool:
-    try:
-        columns.checked([item], columns.of(task))
-    except ConfigError:
-        return False
-    return True
 
 
 def _of_name(name: str) -> tuple[str, str]:

@@ -1,6 +1,6 @@
 """A stored run's tasks with today's data and scorers; the texts that a packed run lacks."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lighteval.tasks.requests import Doc
@@ -47,17 +47,17 @@ def documents(
 ) -> list[Doc]:
     """The problem of each sample. Raises ConfigError if today's data have another or none."""
     by_id = {(task.name, doc.id): doc for task in loaded for doc in task.docs}
-    return [_document(by_id, sample, where) for sample in samples]
-
-
-def _document(by_id: Mapping[tuple[str, str], Doc], sample: Sample, where: Path) -> Doc:
-    doc = by_id.get((sample.task, sample.id))
-    problem = f"{where}: {sample.task}, problem {sample.id}"
-    if doc is None:
-        raise ConfigError(f"{problem}: the task's data have no such problem today")
-    same_text = sample.item_sha256 in (None, item_hash(doc))
-    if not same_text or sample.gold not in (None, doc.get_golds()):
-        raise ConfigError(
-            f"{problem}: the task's data have another text or gold answer than what was answered"
-        )
-    return doc
+    found = []
+    for sample in samples:
+        doc = by_id.get((sample.task, sample.id))
+        problem = f"{where}: {sample.task}, problem {sample.id}"
+        if doc is None:
+            raise ConfigError(f"{problem}: the task's data have no such problem today")
+        same_text = sample.item_sha256 in (None, item_hash(doc))
+        if not same_text or sample.gold not in (None, doc.get_golds()):
+            raise ConfigError(
+                f"{problem}: the task's data have another text or gold answer than what was "
+                "answered"
+            )
+        found.append(doc)
+    return found

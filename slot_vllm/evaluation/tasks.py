@@ -51,7 +51,7 @@ class EvaluationTask:
     def lower_is_better(self) -> dict[str, bool]:
         """By metric, in the order of the task's definition."""
         return {
-            name: not (better[name] if isinstance(better, dict) else better)
+            name: not (better.get(name, True) if isinstance(better, dict) else better)
             for metric in self.task.metrics
             for better in [metric.higher_is_better]
             for name in metric_names(metric)

@@ -111,15 +111,15 @@ def test_several_answers_per_problem() -> None:
 
 def test_a_metric_that_is_no_mean_has_no_interval() -> None:
     metric = "extractive_match"
-    row = results(gsm8k(), metric, {"baseline": [1, 0]})[0]
-    assert row.interval is not None
-    lost = [
-        sample.model_copy(update={"scores": {}}) for sample in samples(BASELINE, metric, [1, 0])
-    ]
-    other = samples(BASELINE, metric, [1, 1])
-    task = EvaluationTask("task", LightevalTask(gsm8k()), [], {})
-    for kept in (lost, other):
-        assert result(BASELINE, task, [{metric: 1}, {metric: 0}], kept).interval is None
+    scores = {"baseline": [1, 0], "slot": [1, 1]}
+    assert all(row.interval is not None for row in results(gsm8k(), metric, scores))
+    definition = copy.deepcopy(gsm8k())
+    definition.metrics[0].corpus_level_fn = max
+    baseline, slot = results(definition, metric, scores)
+    assert (baseline.value, baseline.interval) == (1, None)
+    # The largest of two equal scores is their mean as well.
+    assert (slot.value, slot.interval is None) == (1, False)
+    assert slot.difference is None
 
 
 def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,7 +35,7 @@ class Stub:
         for request in requests:
             arm, _, problem = request.id.split("/")[:3]
             text = "fail" if self._bad(arm, problem) else "fine"
-            yield Completion(request.id, [text], [[1, 2]], ["stop"], [2.0, 1.0])
+            yield Completion(request, [text], [[1, 2]], ["stop"], [2.0, 1.0])
 
 
 @pytest.fixture

@@ -53,6 +53,8 @@ def convert(
     largest = max(int(tensor.n_elements) for tensor in reader.tensors)
     memory.require(SHARD_BYTES + 2 * 4 * largest, f"the conversion of {file.name}", RunFailed)
     config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     split = split_state_dict_into_shards_factory(
         tensors,
@@ -60,7 +62,7 @@ def convert(
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=SHARD_BYTES,
     )
-    names = _Names(reader, config)
+    names = _Names(reader, model)
     written: dict[str, str] = {}
     total = sum(int(tensor.n_elements) for tensor in reader.tensors)
     done = 0
@@ -74,6 +76,7 @@ def convert(
             on_share(done / total)
         save_file(weights, directory / shard, metadata={"format": "pt"})
     names.check_all(written)
+    config.architectures = [type(model).__name__]
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": written}
         (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
@@ -87,15 +90,13 @@ class _Names:
     transformers' processor of the architecture undoes.
     """
 
-    def __init__(self, reader: gguf.GGUFReader, config: PretrainedConfig) -> None:
+    def __init__(self, reader: gguf.GGUFReader, model: Any) -> None:
         architecture = reader.fields["general.architecture"].contents()
         processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)
-        self._processor = processor(config=config.to_dict())
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+        self._processor = processor(config=model.config.to_dict())
         self._names = get_gguf_hf_weights_map(model, self._processor)
         self._shapes = {name: weight.shape for name, weight in model.state_dict().items()}
-        self._tied = "lm_head.weight" if config.tie_word_embeddings else None
+        self._tied = "lm_head.weight" if model.config.tie_word_embeddings else None
 
     def weight(self, tensor: gguf.ReaderTensor) -> tuple[str, torch.Tensor]:
         """One tensor's name and its weights in bf16."""
@@ -132,9 +133,6 @@ def _write_settings(
     tokenizer.model_max_length = config.max_position_embeddings
     tokenizer.save_pretrained(directory)
     ends = tokenizer.convert_tokens_to_ids(list(end_tokens))
-    # Its dummy instance knows the class that the configuration is for.
-    with torch.device("meta"):
-        config.architectures = [type(AutoModelForCausalLM.from_config(config)).__name__]
     config.dtype = torch.bfloat16
     config._name_or_path = ""
     config.save_pretrained(directory)
