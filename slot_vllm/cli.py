@@ -87,6 +87,9 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
+    def output(parser: argparse.ArgumentParser, kind: str, default: str) -> None:
+        parser.add_argument("--output", type=Path, metavar=kind, help=f"default: {default}")
+
     about = "answer a task's problems with and without SLOT, as a file says"
     add_options(command("eval", about, evaluate, allow_abbrev=False))
     # What follows these two is passed on by ``main``.
@@ -101,15 +104,10 @@ def _parser() -> argparse.ArgumentParser:
         help="a benchmark's name, or a file or directory of problems: of a benchmark, or with "
         "columns problem and answer",
     )
-    init.add_argument("--output", type=Path, metavar="FILE", help="default: the run's name.yaml")
+    output(init, "FILE", "the run's name.yaml")
     report = command("report", "one page (HTML) about one run or several", _report)
     report.add_argument("runs", type=Path, nargs="+", metavar="DIR", help="a run's directory")
-    report.add_argument(
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="default: report.html in the run's directory; several runs need it",
-    )
+    output(report, "FILE", "report.html in the run's directory; several runs need it")
     inspect = command("inspect", "which tokens W delta raises and lowers", _inspect)
     add_config(inspect)
     inspect.add_argument("--prompt", metavar="TEXT", help="instead of the problems of the tasks")
@@ -163,12 +161,8 @@ def _parser() -> argparse.ArgumentParser:
         choices=("inspect", "every_eval_ever", "packed"),
         help="packed: without the benchmark's texts, to be committed",
     )
-    export.add_argument(
-        "--output",
-        type=Path,
-        metavar="PATH",
-        help="default: in the run's directory, named as the format; a file for every_eval_ever",
-    )
+    default = "in the run's directory, named as the format; a file for every_eval_ever"
+    output(export, "PATH", default)
     known = "; ".join(f"{model.name} is {model.hub}" for model in MODELS.values())
     get_model = command(
         "get-model",
@@ -178,12 +172,7 @@ def _parser() -> argparse.ArgumentParser:
         f"a config takes {PREFIX}NAME, and the hub's own name, too.",
     )
     get_model.add_argument("name", metavar="NAME", help=", ".join(MODELS))
-    get_model.add_argument(
-        "--output",
-        type=Path,
-        metavar="DIR",
-        help="default: slot-vllm/models/NAME in XDG_CACHE_HOME or ~/.cache",
-    )
+    output(get_model, "DIR", "slot-vllm/models/NAME in XDG_CACHE_HOME or ~/.cache")
     doctor = command("doctor", "what is wrong with this environment", _doctor)
     doctor.add_argument(
         "--fix", action="store_true", help="write what is missing, uninstall what cannot be loaded"

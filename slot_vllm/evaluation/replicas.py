@@ -49,11 +49,7 @@ class Replicas:
         check_resources(wanted, settings.replicas, ray.cluster_resources())
         actor = ray.remote(Replica).options(max_restarts=RESTARTS, **wanted)
         self._replicas = [actor.remote(dict(options)) for _ in range(settings.replicas)]
-        self._max_model_len = min(_result([self._started(r) for r in self._replicas]))
-
-    @property
-    def max_model_len(self) -> int:
-        return self._max_model_len
+        self.max_model_len = min(_result([self._started(r) for r in self._replicas]))
 
     def generate(
         self, requests: Sequence[Request], on_tokens: OnTokens, with_shifts: bool = False

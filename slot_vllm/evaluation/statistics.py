@@ -149,18 +149,18 @@ def problems_needed(arm: Numbers, baseline: Numbers, alpha: float = ALPHA) -> in
     return math.ceil(max(float(needed), one_sided))
 
 
-def problems_needed_unpaired(one: float, other: float, alpha: float = ALPHA) -> int | None:
+def problems_needed_unpaired(one: float, other: float) -> int | None:
     """How many problems on each side would show two shares of right answers to differ, in 80 % of
     all draws, where nothing is known of which problems both solve.
 
-    Of the two-sided z test of independent proportions at alpha, its variance pooled under no
+    Of the two-sided z test of independent proportions at 5 %, its variance pooled under no
     difference and not under the given one (Fleiss, Statistical Methods for Rates and Proportions,
     chapter 4); computed by statsmodels. Sides that answer the same problems need fewer, if
     anything. None where the shares are equal.
     """
     if math.isclose(one, other, abs_tol=1e-12):
         return None
-    needed = samplesize_proportions_2indep_onetail(one - other, other, POWER, alpha=alpha)
+    needed = samplesize_proportions_2indep_onetail(one - other, other, POWER, alpha=ALPHA)
     return math.ceil(needed)
 
 
