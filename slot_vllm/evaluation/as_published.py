@@ -110,12 +110,10 @@ def other_arm(entry: Result) -> list[str]:
     arm = entry.arm
     if arm is None:
         return ["the run does not say all of the arm's settings"]
-    name = _nearest(arm)
-    theirs = _settings(arm, name)
     control = [f"control {arm.control.words} (theirs none)"] if arm.control else []
     removed = [f"{key} {ours!r} (removed since)" for key, ours in entry.removed.items()]
-    others = _other(arm, name).items()
-    differ = [f"{key} {ours!r} (theirs {theirs[key]!r})" for key, ours in others]
+    _, others = _nearest(arm)
+    differ = [f"{key} {ours!r} (theirs {theirs!r})" for key, (ours, theirs) in others.items()]
     return [*control, *differ, *removed]
 
 
@@ -123,27 +121,22 @@ def in_words(arm: Arm) -> str:
     """Which published setting an arm has, as far as it is not the paper's in float32."""
     if not arm.steps:
         return ""
-    name = _nearest(arm)
+    name, _ = _nearest(arm)
     preset = [f"preset {name}"] if name != PRESETS[0] else []
     exact = SlotParams.model_fields[_FREE].default
     rounding = [f"{_FREE} {arm.rounding}"] if arm.rounding != exact else []
     return ", ".join([*preset, *rounding])
 
 
-def _nearest(arm: Arm) -> str:
-    return min(PRESETS, key=lambda name: len(_other(arm, name)))
-
-
-def _other(arm: Arm, preset: str) -> dict[str, Any]:
-    if not arm.steps:  # then no setting says anything
-        return {}
-    theirs = _settings(arm, preset)
-    return {
-        key: getattr(arm, key)
-        for key, value in theirs.items()
-        if key != _FREE and getattr(arm, key) != value
-    }
-
-
-def _settings(arm: Arm, preset: str) -> dict[str, Any]:
-    return dict(SlotParams(preset=preset, steps=arm.steps, lr=arm.lr), preset=None)
+def _nearest(arm: Arm) -> tuple[str, dict[str, tuple[Any, Any]]]:
+    """The preset that differs least from the arm's settings, and how: by setting, ours and theirs.
+    Without steps no setting says anything."""
+    differ = {}
+    for name in PRESETS:
+        theirs = dict(SlotParams(preset=name, steps=arm.steps, lr=arm.lr), preset=None)
+        differ[name] = {
+            key: (getattr(arm, key), value)
+            for key, value in theirs.items()
+            if arm.steps and key != _FREE and getattr(arm, key) != value
+        }
+    return min(differ.items(), key=lambda found: len(found[1]))

@@ -1,6 +1,5 @@
 """``slot-vllm rescore``: stored answers scored again by today's scorers, without a model."""
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -105,13 +104,6 @@ def _changes(
 ) -> list[str]:
     """A line per task and metric."""
     known = {sample.key: sample.scores for sample in before}
-    compared: Counter[tuple[str, str]] = Counter()
-    changed: Counter[tuple[str, str]] = Counter()
-    for sample in after:
-        for metric, score in sample.scores.items():
-            earlier = known[sample.key]
-            compared[sample.task, metric] += metric in earlier
-            changed[sample.task, metric] += metric in earlier and earlier[metric] != score
     values = {
         (row.task, name, row.name): metric.value
         for row in old.arms
@@ -124,8 +116,12 @@ def _changes(
             for row in new.arms
             if row.task == task and metric in row.metrics
         ]
-        count = compared[task, metric]
-        said = f"{changed[task, metric]} of {count} scores changed" if count else "new"
+        moved = [
+            known[sample.key][metric] != sample.scores[metric]
+            for sample in after
+            if sample.task == task and metric in sample.scores.keys() & known[sample.key].keys()
+        ]
+        said = f"{sum(moved)} of {len(moved)} scores changed" if moved else "new"
         lines.append(f"{task}, {metric}: {said}; {', '.join(arms)}")
     return lines
 

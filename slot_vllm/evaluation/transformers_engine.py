@@ -3,10 +3,12 @@
 import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from slot_vllm.evaluation.config import RunConfig
@@ -99,15 +101,11 @@ class TransformersEngine:
 
     def _inputs(self, requests: Sequence[Request]) -> dict[str, torch.Tensor]:
         """Prompts, padded on the left."""
-        longest = max(len(request.prompt) for request in requests)
-        gaps = [longest - len(request.prompt) for request in requests]
-        padded = [[self._pad] * gap + r.prompt for gap, r in zip(gaps, requests, strict=True)]
-        mask = [[0] * gap + [1] * (longest - gap) for gap in gaps]
-        device = self._model.device
-        return {
-            "input_ids": torch.tensor(padded, device=device),
-            "attention_mask": torch.tensor(mask, device=device),
-        }
+        prompts = [torch.tensor(request.prompt) for request in requests]
+        pad = partial(pad_sequence, batch_first=True, padding_side="left")
+        mask = pad([torch.ones_like(prompt) for prompt in prompts])
+        tokens, device = pad(prompts, padding_value=self._pad), self._model.device
+        return {"input_ids": tokens.to(device), "attention_mask": mask.to(device)}
 
     def _options(self, sampling: Mapping[str, Any]) -> dict[str, Any]:
         options: dict[str, Any] = {
