@@ -2,15 +2,17 @@
 
 import os
 import platform
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import numpy as np
 import torch
 
 from slot_vllm import processor
-from slot_vllm.evaluation import breakdown, pass_at_k
-from slot_vllm.evaluation.comparison import ProblemScores, compare
+from slot_vllm.evaluation import pass_at_k
+from slot_vllm.evaluation.comparison import ProblemScores, compare, paired
 from slot_vllm.evaluation.config import RunConfig
 from slot_vllm.evaluation.record import (
     BASELINE,
@@ -18,8 +20,10 @@ from slot_vllm.evaluation.record import (
     CUT_OFF,
     SCHEMA,
     Arm,
+    Breakdown,
     Comparison,
     Estimate,
+    Group,
     Metric,
     Result,
     RunRecord,
@@ -28,7 +32,7 @@ from slot_vllm.evaluation.record import (
 )
 from slot_vllm.evaluation.run_settings import RunSettings, changed
 from slot_vllm.evaluation.scoring import Scores, aggregate, averaged, interval, mean
-from slot_vllm.evaluation.statistics import mean_interval
+from slot_vllm.evaluation.statistics import difference_interval, mean_interval
 from slot_vllm.evaluation.task_definition import definition
 from slot_vllm.evaluation.tasks import EvaluationTask
 
@@ -63,9 +67,7 @@ def result(
         metrics=metrics,
         pass_at_k=_pass_at_k(metrics, samples),
         truncated=metrics[CUT_OFF].value,
-        breakdown={
-            "finish_reason": breakdown.of_answers([(s.finish_reason, s.score) for s in samples])
-        },
+        breakdown={"finish_reason": _by_answers([(s.finish_reason, s.score) for s in samples])},
     )
 
 
@@ -109,7 +111,7 @@ def _with_comparisons(
     said = " ".join(f"{metric}: {comparison.words}" for metric, comparison in found.items())
     baseline = None if row.name == BASELINE else scores.get(BASELINE)
     by_group = {
-        column: breakdown.of_problems(of_problem, scores[row.name], baseline)
+        column: _by_problems(of_problem, scores[row.name], baseline)
         for column, of_problem in groups.items()
         if scores[row.name]
     }
@@ -121,6 +123,45 @@ def _with_comparisons(
         **{**first, "words": words},
         metrics=row.metrics | metrics,
         breakdown=row.breakdown | by_group,
+    )
+
+
+def _by_answers(scored: Sequence[tuple[str, float | None]]) -> Breakdown:
+    """The mean score and the number of answers per group, from pairs of group and score."""
+    groups: dict[str, list[float | None]] = defaultdict(list)
+    for group, value in scored:
+        groups[group].append(value)
+    return {
+        group: Group(value=mean(values), samples=len(values))
+        for group, values in sorted(groups.items())
+    }
+
+
+def _by_problems(
+    groups: Mapping[str, str], scores: ProblemScores, baseline: ProblemScores | None = None
+) -> Breakdown:
+    """Mean score, its interval and the number of problems per group, in the order of the problems.
+
+    groups, scores: by problem id. With a baseline also the difference to it, over the problems that
+    both have a score for.
+    """
+    members: dict[str, list[str]] = defaultdict(list)
+    for problem, group in groups.items():
+        if problem in scores:
+            members[group].append(problem)
+    return {group: _group(ids, scores, baseline) for group, ids in members.items()}
+
+
+def _group(ids: Sequence[str], scores: ProblemScores, baseline: ProblemScores | None) -> Group:
+    values = np.array([scores[i] for i in ids], float)
+    group = Group(value=float(values.mean()), samples=len(ids), interval=mean_interval(values))
+    arm, own = paired({i: scores[i] for i in ids}, baseline or {})
+    if not len(arm):
+        return group
+    return changed(
+        group,
+        difference=float((arm - own).mean()),
+        difference_interval=difference_interval(arm, own),
     )
 
 
