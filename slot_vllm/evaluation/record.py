@@ -371,9 +371,7 @@ class RunRecord(Recorded):
         return {**values, "arms": [_with_settings(arm, named, of_cells) for arm in arms]}
 
     def as_json(self) -> dict[str, Any]:
-        values = self.model_dump(mode="python", by_alias=True, exclude={"config"})
-        for entry, row in zip(values["arms"], self.arms, strict=True):
-            entry["arm"] = None if row.arm is None else row.arm.model_dump(mode="json")
+        values = self.model_dump(by_alias=True, exclude={"config"})
         return {**values, "config": self.config.as_written()}
 
 
