@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from slot_vllm.evaluation import ready_files, unicode_text
 from slot_vllm.evaluation.control import Example
-from slot_vllm.evaluation.errors import ConfigError
+from slot_vllm.evaluation.errors import ConfigError, bad_input, one_line
 from slot_vllm.evaluation.models.catalog import path as model_path
 from slot_vllm.evaluation.overrides import override
 from slot_vllm.evaluation.record import BASELINE, Arm, Name
@@ -291,12 +291,9 @@ def system_prompt(config: RunConfig) -> str | None:
     """What a run's file says, or the file that it names. Raises ConfigError."""
     if config.system_prompt_file is None:
         return config.system_prompt
-    try:
+    said = f"system_prompt_file={config.system_prompt_file!r}: cannot be read"
+    with bad_input(said, OSError, UnicodeDecodeError):
         return Path(config.system_prompt_file).read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"system_prompt_file={config.system_prompt_file!r}: cannot be read: {error}"
-        ) from None
 
 
 def _check_texts(values: Any, key: str = "") -> None:
@@ -338,7 +335,7 @@ def _read(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         raise ConfigError(f"{path}:{_position(error)}: not YAML: {error.problem}") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{path}: not YAML: {one_line(error)}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"{path}: a mapping of keys to values is required")
     return of_stored_run(values) if text.startswith(AS_IT_RAN) else values
@@ -390,10 +387,8 @@ def _check(config: RunConfig) -> None:
             raise ConfigError(f"engine.{option}: set by the evaluation, from `model` and `slot`")
     engine = SlotConfig.load(config.slot.model_dump(), {})
     for arm in arms:
-        try:
+        with bad_input(_key(config, arm), SlotError):
             engine.resolve(arm.request_args())
-        except SlotError as error:
-            raise ConfigError(f"{_key(config, arm)}: {error}") from None
 
 
 def _key(config: RunConfig, arm: Arm) -> str:

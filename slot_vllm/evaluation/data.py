@@ -8,7 +8,7 @@ from typing import Any
 
 from slot_vllm.evaluation import columns, data_files
 from slot_vllm.evaluation.data_files import Row
-from slot_vllm.evaluation.errors import ConfigError
+from slot_vllm.evaluation.errors import ConfigError, bad_input
 
 Dataset = Mapping[str, Sequence[Row]]
 
@@ -149,12 +149,10 @@ def _declared(directory: Path, subset: str) -> dict[str, list[Path]] | None:
     from datasets.utils.metadata import MetadataConfigs
     from huggingface_hub import DatasetCard
 
-    try:
+    with bad_input(f"{card}: cannot be read", Exception):  # whatever is wrong with its YAML
         content = DatasetCard.load(card, ignore_metadata_errors=True).data
         subsets = MetadataConfigs.from_dataset_card_data(content)
         default = subsets.get_default_config_name()
-    except Exception as error:  # whatever is wrong with its YAML
-        raise ConfigError(f"{card}: cannot be read: {' '.join(str(error).split())}") from None
     if not subsets:
         return None
     name = subset if subset in subsets else default if subset == "default" else None

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from slot_vllm.evaluation.errors import ConfigError
+from slot_vllm.evaluation.errors import ConfigError, bad_input
 
 Row = dict[str, Any]
 
@@ -46,11 +46,10 @@ class Item(NamedTuple):
 def read(path: Path, of: str = "problems") -> list[Item]:
     """All rows of a file, at least one. Raises ConfigError that names the file and, where there is
     one, the line. of: what the rows are, in words."""
-    try:
-        found = list(_reader(path)(path))
     # ValueError: of JSON and Arrow. EOFError, zlib.error: of gzip.
-    except (OSError, ValueError, EOFError, zlib.error, RecursionError) as error:
-        raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    kinds = (OSError, ValueError, EOFError, zlib.error, RecursionError)
+    with bad_input(f"{path}: cannot be read", *kinds):
+        found = list(_reader(path)(path))
     items = []
     for number, (line, row) in enumerate(found, 1):
         place = f"{path}: {f'line {line}, ' if line else ''}item {number}"

@@ -1,5 +1,8 @@
 """How a run ends that cannot go on; each is one line for a person."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class ConfigError(ValueError):
     """Bad input of a run: one line that says what, where and what is allowed."""
@@ -7,3 +10,17 @@ class ConfigError(ValueError):
 
 class RunFailed(RuntimeError):
     """A run that failed for a reason which its input does not show."""
+
+
+def one_line(error: BaseException) -> str:
+    """What it says, without line ends."""
+    return " ".join(str(error).split())
+
+
+@contextmanager
+def bad_input(said: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Raises ConfigError for an error of these kinds: ``said``, and what the error says."""
+    try:
+        yield
+    except kinds as error:
+        raise ConfigError(f"{said}: {one_line(error)}") from None

@@ -6,7 +6,6 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
@@ -14,7 +13,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from slot_vllm.evaluation.config import KEPT_LOSSES, RESERVED_ENGINE_OPTIONS, RunConfig
-from slot_vllm.evaluation.errors import ConfigError, RunFailed
+from slot_vllm.evaluation.errors import ConfigError, RunFailed, bad_input, one_line
 from slot_vllm.evaluation.models import memory
 from slot_vllm.evaluation.models.catalog import path as model_path
 
@@ -135,11 +134,12 @@ def check_controls(
 ) -> None:
     """Raises ConfigError for an arm's control that an engine of these options would refuse."""
     from vllm import EngineArgs, SamplingParams
+    from vllm.exceptions import VLLMError
 
     for arm in config.all_arms:
         if arm.control is None or not (arm.control.regex or arm.control.bias):
             continue
-        with _refusing(f"arms.{arm.name}.control"):
+        with bad_input(f"arms.{arm.name}.control: vLLM refuses", ValueError, TypeError, VLLMError):
             arguments = EngineArgs(**options)
             SamplingParams(
                 structured_outputs=matching(arm.control.regex) if arm.control.regex else None,
@@ -155,21 +155,11 @@ def check_controls(
 def check_sampling(requests: Sequence[Request]) -> None:
     """Raises ConfigError for what vLLM's SamplingParams refuse, before anything is written."""
     from vllm import SamplingParams
-
-    with _refusing("generation"):
-        for request in requests:
-            SamplingParams(**request.sampling)
-
-
-@contextmanager
-def _refusing(key: str) -> Iterator[None]:
-    """Raises ConfigError for what vLLM refuses within."""
     from vllm.exceptions import VLLMError
 
-    try:
-        yield
-    except (ValueError, TypeError, VLLMError) as error:
-        raise ConfigError(f"{key}: vLLM refuses: {' '.join(str(error).split())}") from None
+    with bad_input("generation: vLLM refuses", ValueError, TypeError, VLLMError):
+        for request in requests:
+            SamplingParams(**request.sampling)
 
 
 def _seeded_on_cpu(config: RunConfig) -> dict[str, Any]:
@@ -218,7 +208,7 @@ class VllmEngine:
         try:
             self._llm = LLM(**options)
         except (ValueError, TypeError, NotImplementedError) as error:
-            raise ConfigError(f"engine: vLLM refuses: {' '.join(str(error).split())}") from error
+            raise ConfigError(f"engine: vLLM refuses: {one_line(error)}") from error
         except Exception as error:  # whatever else keeps an engine from starting
             raise RunFailed(f"vLLM did not start: {error}") from error
 

@@ -29,7 +29,7 @@ from slot_vllm.evaluation import benchmarks, engine_output, unicode_text
 from slot_vllm.evaluation.answering import Answering
 from slot_vllm.evaluation.config import RunConfig, load, system_prompt
 from slot_vllm.evaluation.control import Control
-from slot_vllm.evaluation.errors import ConfigError
+from slot_vllm.evaluation.errors import ConfigError, bad_input, one_line
 from slot_vllm.evaluation.frequency_bias import PromptFrequencies, frequencies
 from slot_vllm.evaluation.generation import (
     Completion,
@@ -166,7 +166,7 @@ class SlotModel(LightevalModel):
             asked = self._with_control(doc, arm.control if arm else None)
             text: str = manager.prepare_prompt(asked)
         except Exception as error:  # whatever a model's template raises
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            reason = f"{type(error).__name__}: {one_line(error)}"
             where = f"{doc.task_name}, problem {doc.id}"
             if not self._use_chat_template:
                 raise ConfigError(f"{where}: its prompt cannot be made: {reason}") from None
@@ -301,15 +301,12 @@ def _check_text(doc: Doc, what: str, text: Any) -> None:
 
 def _load_tokenizer(run: RunConfig) -> PreTrainedTokenizerBase:
     name = run.engine.get("tokenizer") or model_path(run.model)
-    try:
+    with bad_input(f"model={name!r}: its tokenizer cannot be loaded", OSError, ValueError):
         return AutoTokenizer.from_pretrained(
             str(name),
             revision=run.engine.get("tokenizer_revision") or run.engine.get("revision"),
             trust_remote_code=bool(run.engine.get("trust_remote_code", False)),
         )
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"model={name!r}: its tokenizer cannot be loaded: {reason}") from None
 
 
 def _uses_chat_template(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> bool:

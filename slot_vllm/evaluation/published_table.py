@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from slot_vllm.evaluation.errors import ConfigError
+from slot_vllm.evaluation.errors import ConfigError, bad_input
 
 TABLE = Path(__file__).with_name("published_results.csv")
 COLUMNS = ("task", "model", "steps", "lr", "accuracy")
@@ -67,16 +67,14 @@ class PublishedRun:
 def read(path: Path | None = None) -> list[PublishedRun]:
     """The table's rows in their order; of TABLE without a path. Raises ConfigError."""
     path = path or TABLE
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except FileNotFoundError:
+    if not path.exists():
         raise ConfigError(
             f"{path}: no such file; --published FILE names the table of published runs, and "
             "without it the package's own is read"
-        ) from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
+        )
+    kinds = (OSError, UnicodeDecodeError, csv.Error)
+    with bad_input(f"{path}: cannot be read", *kinds), path.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
     if not rows:
         raise ConfigError(f"{path}: no rows")
     return [_run(f"{path}:{number}", row) for number, row in enumerate(rows, 2)]

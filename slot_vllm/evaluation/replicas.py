@@ -11,7 +11,7 @@ import torch
 from ray.exceptions import RayActorError, RayError
 
 from slot_vllm.evaluation.config import Ray
-from slot_vllm.evaluation.errors import ConfigError, RunFailed
+from slot_vllm.evaluation.errors import ConfigError, RunFailed, one_line
 from slot_vllm.evaluation.generation import Completion, OnTokens, Request, VllmEngine
 
 logger = logging.getLogger(__name__)
@@ -149,4 +149,4 @@ def _result(reference: Any) -> Any:
     try:
         return ray.get(reference)
     except RayError as error:
-        raise RunFailed(f"a replica failed: {' '.join(str(error).split())}") from error
+        raise RunFailed(f"a replica failed: {one_line(error)}") from error

@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, requires
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from slot_vllm.evaluation.errors import ConfigError
+from slot_vllm.evaluation.errors import ConfigError, one_line
 
 # Tasks that split answers into sentences and tell their language, by the folder of their file.
 _SPLIT_SENTENCES = {"ifeval", "ifbench"}
@@ -25,7 +25,7 @@ def missing(error: Exception) -> str | None:
         return None
     named = error.name or next(iter(re.findall(r"`([\w.-]+)`", str(error))), None)
     if named is None:
-        return " ".join(str(error).split())
+        return one_line(error)
     package = named.split(".")[0]
     return _needs(package, _extra(package) or f"pip install {package}")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from slot_vllm.evaluation.errors import ConfigError
+from slot_vllm.evaluation.errors import ConfigError, bad_input
 from slot_vllm.evaluation.record import Sample
 from slot_vllm.validation_errors import first_fault
 
@@ -45,12 +45,10 @@ class SampleFile:
         self.packed.unlink(missing_ok=True)
 
     def _text(self) -> str:
-        try:
+        with bad_input(f"{self.found}: cannot be read", OSError, EOFError, UnicodeDecodeError):
             content = self.found.read_bytes()
             content = gzip.decompress(content) if self.found == self.packed else content
             return content.decode("utf-8")
-        except (OSError, EOFError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{self.found}: cannot be read: {error}") from None
 
     def _sample(self, number: int, line: str) -> Sample:
         try:

@@ -17,7 +17,7 @@ from lighteval.utils.utils import remove_reasoning_tags
 
 from slot_vllm.evaluation import requirements
 from slot_vllm.evaluation.conduct import conduct
-from slot_vllm.evaluation.errors import ConfigError
+from slot_vllm.evaluation.errors import ConfigError, one_line
 from slot_vllm.evaluation.record import Metric, Sample
 from slot_vllm.evaluation.run_settings import changed
 from slot_vllm.evaluation.statistics import Interval, mean_interval
@@ -89,7 +89,7 @@ def _named(task: EvaluationTask, doc: Doc) -> str:
 
 def _reason(error: Exception) -> str:
     lacking = requirements.missing(error)
-    return lacking or f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return lacking or f"{type(error).__name__}: {one_line(error)}"
 
 
 def score_stored(task: EvaluationTask, doc: Doc, samples: Sequence[Sample]) -> Scores:

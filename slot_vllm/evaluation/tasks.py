@@ -24,7 +24,7 @@ from lighteval.tasks.requests import Doc, SamplingMethod
 from slot_vllm.evaluation import benchmarks, columns, data, ready_files, requirements
 from slot_vllm.evaluation.config import RunConfig, Task
 from slot_vllm.evaluation.data_files import Row
-from slot_vllm.evaluation.errors import ConfigError
+from slot_vllm.evaluation.errors import ConfigError, bad_input, one_line
 
 # The seed of lighteval's own pipeline: GPQA's choices come in the order that it gives them.
 SEED = 1234
@@ -175,18 +175,16 @@ def _import(file: Path, key: str, name: str) -> ModuleType:
     except ConfigError as error:
         raise ConfigError(f"{key}={name!r}: {error}") from None
     except Exception as error:  # a download that failed
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{key}={name!r}: {file.name} cannot be imported: {reason}") from None
+        said = f"{key}={name!r}: {file.name} cannot be imported: {one_line(error)}"
+        raise ConfigError(said) from None
     return module
 
 
 def _custom(file: str) -> ModuleType:
-    try:
+    # Whatever the user's file raises.
+    with bad_input(f"custom_tasks={file!r}: cannot be imported", Exception):
         module = Registry.create_custom_tasks_module(file)
         found = Registry._extract_configs(module)
-    except Exception as error:  # whatever the user's file raises
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"custom_tasks={file!r}: cannot be imported: {reason}") from None
     names = [task.name for task in benchmarks.TASKS_TABLE]
     ours = {name.split(":")[0] for name in names}
     for name, config in found.items():
@@ -269,9 +267,8 @@ def _dataset(key: str, named: Task, task: LightevalTask) -> data.Dataset:
             return dict.fromkeys(task.evaluation_split, rows)
         return LightevalTask.download_dataset_worker(task)
     except Exception as error:  # offline, gated, moved: whatever the hub's client raises
-        reason = " ".join(str(error).split())
         raise ConfigError(
-            f"{key}: {task.dataset_path} cannot be read from the hub ({reason}); "
+            f"{key}: {task.dataset_path} cannot be read from the hub ({one_line(error)}); "
             f"{key}.data takes a local copy"
         ) from None
 
@@ -286,8 +283,8 @@ def _docs(key: str, name: str, task: LightevalTask, named: Task) -> list[Doc]:
     except Exception as error:  # whatever a task's prompt function raises for data it cannot use
         if lacking := requirements.missing(error):
             raise ConfigError(f"{key}.name={name!r}: {lacking}") from None
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{key}.data: {name} cannot make a prompt of it: {reason}") from None
+        said = f"{key}.data: {name} cannot make a prompt of it: {one_line(error)}"
+        raise ConfigError(said) from None
     for doc in docs:
         if not all(isinstance(gold, str) for gold in doc.get_golds()):
             raise ConfigError(

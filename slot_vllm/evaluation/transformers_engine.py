@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from slot_vllm.evaluation.config import RunConfig
-from slot_vllm.evaluation.errors import ConfigError, RunFailed
+from slot_vllm.evaluation.errors import ConfigError, RunFailed, bad_input
 from slot_vllm.evaluation.generation import Completion, OnTokens, Request
 from slot_vllm.evaluation.models.in_transformers import load
 from slot_vllm.hf import Slot, slot
@@ -38,11 +38,9 @@ class TransformersEngine:
         positions = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         self.max_model_len = _positive(run, "max_model_len", positions)
         if run.uses_slot:
-            try:
-                with slot(self._model, steps=0, **self._settings):
-                    pass
-            except SlotError as error:
-                raise ConfigError(f"model={run.model!r}: {error}") from None
+            settings = {**self._settings, "steps": 0}
+            with bad_input(f"model={run.model!r}", SlotError), slot(self._model, **settings):
+                pass
 
     def generate(
         self, requests: Sequence[Request], on_tokens: OnTokens, with_shifts: bool = False

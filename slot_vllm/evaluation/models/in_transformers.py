@@ -3,7 +3,7 @@
 from typing import Any
 
 from slot_vllm.evaluation.config import RunConfig
-from slot_vllm.evaluation.errors import ConfigError
+from slot_vllm.evaluation.errors import bad_input
 from slot_vllm.evaluation.models.catalog import path
 
 
@@ -15,17 +15,12 @@ def load(run: RunConfig, needed_by: str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    try:
+    said = f"model={run.model!r}: {needed_by} needs it in transformers, which does not load it"
+    with bad_input(said, OSError, ValueError, ImportError):
         model = AutoModelForCausalLM.from_pretrained(
             path(run.model),
             dtype=run.engine.get("dtype", "auto"),
             revision=run.engine.get("revision"),
             trust_remote_code=bool(run.engine.get("trust_remote_code", False)),
         )
-    except (OSError, ValueError, ImportError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(
-            f"model={run.model!r}: {needed_by} needs it in transformers, which does not load it: "
-            f"{reason}"
-        ) from None
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
