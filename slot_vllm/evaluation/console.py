@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from slot_vllm.evaluation.errors import ConfigError
+from slot_vllm.evaluation.errors import ConfigError, writing
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +46,9 @@ class RunLog:
         self._length = path.stat().st_size if path.exists() else 0
 
     def __enter__(self) -> None:
-        try:
+        with writing(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = logging.FileHandler(self._path, encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"{self._path}: cannot be written: {error.strerror}") from None
         self._file.setFormatter(logging.Formatter(_FORMAT))
         say(self._file)
         logger.info("log: %s", self._path)

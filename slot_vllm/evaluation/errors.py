@@ -24,3 +24,12 @@ def bad_input(said: str, *kinds: type[Exception]) -> Iterator[None]:
         yield
     except kinds as error:
         raise ConfigError(f"{said}: {one_line(error)}") from None
+
+
+@contextmanager
+def writing(where: object) -> Iterator[None]:
+    """Raises ConfigError where the system does not let it be written."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{where}: cannot be written: {error.strerror}") from None

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from slot_vllm.evaluation.errors import ConfigError
+from slot_vllm.evaluation.errors import ConfigError, writing
 from slot_vllm.evaluation.inspection_record import Inspection, Shifts, TokenShift
 from slot_vllm.evaluation.report import figures, svg
 from slot_vllm.evaluation.samples import write_whole
@@ -39,11 +39,9 @@ def check_output(path: Path) -> None:
     if path.is_dir():
         raise ConfigError(f"--output {path}: it is a directory; allowed: a file")
     unfinished = path.with_name(f"{path.name}.tmp")
-    try:
+    with writing(f"--output {path}"):
         unfinished.touch()
         unfinished.unlink()
-    except OSError as error:
-        raise ConfigError(_unwritable(path, error)) from None
 
 
 def write_chart(inspections: Sequence[Inspection], path: Path) -> None:
@@ -51,10 +49,8 @@ def write_chart(inspections: Sequence[Inspection], path: Path) -> None:
     kind, picture = path.suffix.lower().removeprefix("."), io.BytesIO()
     with svg.style():
         figures.shifts_chart(inspections).savefig(picture, format=kind, bbox_inches="tight")
-    try:
+    with writing(f"--output {path}"):
         write_whole(path, picture.getvalue())
-    except OSError as error:
-        raise ConfigError(_unwritable(path, error)) from None
 
 
 def _means(inspection: Inspection) -> Table:
@@ -95,7 +91,3 @@ def _prompts(inspection: Inspection) -> Table:
 def _most(shifts: Shifts, tokens: Sequence[TokenShift]) -> Text:
     shown = tokens[:_PROMPT_TOKENS]
     return Text("  ".join(f"{t.token} {shifts.less_mean(t):+.3f}" for t in shown))
-
-
-def _unwritable(path: Path, error: OSError) -> str:
-    return f"--output {path}: cannot be written: {error.strerror}; allowed: a file that can"

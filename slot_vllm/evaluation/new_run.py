@@ -13,7 +13,7 @@ from vllm.platforms import current_platform
 
 from slot_vllm.evaluation import benchmarks, columns, data_files, ready_files, tasks
 from slot_vllm.evaluation.config import RunConfig, check_paths
-from slot_vllm.evaluation.errors import ConfigError
+from slot_vllm.evaluation.errors import ConfigError, writing
 from slot_vllm.evaluation.models.catalog import PREFIX
 from slot_vllm.validation_errors import describe
 
@@ -104,13 +104,10 @@ def write(model: str, data: str, output: Path | None) -> Path:
     check_paths(config)
     if local:
         tasks.load(config)
-    try:
-        with output.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise ConfigError(f"{output}: it exists; --output FILE writes another one") from None
-    except OSError as error:
-        raise ConfigError(f"{output}: cannot be written: {error.strerror}") from None
+    if output.exists():
+        raise ConfigError(f"{output}: it exists; --output FILE writes another one")
+    with writing(output), output.open("x", encoding="utf-8") as file:
+        file.write(text)
     return output
 
 

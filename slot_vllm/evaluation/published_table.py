@@ -87,10 +87,8 @@ def _run(where: str, row: Mapping[str, str | None]) -> PublishedRun:
         raise ConfigError(f"{where}: a row needs {', '.join(COLUMNS)}")
     if task not in PROBLEMS:
         raise ConfigError(f"{where}: task={task!r}; allowed: {', '.join(PROBLEMS)}")
-    try:
+    with bad_input(where, ValueError):
         run = PublishedRun(task, model, int(steps), float(lr), float(accuracy))
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from None
     if not 0 <= run.accuracy <= 1:
         raise ConfigError(f"{where}: accuracy={accuracy}; allowed: from 0 to 1")
     return run

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from slot_vllm.evaluation.errors import ConfigError
+from slot_vllm.evaluation.errors import writing
 from slot_vllm.evaluation.export import every_eval_ever, inspect_logs, packed
 
 __all__ = ["FORMATS", "export"]
@@ -20,7 +20,5 @@ def export(directory: Path, form: str, output: Path | None = None) -> list[Path]
     """Writes a run in one of FORMATS and returns the files. Raises ConfigError."""
     write, default = FORMATS[form]
     output = output or directory / default
-    try:
+    with writing(output):
         return write(directory, output)
-    except OSError as error:
-        raise ConfigError(f"{output}: cannot be written: {error.strerror}") from None

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from slot_vllm.evaluation import stored_run
-from slot_vllm.evaluation.errors import ConfigError
+from slot_vllm.evaluation.errors import ConfigError, writing
 from slot_vllm.evaluation.report.page import render
 from slot_vllm.evaluation.samples import write_whole
 from slot_vllm.evaluation.unicode_text import encoded
@@ -27,8 +27,6 @@ def write(runs: Sequence[Path], output: Path | None = None) -> Path:
             )
         output = runs[0] / "report.html"
     html = render(stored_run.read_all(runs))
-    try:
+    with writing(output):
         write_whole(output, encoded(html))
-    except OSError as error:
-        raise ConfigError(f"{output}: cannot be written: {error.strerror}") from None
     return output
