@@ -67,6 +67,7 @@ class RunSettings(BaseModel):
     system_prompt_file: str | None = None
     examples: list[Any] = []
     tasks: list[TaskOfRun] = []
+    arms: list[dict[str, Any]] = []
 
     @model_validator(mode="before")
     @classmethod

@@ -91,8 +91,8 @@ def test_transformers_and_vllm_give_equal_tokens(
     for arm in run.arms:
         requests = [model.request(doc, arm) for doc in task.docs]
         answers = model.engine.generate(requests, lambda name, count: None)
-        tokens = {answer.request.id: answer.tokens[0] for answer in answers}
-        got.append([tokens[request.id] for request in requests])
+        answered = {answer.request.id: answer.tokens[0] for answer in answers}
+        got.append([answered[request.id] for request in requests])
     asked = {
         "model": run.model,
         "prompts": [request.prompt for request in requests],

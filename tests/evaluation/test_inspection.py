@@ -168,9 +168,11 @@ def test_a_run_inspects_its_arms_once(
     answered = (out / "samples.jsonl").read_text()
     generate = VllmEngine.generate
 
-    def inspected(*arguments: Any, with_shifts: bool = False) -> Iterator[Completion]:
+    def inspected(
+        self: Any, requests: Any, on_tokens: Any, with_shifts: bool = False
+    ) -> Iterator[Completion]:
         assert with_shifts, "answered again"
-        yield from generate(*arguments, with_shifts=True)
+        yield from generate(self, requests, on_tokens, with_shifts)
 
     with monkeypatch.context() as patched:
         patched.setattr(VllmEngine, "generate", inspected)

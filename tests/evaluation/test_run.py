@@ -85,11 +85,11 @@ def test_arms_are_asked_problem_by_problem(
 ) -> None:
     generate, asked = VllmEngine.generate, []
 
-    def seen(self: Any, requests: Any, *arguments: Any, with_shifts: bool = False) -> Any:
+    def seen(self: Any, requests: Any, on_tokens: Any, with_shifts: bool = False) -> Any:
         if not with_shifts:
             names = [request.id.replace("|0", "").split("/")[:3] for request in requests]
             asked.append([*map(tuple, names)])
-        yield from generate(self, requests, *arguments, with_shifts=with_shifts)
+        yield from generate(self, requests, on_tokens, with_shifts)
 
     monkeypatch.setattr(VllmEngine, "generate", seen)
     tasks = [
