@@ -88,7 +88,7 @@ def _load(key: str, named: Task, config: RunConfig) -> Iterator[EvaluationTask]:
         docs = _docs(key, name, task, named)
         # Of several splits, positions do not tell the rows.
         splits = task.evaluation_split
-        rows = dataset[splits[0]] if len(splits) == 1 else ()
+        rows = [*dataset[splits[0]]] if len(splits) == 1 else []
         own = {str(i): found for i, row in enumerate(rows) if (found := columns.own_id(row))}
         yield EvaluationTask(name, task, docs, _groups(rows), own)
 
