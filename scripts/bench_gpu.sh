@@ -12,16 +12,14 @@ cd "$root"
 python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || fail "torch sees no CUDA device; its driver or build does not fit"
 
 began=$SECONDS
-bench() { python -m slot_vllm.bench "$@" --output "logs/bench/$output" >&2; }
 python -m pytest -x -q tests/kernels tests/optim >&2 || fail "wrong results; nothing was measured"
 for load in 512x1 4096x1 128x8; do
-    output="optimize_gpu_$load.json"
-    bench optimize --device cuda --hidden 3584 --vocab 152064 --tokens "${load%x*}" --requests "${load#*x}" --workspace-mb 2048 --oracle on
-    python -c 'import json, sys; v = json.load(open(sys.argv[1]))["variants"]; sys.exit(not v["ours"]["largest_difference"] <= v["published"]["largest_difference"])' "logs/bench/$output" ||
-        fail "logs/bench/$output: our deltas are farther from the float64 oracle than the published loop's"
+    output="logs/bench/optimize_gpu_$load.json"
+    python -m slot_vllm.bench optimize --device cuda --hidden 3584 --vocab 152064 --tokens "${load%x*}" --requests "${load#*x}" \
+        --workspace-mb 2048 --oracle on --output "$output" >&2
+    python -c 'import json, sys; v = json.load(open(sys.argv[1]))["variants"]; sys.exit(not v["ours"]["largest_difference"] <= v["published"]["largest_difference"])' "$output" ||
+        fail "$output: our deltas are farther from the float64 oracle than the published loop's"
 done
-output=apply_gpu.json
-bench apply --device cuda --hidden 3584 --vocab 152064 --rows 1 16 64 256
 # 64 prompts at once, without SLOT and with it for all.
 for steps in 0 5; do
     python -m vllm.entrypoints.cli.main bench latency --model configs/shapes/qwen2.5-7b \
@@ -32,7 +30,7 @@ for steps in 0 5; do
         --output-json "logs/bench/latency_gpu_qwen2.5-7b_steps$steps.json" >&2
 done
 
-python -m slot_vllm.bench table logs/bench/{optimize,apply}_gpu*.json | tee logs/bench/gpu.md
+python -m slot_vllm.bench table logs/bench/optimize_gpu*.json | tee logs/bench/gpu.md
 python - <<'END' | tee -a logs/bench/gpu.md
 import json
 without, slot = (

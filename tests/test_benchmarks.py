@@ -12,7 +12,7 @@ from slot_vllm.bench.variants import settings_of_options
 from tests.conftest import ROOT
 
 LOGS = ROOT / "logs" / "bench"
-KINDS = ("optimize", "burst", "apply")
+KINDS = ("optimize", "burst")
 
 
 def test_the_results_page_has_every_log() -> None:

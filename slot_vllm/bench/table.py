@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from slot_vllm.bench.apply import BIAS, EXTRA_ROWS, PLAIN
 from slot_vllm.bench.variants import OPTIONS, OURS, PUBLISHED
 
 
@@ -23,11 +22,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def table(files: Sequence[Path]) -> str:
-    """The files in their order, kind by kind: optimize, its options, burst, apply.
+    """The files in their order, kind by kind: optimize, its options, burst.
 
     Raises ValueError for a file of another kind.
     """
-    tables: dict[str, list[Row]] = {kind: [] for kind in ("optimize", "options", "burst", "apply")}
+    tables: dict[str, list[Row]] = {kind: [] for kind in ("optimize", "options", "burst")}
     for file in files:
         result = json.loads(file.read_text(encoding="utf-8"))
         kind = result.get("benchmark") if isinstance(result, dict) else None
@@ -107,28 +106,8 @@ def _burst_rows(result: dict[str, Any]) -> Iterator[tuple[str, Row]]:
         )
 
 
-def _apply_rows(result: dict[str, Any]) -> Iterator[tuple[str, Row]]:
-    shape = result["shape"]
-    for step in result["steps"]:
-        plain, bias, extra = (step["variants"][name] for name in (PLAIN, BIAS, EXTRA_ROWS))
-        yield (
-            "apply",
-            {
-                "d x V": f"{shape['hidden']} x {shape['vocab']}",
-                "rows": str(step["rows"]),
-                "plain product (ms)": f"{plain['seconds'] * 1e3:.3g}",
-                "with bias": f"{bias['ratio']:.2f}",
-                "with extra rows": f"{extra['ratio']:.2f}",
-                "error, bias": _error(bias["error"]),
-                "error, extra rows": _error(extra["error"]),
-                "bytes each, bias": str(bias["bytes_per_request"]),
-                "bytes each, extra rows": str(extra["bytes_per_request"]),
-            },
-        )
-
-
 # By the benchmark that wrote a result: its rows, each with the table that it stands in.
-_ROWS = {"optimize": _optimize_rows, "burst": _burst_rows, "apply": _apply_rows}
+_ROWS = {"optimize": _optimize_rows, "burst": _burst_rows}
 
 
 def _markdown(rows: Sequence[Row]) -> str:

@@ -4,11 +4,10 @@ Floor, for k of r rows with a delta: 12 k V bytes (logits read and written, W de
 57 GB/s at which two cores read W, 0.03 ms per row of 151936. 16 rows take 0.5 ms, which is that;
 64, which no cache holds, 10 ms, five times as much.
 
-The bias per request was chosen over the deltas as further rows of the head's product by measuring
-both (``python -m slot_vllm.bench apply``, logs/bench/apply_cpu.json). On two cores 16 rows take
-1.01 of the plain product with it and 1.49 with further rows, 64 rows 1.12 and 2.17; and further
-rows lose W delta's last bits to the model's dtype. The price is memory: 4 V bytes for each request
-instead of d values. Not compared on CUDA.
+The bias per request was chosen over the deltas as further rows of the head's product, which lose W
+delta's last bits to the model's dtype and, when both were measured on two cores, made the product
+slower by more than the bias does. The price is memory: 4 V bytes for each request instead of d
+values. Not compared on CUDA.
 """
 
 from torch import Tensor
