@@ -35,16 +35,17 @@ ARMS: dict[str, dict[str, Any] | None] = {
     "max_concurrent 2": {"max_concurrent": 2},
     "max_concurrent 1": {"max_concurrent": 1},
 }
-_SETTINGS = (
-    "running",
-    "running_tokens",
-    "window",
-    "output_tokens",
-    "burst",
-    "burst_tokens",
-    "steps",
-    "rounds",
-)
+# By flag: the default, and what it is.
+_SETTINGS = {
+    "running": (8, "requests that run"),
+    "running_tokens": (32, "tokens of their prompts"),
+    "window": (32, "their tokens after the burst"),
+    "output_tokens": (256, "tokens that any may generate at most"),
+    "burst": (8, "prompts of the burst"),
+    "burst_tokens": (512, "tokens of each"),
+    "steps": (SlotParams().steps, "AdamW steps"),
+    "rounds": (5, "rounds after one that warms up"),
+}
 
 
 def add_command(commands: Any) -> None:
@@ -53,19 +54,9 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--shape", required=True, help="a directory of configs/shapes, or any with a config.json"
     )
-    parser.add_argument("--running", type=positive, default=8, help="requests, %(default)s")
-    parser.add_argument("--running-tokens", type=positive, default=32, help="of their prompts")
-    parser.add_argument(
-        "--window", type=positive, default=32, help="their tokens after the burst, %(default)s"
-    )
-    parser.add_argument(
-        "--output-tokens", type=positive, default=256, help="the most that any may generate"
-    )
-    parser.add_argument("--burst", type=positive, default=8, help="prompts, %(default)s")
-    parser.add_argument("--burst-tokens", type=positive, default=512, help="of each, %(default)s")
-    parser.add_argument("--steps", type=positive, default=SlotParams().steps)
-    parser.add_argument("--rounds", type=positive, default=5, help="after one that warms up")
-    parser.add_argument("--kv-cache-mb", type=positive, default=1024, help="of each engine, MiB")
+    for name, (default, text) in {**_SETTINGS, "kv_cache_mb": (1024, "MiB, each engine")}.items():
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, type=positive, default=default, help=f"{text} (%(default)s)")
     parser.add_argument(
         "--engine",
         nargs="+",
@@ -79,11 +70,7 @@ def add_command(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from slot_vllm.bench.standard_output import to_standard_error
-
-    shape, engine = _find_shape(options.shape), _engine_arguments(options.engine)
-    with to_standard_error():
-        result = measure(options, shape, engine)
+    result = measure(options, _find_shape(options.shape), _engine_arguments(options.engine))
     give(result, _table(result), options)
     return 0
 
@@ -92,9 +79,11 @@ def measure(options: argparse.Namespace, shape: Path, engine: dict[str, Any]) ->
     """The result as it is written to the file. shape: the directory of a config.json. engine:
     arguments of ``vllm.LLM`` beside or instead of ours."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    # The result alone goes to the standard output.
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     import vllm
 
-    from slot_vllm.bench.burst_loop import BurstFigures, burst_figures, serve_burst, spread
+    from slot_vllm.bench.burst_loop import serve_burst
 
     machine = describe_machine("cuda" if torch.cuda.is_available() else "cpu")
     arguments = {
@@ -107,7 +96,7 @@ def measure(options: argparse.Namespace, shape: Path, engine: dict[str, Any]) ->
     }
     engines = {name: _engine(shape, slot, arguments) for name, slot in ARMS.items()}
     vocabulary = engines["plain"].model_config.get_vocab_size()
-    found: dict[str, list[BurstFigures]] = {name: [] for name in ARMS}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in ARMS}
     for number in range(options.rounds + 1):
         running = _prompts(options.running, options.running_tokens, vocabulary, 2 * number)
         burst = _prompts(options.burst, options.burst_tokens, vocabulary, 2 * number + 1)
@@ -116,14 +105,13 @@ def measure(options: argparse.Namespace, shape: Path, engine: dict[str, Any]) ->
             slot = {} if ARMS[name] is None else {"slot_steps": options.steps}
             llm = engines[name]
             before = _optimized(llm, name)
-            served = serve_burst(llm, running, burst, options.window, options.output_tokens, slot)
-            one = burst_figures(served, options.window)
+            one = serve_burst(llm, running, burst, options.window, options.output_tokens, slot)
             optimized = _optimized(llm, name) - before
             if optimized != (0 if ARMS[name] is None else options.running + options.burst):
                 raise RuntimeError(f"{optimized} prompts were optimized in the arm {name!r}")
             if number:  # the first round warms up
                 found[name].append(one)
-            say(f"round {number} of {options.rounds}, {name}: ITL max {one.itl_max:.3f} s")
+            say(f"round {number} of {options.rounds}, {name}: ITL max {one['itl_max']:.3f} s")
     return {
         "benchmark": "burst",
         "shape": shape.name,
@@ -137,27 +125,28 @@ def measure(options: argparse.Namespace, shape: Path, engine: dict[str, Any]) ->
             name: {
                 "slot": ARMS[name],
                 "figures": {
-                    figure: spread([getattr(one, figure) for one in rounds]).model_dump()
-                    for figure in BurstFigures.model_fields
+                    figure: _spread([one[figure] for one in rounds]) for figure in rounds[0]
                 },
-                "each_round": [one.model_dump() for one in rounds],
+                "each_round": rounds,
             }
             for name, rounds in found.items()
         },
     }
 
 
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    """Over the rounds."""
+    return {"median": float(np.median(values)), "lowest": min(values), "highest": max(values)}
+
+
 def _engine(shape: Path, slot: dict[str, Any] | None, arguments: dict[str, Any]) -> Any:
     import vllm
 
-    if slot is None:
-        return vllm.LLM(str(shape), **arguments)
-    return vllm.LLM(
-        str(shape),
-        worker_extension_cls="slot_vllm.SlotWorkerExtension",
-        additional_config={"slot": slot},
-        **arguments,
-    )
+    with_slot = {
+        "worker_extension_cls": "slot_vllm.SlotWorkerExtension",
+        "additional_config": {"slot": slot},
+    }
+    return vllm.LLM(str(shape), **({} if slot is None else with_slot), **arguments)
 
 
 def _find_shape(name: str) -> Path:

@@ -21,23 +21,15 @@ def installed_losses(device: str) -> dict[str, Loss]:
         # Both are Triton kernels.
         return found
     if importlib.util.find_spec("liger_kernel"):
-        found["liger_kernel"] = _liger()
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+        liger = LigerFusedLinearCrossEntropyLoss()
+        found["liger_kernel"] = lambda hidden, weight, targets: liger(weight, hidden, targets)
     if importlib.util.find_spec("cut_cross_entropy"):
-        found["cut_cross_entropy"] = _cut()
+        from cut_cross_entropy import linear_cross_entropy
+
+        found["cut_cross_entropy"] = linear_cross_entropy
     return found
-
-
-def _liger() -> Loss:
-    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
-
-    loss = LigerFusedLinearCrossEntropyLoss()
-    return lambda hidden, weight, targets: loss(weight, hidden, targets)
-
-
-def _cut() -> Loss:
-    from cut_cross_entropy import linear_cross_entropy
-
-    return linear_cross_entropy
 
 
 def fused_delta(loss: Loss, head: Head, prompt: Prompt) -> Tensor:

@@ -9,7 +9,7 @@ import pytest
 
 from slot_vllm.bench.__main__ import main
 from slot_vllm.bench.burst import SHAPES
-from slot_vllm.bench.burst_loop import Burst, Served, burst_figures
+from slot_vllm.bench.burst_loop import Served, burst_figures
 from slot_vllm.bench.table import table
 
 ROOT = Path(__file__).parents[2]
@@ -45,11 +45,11 @@ def test_only_what_comes_after_the_burst_counts() -> None:
         Served(0.0, [2.0, 4.0, 9.0, 98.0], 4),
     ]
     burst = [Served(3.5, [9.0], 1), Served(3.5, [7.0], 1)]
-    found = burst_figures(Burst(running, burst, arrived=3.5), window=2)
-    assert found.before_p50 == 1
+    found = burst_figures(running, burst, arrived=3.5, window=2)
+    assert found["before_p50"] == 1
     # 4 and 1; 2 and 5.
-    assert (found.itl_p50, found.itl_max) == (3, 5)
-    assert (found.ttft_p50, found.ttft_max) == (4.5, 5.5)
+    assert (found["itl_p50"], found["itl_max"]) == (3, 5)
+    assert (found["ttft_p50"], found["ttft_max"]) == (4.5, 5.5)
 
 
 def test_the_shapes_are_those_of_the_models() -> None:
