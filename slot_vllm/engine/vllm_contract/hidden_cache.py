@@ -1,93 +1,88 @@
 """Hidden states in the KV cache."""
 
+from functools import partial
+
 from slot_vllm.engine.vllm_contract.contact import Contact
 
 _KEEPS = "vLLM keeps last hidden states for whoever asks"
+_cache = partial(Contact, "hidden-state cache")
+_layer = partial(Contact, "hidden-state cache", "vllm.model_executor.models.extract_hidden_states")
+_v1_cache = partial(Contact, "hidden-state cache, V1 runner")
+_v2_cache = partial(Contact, "hidden-state cache, V2 runner")
 
 HIDDEN_CACHE: tuple[Contact, ...] = (
-    Contact(
-        "hidden-state cache", "vllm.v1.kv_cache_interface", "HiddenStateCacheSpec",
+    _cache(
+        "vllm.v1.kv_cache_interface", "HiddenStateCacheSpec",
         "how vLLM lays out a cache of hidden states",
     ),
-    Contact(
-        "hidden-state cache", "vllm.model_executor.models.extract_hidden_states",
+    _layer(
         "CacheOnlyAttentionLayer.__init__", "the layer that has the cache",
         parameters=("num_heads", "head_size", "cache_config", "prefix"),
     ),
-    Contact(
-        "hidden-state cache", "vllm.model_executor.models.extract_hidden_states",
+    _layer(
         "CacheOnlyAttentionLayer", "the layer that has the cache",
-        attributes=("kv_cache", "get_attn_backend", "get_kv_cache_spec"),
-        until=_KEEPS,
+        attributes=("kv_cache", "get_attn_backend", "get_kv_cache_spec"), until=_KEEPS,
     ),
-    Contact(
-        "hidden-state cache", "vllm.model_executor.models.extract_hidden_states",
+    _layer(
         "CacheOnlyAttentionLayer.get_kv_cache_spec", "lies beside the attention layers",
         calls=("HiddenStateCacheSpec",),
     ),
-    Contact(
-        "hidden-state cache", "vllm.model_executor.models.extract_hidden_states",
+    _layer(
         "CacheOnlyAttentionBackend", "allows CUDA graphs",
         attributes=("forward_includes_kv_cache_update", "get_builder_cls"),
     ),
-    Contact(
-        "hidden-state cache", "vllm.model_executor.models.extract_hidden_states",
+    _layer(
         "CacheOnlyAttentionMetadataBuilder.build", "allows CUDA graphs",
         parameters=("common_prefix_len", "common_attn_metadata", "fast_build"), only=True,
         until=_KEEPS,
     ),
-    Contact(
-        "hidden-state cache", "vllm.model_executor.models.extract_hidden_states",
+    _layer(
         "CacheOnlyAttentionMetadata.__init__", "allows CUDA graphs", parameters=("slot_mapping",),
         only=True,
     ),
-    Contact(
-        "hidden-state cache", "vllm.model_executor.models.extract_hidden_states", "basic_cache",
-        "writes the rows, laid out as they are read",
+    _layer(
+        "basic_cache", "writes the rows, laid out as they are read",
         parameters=("to_cache", "kv_cache", "slot_mapping"), only=True,
         contains=("kv_cache[slot_mapping // block_size, :, slot_mapping % block_size]",),
     ),
-    Contact(
-        "hidden-state cache", "vllm.v1.attention.backend", "AttentionCGSupport",
-        "allows CUDA graphs", attributes=("ALWAYS",),
+    _cache(
+        "vllm.v1.attention.backend", "AttentionCGSupport", "allows CUDA graphs",
+        attributes=("ALWAYS",),
     ),
-    Contact(
-        "hidden-state cache", "vllm.config", "set_current_vllm_config", "makes the layer",
-        parameters=("vllm_config",),
+    _cache(
+        "vllm.config", "set_current_vllm_config", "makes the layer", parameters=("vllm_config",),
     ),
-    Contact(
-        "hidden-state cache", "vllm.config", "get_current_vllm_config", "makes the layer"
-    ),
-    Contact(
-        "hidden-state cache", "vllm.config", "CompilationConfig", "registers the layer",
+    _cache("vllm.config", "get_current_vllm_config", "makes the layer"),
+    _cache(
+        "vllm.config", "CompilationConfig", "registers the layer",
         attributes=("static_forward_context",),
     ),
-    Contact(
-        "hidden-state cache", "vllm.v1.kv_cache_interface", "KVCacheConfig",
-        "finds the layer's blocks", attributes=("kv_cache_groups", "num_blocks"),
+    _cache(
+        "vllm.v1.kv_cache_interface", "KVCacheConfig", "finds the layer's blocks",
+        attributes=("kv_cache_groups", "num_blocks"),
     ),
-    Contact(
-        "hidden-state cache", "vllm.v1.kv_cache_interface", "KVCacheGroupSpec",
-        "finds the layer's blocks", attributes=("layer_names", "kv_cache_spec"),
+    _cache(
+        "vllm.v1.kv_cache_interface", "KVCacheGroupSpec", "finds the layer's blocks",
+        attributes=("layer_names", "kv_cache_spec"),
     ),
-    Contact(
-        "hidden-state cache, V1 runner", "vllm.v1.worker.gpu_model_runner", "GPUModelRunner",
-        "the V1 runner's blocks", attributes=("kv_cache_config",),
+    _v1_cache(
+        "vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "the V1 runner's blocks",
+        attributes=("kv_cache_config",),
     ),
-    Contact(
-        "hidden-state cache, V1 runner", "vllm.v1.worker.gpu_input_batch", "InputBatch",
-        "the V1 runner's blocks", attributes=("block_table",),
+    _v1_cache(
+        "vllm.v1.worker.gpu_input_batch", "InputBatch", "the V1 runner's blocks",
+        attributes=("block_table",),
     ),
-    Contact(
-        "hidden-state cache, V1 runner", "vllm.v1.worker.block_table", "BlockTable",
-        "the V1 runner's blocks", attributes=("slot_mapping", "block_table", "block_size"),
+    _v1_cache(
+        "vllm.v1.worker.block_table", "BlockTable", "the V1 runner's blocks",
+        attributes=("slot_mapping", "block_table", "block_size"),
     ),
-    Contact(
-        "hidden-state cache, V2 runner", "vllm.v1.worker.gpu.model_runner", "GPUModelRunner",
-        "the V2 runner's blocks", attributes=("kv_cache_config", "block_tables"),
+    _v2_cache(
+        "vllm.v1.worker.gpu.model_runner", "GPUModelRunner", "the V2 runner's blocks",
+        attributes=("kv_cache_config", "block_tables"),
     ),
-    Contact(
-        "hidden-state cache, V2 runner", "vllm.v1.worker.gpu.block_table", "BlockTables",
-        "the V2 runner's blocks", attributes=("slot_mappings", "block_tables", "block_sizes"),
+    _v2_cache(
+        "vllm.v1.worker.gpu.block_table", "BlockTables", "the V2 runner's blocks",
+        attributes=("slot_mappings", "block_tables", "block_sizes"),
     ),
 )  # fmt: skip

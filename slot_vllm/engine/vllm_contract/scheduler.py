@@ -1,8 +1,12 @@
 """The scheduler: with a KV connector, and ours for ``max_concurrent``."""
 
+from functools import partial
+
 from slot_vllm.engine.vllm_contract.contact import Contact
 
 _DEFER = "a model runner can put the sampling of a complete prompt off"
+_limited = partial(Contact, "limited scheduler")
+_scheduler = partial(Contact, "limited scheduler", "vllm.v1.core.sched.scheduler")
 
 SCHEDULER: tuple[Contact, ...] = (
     Contact(
@@ -10,57 +14,47 @@ SCHEDULER: tuple[Contact, ...] = (
         "a request that does not read the prefix cache loads nothing from a KV connector",
         calls=("get_num_new_matched_tokens",), contains=("request.skip_reading_prefix_cache",),
     ),
-    Contact(
-        "limited scheduler", "vllm.config", "SchedulerConfig", "names our scheduler",
-        attributes=(
-            "scheduler_cls", "get_scheduler_cls", "enable_chunked_prefill", "max_num_seqs",
-        ),
+    _limited(
+        "vllm.config", "SchedulerConfig", "names our scheduler",
+        attributes=("scheduler_cls", "get_scheduler_cls", "enable_chunked_prefill", "max_num_seqs"),
     ),
-    Contact(
-        "limited scheduler", "vllm.v1.core.sched.scheduler", "Scheduler", "what ours is built on",
+    _scheduler(
+        "Scheduler", "what ours is built on",
         attributes=(
             "scheduler_config", "requests", "kv_cache_manager", "num_prefill_lookahead",
             "need_mamba_block_aligned_split", "_mamba_block_aligned_split",
         ),
     ),
-    Contact(
-        "limited scheduler", "vllm.v1.core.sched.scheduler", "Scheduler.schedule",
-        "all of a step's requests pass what ours overrides",
+    _scheduler(
+        "Scheduler.schedule", "all of a step's requests pass what ours overrides",
         calls=("_reserve_prefill_lookahead", "_handle_blocked_waiting_request"),
     ),
-    Contact(
-        "limited scheduler", "vllm.v1.core.sched.scheduler",
+    _scheduler(
         "Scheduler._reserve_prefill_lookahead", "holds back a prompt's last token",
-        parameters=("request", "num_computed_tokens", "num_new_tokens"), only=True,
-        until=_DEFER,
+        parameters=("request", "num_computed_tokens", "num_new_tokens"), only=True, until=_DEFER,
     ),
-    Contact(
-        "limited scheduler", "vllm.v1.core.sched.scheduler",
+    _scheduler(
         "Scheduler._handle_blocked_waiting_request", "passes a waiting request over",
-        parameters=("request",), only=True,
+        parameters=("request",), only=True, until=_DEFER,
+    ),
+    _scheduler(
+        "Scheduler._preempt_request", "forgets a request that does not complete",
+        parameters=("request",), until=_DEFER,
+    ),
+    _scheduler(
+        "Scheduler._update_after_schedule", "which prompts completed",
+        parameters=("scheduler_output",), only=True, until=_DEFER,
+    ),
+    _limited(
+        "vllm.v1.core.sched.async_scheduler", "AsyncScheduler", "what ours is built on",
         until=_DEFER,
     ),
-    Contact(
-        "limited scheduler", "vllm.v1.core.sched.scheduler", "Scheduler._preempt_request",
-        "forgets a request that does not complete", parameters=("request",),
-        until=_DEFER,
-    ),
-    Contact(
-        "limited scheduler", "vllm.v1.core.sched.scheduler", "Scheduler._update_after_schedule",
-        "which prompts completed", parameters=("scheduler_output",), only=True,
-        until=_DEFER,
-    ),
-    Contact(
-        "limited scheduler", "vllm.v1.core.sched.async_scheduler", "AsyncScheduler",
-        "what ours is built on",
-        until=_DEFER,
-    ),
-    Contact(
-        "limited scheduler", "vllm.v1.core.kv_cache_manager", "KVCacheManager.get_computed_blocks",
+    _limited(
+        "vllm.v1.core.kv_cache_manager", "KVCacheManager.get_computed_blocks",
         "how much of a waiting prompt is cached", parameters=("request",),
     ),
-    Contact(
-        "limited scheduler", "vllm.v1.request", "Request", "which prompts complete",
+    _limited(
+        "vllm.v1.request", "Request", "which prompts complete",
         attributes=(
             "request_id", "num_prompt_tokens", "num_computed_tokens", "num_tokens",
             "prompt_token_ids", "sampling_params", "lora_request", "mm_features",

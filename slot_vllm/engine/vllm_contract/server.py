@@ -1,6 +1,7 @@
 """The OpenAI-compatible server: its checks, what it shows, and the endpoints that score."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from slot_vllm.engine.vllm_contract.contact import ADMISSION, Contact
 
@@ -44,23 +45,26 @@ SCORING_ENDPOINTS = (
     ),
 )
 
+_server = partial(Contact, "server")
+_tracing = partial(Contact, "tracing", "vllm.v1.engine.output_processor")
+_front_end = partial(Contact, "front end")
+_metrics = partial(Contact, "metrics")
+
 SERVER: tuple[Contact, ...] = (
     # The OpenAI-compatible server.
-    Contact(
-        "front end", "vllm.entrypoints.generate.base.serving", "GenerateBaseServing.__init__",
+    _front_end(
+        "vllm.entrypoints.generate.base.serving", "GenerateBaseServing.__init__",
         "reaches the serving objects of an engine that asks for SLOT",
-        parameters=("engine_client",),
-        until=ADMISSION,
+        parameters=("engine_client",), until=ADMISSION,
     ),
-    Contact(
-        "front end", "vllm.entrypoints.generate.base.serving", "GenerateBaseServing._log_inputs",
+    _front_end(
+        "vllm.entrypoints.generate.base.serving", "GenerateBaseServing._log_inputs",
         "the last place where an error is HTTP 400 for a streaming request",
-        parameters=("request_id", "inputs", "params", "lora_request"),
-        until=ADMISSION,
+        parameters=("request_id", "inputs", "params", "lora_request"), until=ADMISSION,
     ),
     *(
-        Contact(
-            "front end", f"vllm.entrypoints.openai.{path}.protocol", name,
+        _front_end(
+            f"vllm.entrypoints.openai.{path}.protocol", name,
             "keeps the settings of a request as they were sent", attributes=("vllm_xargs",),
             until=_XARGS,
         )
@@ -70,70 +74,63 @@ SERVER: tuple[Contact, ...] = (
             ("responses", "ResponsesRequest"),
         )
     ),
-    Contact(
-        "front end", "vllm.entrypoints.anthropic.protocol", "AnthropicMessagesRequest",
-        "keeps the settings of a request as they were sent",
-        until=_XARGS,
+    _front_end(
+        "vllm.entrypoints.anthropic.protocol", "AnthropicMessagesRequest",
+        "keeps the settings of a request as they were sent", until=_XARGS,
     ),
-    Contact(
-        "server", "vllm.entrypoints.openai.chat_completion.serving",
+    _server(
+        "vllm.entrypoints.openai.chat_completion.serving",
         "OpenAIServingChat.create_chat_completion", "checks a chat request's settings",
-        parameters=("request", "raw_request"), only=True,
-        until=ADMISSION,
+        parameters=("request", "raw_request"), only=True, until=ADMISSION,
     ),
-    Contact(
-        "server", "vllm.entrypoints.openai.chat_completion.serving", "OpenAIServingChat",
+    _server(
+        "vllm.entrypoints.openai.chat_completion.serving", "OpenAIServingChat",
         "every chat request passes the check", calls=("_log_inputs",),
     ),
-    Contact(
-        "server", "vllm.entrypoints.openai.chat_completion.batch_serving",
+    _server(
+        "vllm.entrypoints.openai.chat_completion.batch_serving",
         "OpenAIServingChatBatch.create_batch_chat_completion",
         "checks the settings of a batch of chats", parameters=("request", "raw_request"), only=True,
         until=ADMISSION,
     ),
-    Contact(
-        "server", "vllm.entrypoints.openai.completion.serving",
-        "OpenAIServingCompletion.create_completion", "checks a completion request's settings",
-        parameters=("request", "raw_request"), only=True,
+    _server(
+        "vllm.entrypoints.openai.completion.serving", "OpenAIServingCompletion.create_completion",
+        "checks a completion request's settings", parameters=("request", "raw_request"), only=True,
         until=ADMISSION,
     ),
-    Contact(
-        "server", "vllm.entrypoints.openai.completion.serving", "OpenAIServingCompletion",
+    _server(
+        "vllm.entrypoints.openai.completion.serving", "OpenAIServingCompletion",
         "every completion request passes the check", calls=("_log_inputs",),
     ),
-    Contact(
-        "server", "vllm.entrypoints.openai.responses.serving",
-        "OpenAIServingResponses.create_responses", "checks a response request's settings",
-        parameters=("request", "raw_request"), only=True,
+    _server(
+        "vllm.entrypoints.openai.responses.serving", "OpenAIServingResponses.create_responses",
+        "checks a response request's settings", parameters=("request", "raw_request"), only=True,
         until=ADMISSION,
     ),
-    Contact(
-        "server", "vllm.entrypoints.openai.responses.serving", "OpenAIServingResponses",
+    _server(
+        "vllm.entrypoints.openai.responses.serving", "OpenAIServingResponses",
         "every response request passes the check",
         calls=("_log_inputs", "_generate_with_builtin_tools"),
     ),
-    Contact(
-        "server", "vllm.entrypoints.openai.responses.serving",
+    _server(
+        "vllm.entrypoints.openai.responses.serving",
         "OpenAIServingResponses._generate_with_builtin_tools",
         "checks a response's prompt before its generator starts",
-        keywords=("engine_input", "sampling_params", "lora_request"),
-        until=ADMISSION,
+        keywords=("engine_input", "sampling_params", "lora_request"), until=ADMISSION,
     ),
-    Contact(
-        "server", "vllm.v1.engine.async_llm", "AsyncLLM", "reaches the engine's admission",
+    _server(
+        "vllm.v1.engine.async_llm", "AsyncLLM", "reaches the engine's admission",
         attributes=("input_processor", "vllm_config"),
     ),
-    Contact(
-        "server", "vllm.entrypoints.anthropic.serving",
-        "AnthropicServingMessages.create_messages", "checks a message request's settings",
-        parameters=("request", "raw_request"), only=True,
+    _server(
+        "vllm.entrypoints.anthropic.serving", "AnthropicServingMessages.create_messages",
+        "checks a message request's settings", parameters=("request", "raw_request"), only=True,
         until=ADMISSION,
     ),
-    Contact(
-        "server", "vllm.entrypoints.scale_out.token_in_token_out.serving",
-        "ServingTokens.serve_tokens", "checks the settings of a request of tokens",
-        parameters=("request", "raw_request"), only=True, optional=True,
-        until=ADMISSION,
+    _server(
+        "vllm.entrypoints.scale_out.token_in_token_out.serving", "ServingTokens.serve_tokens",
+        "checks the settings of a request of tokens", parameters=("request", "raw_request"),
+        only=True, optional=True, until=ADMISSION,
     ),
     *(
         Contact(
@@ -151,38 +148,34 @@ SERVER: tuple[Contact, ...] = (
         for at in SCORING_ENDPOINTS
     ),
     # What a server shows.
-    Contact(
-        "metrics", "vllm.entrypoints.serve.instrumentator.metrics", "attach_router",
+    _metrics(
+        "vllm.entrypoints.serve.instrumentator.metrics", "attach_router",
         "appends to what /metrics answers", parameters=("app",), only=True,
         until="vLLM serves the metrics of a plugin's workers",
     ),
-    Contact(
-        "metrics", "vllm.v1.engine.core_client", "AsyncMPClient", "which engines there are",
+    _metrics(
+        "vllm.v1.engine.core_client", "AsyncMPClient", "which engines there are",
         attributes=("engine_ranks_managed",),
     ),
-    Contact(
-        "metrics", "vllm.v1.engine.core_client", "AsyncMPClient.call_utility_all_async",
-        "asks every engine", parameters=("method",),
+    _metrics(
+        "vllm.v1.engine.core_client", "AsyncMPClient.call_utility_all_async", "asks every engine",
+        parameters=("method",),
     ),
-    Contact(
-        "metrics", "vllm.v1.engine.async_llm", "AsyncLLM", "reaches the engines",
+    _metrics(
+        "vllm.v1.engine.async_llm", "AsyncLLM", "reaches the engines",
         attributes=("engine_core", "collective_rpc"),
     ),
-    Contact(
-        "tracing", "vllm.v1.engine.output_processor", "instrument_manual",
-        "adds attributes to the request spans", keywords=("attributes",),
+    _tracing(
+        "instrument_manual", "adds attributes to the request spans", keywords=("attributes",),
         until=_SPANS,
     ),
-    Contact(
-        "tracing", "vllm.v1.engine.output_processor", "OutputProcessor.do_tracing",
-        "knows whose span is being made",
+    _tracing(
+        "OutputProcessor.do_tracing", "knows whose span is being made",
         parameters=("engine_core_output", "req_state", "iteration_stats"), only=True,
-        calls=("instrument_manual",),
-        until=_SPANS,
+        calls=("instrument_manual",), until=_SPANS,
     ),
-    Contact(
-        "tracing", "vllm.v1.engine.output_processor", "RequestState.from_new_request",
-        "keeps a request's settings for its span", keywords=("request",),
-        until=_SPANS,
+    _tracing(
+        "RequestState.from_new_request", "keeps a request's settings for its span",
+        keywords=("request",), until=_SPANS,
     ),
 )  # fmt: skip
