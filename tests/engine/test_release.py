@@ -71,7 +71,6 @@ def test_what_is_missing_is_named_by_both_looks(
 def test_the_error_names_the_piece_and_the_tested_releases(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from vllm.v1.core.sched.output import NewRequestData
     from vllm.v1.engine.input_processor import InputProcessor
 
     with monkeypatch.context() as patch:
@@ -84,9 +83,9 @@ def test_the_error_names_the_piece_and_the_tested_releases(
     assert "needed: admission of ready-made requests" in said
     assert f"Tested: vLLM {', '.join(TESTED)}" in said
 
-    annotations = {k: v for k, v in NewRequestData.__annotations__.items() if k != "req_id"}
-    monkeypatch.setattr(NewRequestData, "__annotations__", annotations)
-    with pytest.raises(SlotError, match="NewRequestData has no req_id"):
+    other = replace(contact("vllm.v1.core.sched.output.NewRequestData"), attributes=("id",))
+    monkeypatch.setattr(release, "CONTACTS", (*CONTACTS, other))
+    with pytest.raises(SlotError, match="NewRequestData has no id"):
         release.check_worker(v2=False, hidden_cache=True)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from slot_vllm.engine.vllm_contract import source
 from slot_vllm.engine.vllm_contract.contact import Contact, Part
 from slot_vllm.engine.vllm_contract.contacts import CONTACTS
-from slot_vllm.engine.vllm_contract.source import Parameter, Source
+from slot_vllm.engine.vllm_contract.source import Source
 from slot_vllm.params import SlotError
 
 logger = logging.getLogger("vllm.slot_vllm")
@@ -132,28 +132,29 @@ def _look_in_source(tree: Source, contact: Contact) -> str | None:
         if tree.module(contact.path):
             return "is not there"
         return None if contact.optional else f"is not there: no module {contact.path}"
-    given = None
-    if isinstance(found.node, source.Function):
-        method = "." in contact.name and not source.is_static(found.node)
-        given = source.parameters(found.node)[method:]
-    return _problem(
-        contact, given, lambda: found.node, lambda name: tree.has_attribute(found, name)
-    )
+    return _problem(contact, found.node, lambda name: tree.has_attribute(found, name))
 
 
 def _look_at_live(contact: Contact) -> str | None:
+    """Its module is imported, and what does not show there is looked for in the source. A function
+    that another plugin put in the place of vLLM's is judged as it is."""
     try:
         value: Any = importlib.import_module(contact.path)
     except ImportError as error:
         absent = isinstance(error, ModuleNotFoundError) and contact.optional
         return None if absent else f"is not there: {error}"
-    owner = static = value
     for part in contact.name.split("."):
         if not hasattr(value, part):
             return "is not there"
-        owner, static = value, inspect.getattr_static(value, part, None)
         value = getattr(value, part)
-    if contact.part in _WRAPPED_BY_OTHERS and _is_another_plugin_s(value):
+    body = contact.parameters or contact.calls or contact.contains
+    if inspect.isclass(value) and not body and all(hasattr(value, a) for a in contact.attributes):
+        return None
+    # What functools.wraps made of vLLM's own names its module.
+    if inspect.isroutine(value) and not str(value.__module__).startswith("vllm."):
+        if contact.part not in _WRAPPED_BY_OTHERS:
+            (node,) = ast.parse(textwrap.dedent(inspect.getsource(value))).body
+            return _problem(contact, node, lambda _: False)
         logger.warning(
             "SLOT: another plugin replaced %s by %s.%s. If that does not call what was there "
             "before, SLOT may not work",
@@ -161,58 +162,18 @@ def _look_at_live(contact: Contact) -> str | None:
             value.__module__,
             value.__qualname__,
         )
-        return _look_in_source(installed(), contact)
-    given = None
-    if inspect.isroutine(value):
-        bound = inspect.isclass(owner) and not isinstance(static, staticmethod)
-        given = [
-            Parameter(
-                p.name,
-                p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD),
-                p.default is p.empty,
-            )
-            for p in inspect.signature(value).parameters.values()
-            if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-        ][bound:]
-    return _problem(
-        contact, given, lambda: _tree_of(value), lambda name: _has_attribute(value, name)
-    )
+    return _look_in_source(installed(), contact)
 
 
-def _is_another_plugin_s(value: Any) -> bool:
-    """Whether it is a function that is not vLLM's, nor says by functools.wraps that it calls one
-    that is."""
-    return inspect.isroutine(value) and not str(value.__module__).startswith("vllm.")
-
-
-def _has_attribute(owner: Any, name: str) -> bool:
-    if hasattr(owner, name) or not inspect.isclass(owner):
-        return hasattr(owner, name)
-    own = [c for c in owner.__mro__ if c.__module__.partition(".")[0] == "vllm"]
-    return any(
-        name in vars(c).get("__annotations__", {}) or name in source.set_on_self(_tree_of(c))
-        for c in own
-    )
-
-
-@cache
-def _tree_of(value: Any) -> ast.AST:
-    return ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(value)))).body[0]
-
-
-def _problem(
-    contact: Contact,
-    given: list[Parameter] | None,
-    tree: Callable[[], ast.AST],
-    has_attribute: Callable[[str], bool],
-) -> str | None:
-    """What is wrong with what was found. given: its parameters, if it is a function."""
+def _problem(contact: Contact, node: ast.AST, has_attribute: Callable[[str], bool]) -> str | None:
+    """What is wrong with what was found."""
     lacking = [name for name in contact.attributes if not has_attribute(name)]
     if lacking:
         return f"has no {', '.join(lacking)}"
     if contact.parameters or contact.keywords or contact.only:
-        if given is None:
+        if not isinstance(node, source.Function):
             return "is not a function"
+        given = source.parameters(node)["." in contact.name and not source.is_static(node) :]
         first = tuple(p.name for p in given if p.positional)[: len(contact.parameters)]
         names = [p.name for p in given]
         lacking = [name for name in contact.keywords if name not in names]
@@ -222,13 +183,13 @@ def _problem(
         if first != contact.parameters or lacking or extra:
             wanted = ", ".join((*contact.parameters, *(f"{k}=" for k in contact.keywords)))
             return f"takes ({', '.join(names)}) instead of ({wanted})"
-    lacking = [name for name in contact.calls if name not in source.calls(tree())]
+    lacking = [name for name in contact.calls if name not in source.calls(node)]
     if lacking:
         return f"does not call {', '.join(lacking)}"
     if contact.returns:
         wanted_names = list(contact.returns)
-        lists = source.returned(tree())
+        lists = source.returned(node)
         if not lists or any(r[: len(wanted_names)] != wanted_names for r in lists):
             return f"does not return {', '.join(contact.returns)} first"
-    lacking = [e for e in contact.contains if e not in source.expressions(tree())]
+    lacking = [e for e in contact.contains if e not in source.expressions(node)]
     return f"does not contain {', '.join(lacking)}" if lacking else None

@@ -3,6 +3,7 @@
 import ast
 from dataclasses import dataclass
 from functools import cache, cached_property
+from importlib.util import resolve_name
 from pathlib import Path
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -39,11 +40,8 @@ class Module:
 
     def absolute(self, statement: ast.ImportFrom) -> str:
         """The module that ``from X import Y`` names."""
-        if not statement.level:
-            return statement.module or ""
-        parts = self.name.split(".")
-        parts = parts[: len(parts) - statement.level + self.is_package]
-        return ".".join([*parts, *([statement.module] if statement.module else [])])
+        package = self.name if self.is_package else self.name.rpartition(".")[0]
+        return resolve_name("." * statement.level + (statement.module or ""), package)
 
 
 class Source:
