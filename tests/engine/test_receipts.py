@@ -7,7 +7,6 @@ import torch
 
 from slot_vllm.engine.wire.receipt_dict import MOST_SECONDS
 from slot_vllm.engine.worker import learning
-from slot_vllm.engine.worker.last_finished import LastFinished
 from slot_vllm.engine.worker.receipts import Receipts
 from slot_vllm.engine.worker.request import TrackedRequest
 from slot_vllm.optim import optimize as optimize_module
@@ -171,19 +170,19 @@ def test_how_many_are_kept_and_for_how_long() -> None:
         return "".join(name for name in "abc" if receipts.find(f"{name}-1", ()))
 
     assert known() == "bc"
-    now = MOST_SECONDS + 1
+    now = MOST_SECONDS + 0.5
     assert known() == "bc"
-    now += 0.5
+    now += 1
     assert known() == "c"
     now += 1
     assert known() == "" and not len(receipts._finished)
 
 
 def test_an_id_that_is_used_again_is_the_newest_s() -> None:
-    kept: LastFinished[str] = LastFinished(2)
+    receipts = Receipts(2)
     for name in ("a", "b", "a", "c"):
-        kept.put(name, name)
-    assert kept.values() == ["a", "c"]
+        finish(receipts, name)
+    assert [receipt.request_id for receipt in receipts._finished.values()] == ["a-1", "c-1"]
     state = make_state(receipts=4)
     for req_id, tokens in (("a-1", TOKENS), ("a-2", LONG)):
         begin(state, [arrival(req_id, tokens)], finished={"a-1"})

@@ -5,15 +5,15 @@ Nothing waits for the device until a receipt is read: it holds what was learned 
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass, replace
 from math import isfinite
 
+from cachetools import TTLCache
 from torch import Tensor
 
 from slot_vllm.engine.wire.receipt_dict import MOST_SECONDS, Outcome, ReceiptDict
 from slot_vllm.engine.wire.response_ids import place, response_ids
-from slot_vllm.engine.worker.last_finished import LastFinished
 from slot_vllm.engine.worker.request import SlotRequest, TrackedRequest
 from slot_vllm.engine.worker.step_timer import StepTime
 from slot_vllm.optim.optimize import Learned
@@ -74,12 +74,14 @@ class Receipts:
 
     def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit = limit
-        self._finished: LastFinished[Receipt] = LastFinished(limit, MOST_SECONDS, clock)
+        self._finished: MutableMapping[str, Receipt] = TTLCache(limit, MOST_SECONDS, clock)
 
     def finish(self, req_id: str, request: TrackedRequest) -> None:
         receipt = Receipt.of(request) if self._limit else None
         if receipt is not None:
-            self._finished.put(req_id, receipt)
+            # An id that is used again is another request's, the newest.
+            self._finished.pop(req_id, None)
+            self._finished[req_id] = receipt
 
     def find(self, request_id: str, running: Iterable[TrackedRequest]) -> Receipt | None:
         """Of the request whose output shows ``request_id``. running: the newest last."""
@@ -107,7 +109,7 @@ class Receipts:
             receipt = Receipt.of(request)
             if receipt is not None:
                 yield receipt
-        yield from reversed(self._finished.values())
+        yield from reversed(list(self._finished.values()))
 
 
 def _telling(found: list[Receipt]) -> Receipt:

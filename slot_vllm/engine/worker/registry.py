@@ -2,9 +2,11 @@
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
+
+from cachetools import FIFOCache
 
 from slot_vllm.engine.wire.prompt_key import images_of
 from slot_vllm.engine.wire.resolved import BEAM_SEARCH, RESOLVED, read_admitted
@@ -12,7 +14,6 @@ from slot_vllm.engine.wire.response_ids import without_beam
 from slot_vllm.engine.worker.delta_table import DeltaTable
 from slot_vllm.engine.worker.failure import Failure
 from slot_vllm.engine.worker.failures import Failures
-from slot_vllm.engine.worker.last_finished import LastFinished
 from slot_vllm.engine.worker.prompt_rows import PromptRows
 from slot_vllm.engine.worker.receipts import Receipts
 from slot_vllm.engine.worker.request import SlotRequest, TrackedRequest
@@ -35,7 +36,7 @@ class Registry:
 
     def __post_init__(self) -> None:
         self.requests: dict[str, TrackedRequest] = {}
-        self.kept: LastFinished[tuple[str, Learned]] = LastFinished(self.config.keep_deltas)
+        self.kept: MutableMapping[str, tuple[str, Learned]] = FIFOCache(self.config.keep_deltas)
         self.receipts = Receipts(self.config.receipts)
         self._warned_unresolved = False
         self._weights_epoch = 0
@@ -163,8 +164,10 @@ class Registry:
                 self.table.remove(request.table_key)
             if request.status == "prefilling":
                 self.counters["aborted"] += 1
-            elif request.learned is not None:
-                self.kept.put(req_id, (request.external_id, request.learned))
+            elif request.learned is not None and self.config.keep_deltas:
+                # An id that is used again is another request's, the newest.
+                self.kept.pop(req_id, None)
+                self.kept[req_id] = (request.external_id, request.learned)
             self.rows.release(request)
         if request is not None:
             self.receipts.finish(req_id, request)
