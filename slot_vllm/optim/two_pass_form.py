@@ -6,7 +6,6 @@ gathered one by one.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -30,14 +29,6 @@ _MAX_CHUNK_ROWS = 1024
 _TILE_ROWS = 128
 # Rows of Z0 begin at multiples of 128 bytes in any 16-bit dtype.
 _ROW_ALIGNMENT = 64
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """cached_rows of Z0 are kept. chunk_rows are gathered, or made again, at a time."""
-
-    cached_rows: int
-    chunk_rows: int
 
 
 class TwoPassForm:
@@ -69,16 +60,16 @@ class TwoPassForm:
         self._rounded = None if dtype == torch.float32 else workspace.take(shape, dtype)
         total = self._rows.bounds[-1]
         gathers = len(prompts) > 1 or not self._is_ready(self._hidden[0])
-        layout = _layout(head, columns, total, gathers, room)
+        cached, chunk = _layout(head, columns, total, gathers, room)
         self._gathered = None
         if gathers:
-            self._gathered = workspace.take((layout.chunk_rows, head.hidden_size), dtype)
-        self._cache = self._take_logits(workspace, layout.cached_rows)
+            self._gathered = workspace.take((chunk, head.hidden_size), dtype)
+        self._cache = self._take_logits(workspace, cached)
         self._fresh = None
-        if layout.cached_rows < total:
-            self._fresh = self._take_logits(workspace, layout.chunk_rows)
-        self._filling_rows = layout.chunk_rows if gathers else total
-        self._fresh_rows = layout.chunk_rows
+        if cached < total:
+            self._fresh = self._take_logits(workspace, chunk)
+        self._filling_rows = chunk if gathers else total
+        self._fresh_rows = chunk
         self._filled = False
 
     @staticmethod
@@ -179,15 +170,16 @@ def _padded(columns: int) -> int:
     return -(-columns // _ROW_ALIGNMENT) * _ROW_ALIGNMENT
 
 
-def _layout(head: Head, columns: int, rows: int, gathers: bool, free: int) -> _Layout:
+def _layout(head: Head, columns: int, rows: int, gathers: bool, free: int) -> tuple[int, int]:
+    """How many rows of Z0 are kept, and how many are gathered, or made again, at a time."""
     itemsize = head.weight.dtype.itemsize
     row = _padded(columns) * itemsize
     gathered = head.hidden_size * itemsize if gathers else 0
     chunk = min(rows, _MAX_CHUNK_ROWS)
     if aligned(chunk * gathered) + rows * row <= free:
-        return _Layout(rows, chunk)
+        return rows, chunk
     # Every row that is not cached costs a product in each step: the chunk gets the smaller part.
     chunk = min(chunk, max(1, (free // 4) // (row + gathered)))
     chunk -= chunk % _TILE_ROWS if chunk > _TILE_ROWS else 0
     left = free - aligned(chunk * row) - aligned(chunk * gathered)
-    return _Layout(min(rows - 1, max(0, left // row)), chunk)
+    return min(rows - 1, max(0, left // row)), chunk

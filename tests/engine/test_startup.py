@@ -262,6 +262,9 @@ def test_a_workspace_too_small_for_the_head_is_refused(
             def head(self) -> Head:
                 return Head(torch.empty(200_000, 4))
 
+            def shard(self) -> None:
+                """It is whole."""
+
             def describe(self) -> str:
                 return "200000 x 4"
 

@@ -31,6 +31,9 @@ class FixedHead:
     def head(self) -> Head:
         return Head(self.weight)
 
+    def shard(self) -> None:
+        """It is whole."""
+
     def describe(self) -> str:
         return "fixed"
 

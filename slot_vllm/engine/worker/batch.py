@@ -1,20 +1,10 @@
 """What a step brings, the same for both model runners."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
-
-
-class SchedulerOutput(Protocol):
-    """What is read of vLLM's SchedulerOutput."""
-
-    finished_req_ids: set[str]
-    preempted_req_ids: set[str] | None
-    scheduled_new_reqs: list[Any]
-    num_scheduled_tokens: Mapping[str, int]
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def reserve_workspace(
 ) -> tuple[Workspace, WorkspaceSize]:
     """Warmed up, of one size on all ranks. Raises SlotError if that is too small for the head."""
     head = linear_head.head()
-    shard = linear_head.shard() if ranks.size > 1 else None
+    shard = linear_head.shard()
     smallest = smallest_workspace(head, shard)
     size = choose_size(config.workspace_mb, device)
     # What is free on the devices differs.
@@ -161,7 +161,7 @@ class Learner:
             [prompt for _, prompt in prompts],
             self.workspace,
             final_loss=self.config.final_loss,
-            shard=self.linear_head.shard() if self.ranks.size > 1 else None,
+            shard=self.linear_head.shard(),
             with_last_kl=self.config.receipts > 0,
         )
         if self.config.check_ranks:

@@ -2,9 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from inspect import signature
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,10 +34,8 @@ class LogitsHook:
     logits: Callable[..., Tensor | None]
 
 
-class Attempt(Protocol):
-    """What ``work`` gives, which exchanges nothing; None, on all ranks, if it raises on one."""
-
-    def __call__(self, work: Callable[[], Tensor]) -> Tensor | None: ...
+# Gives what its argument gives, which exchanges nothing; None, on all ranks, if it raises on one.
+Attempt = Callable[[Callable[[], Tensor]], Tensor | None]
 
 
 class LinearHead:
@@ -186,13 +183,14 @@ class LinearHead:
                 )
                 return logits
 
-            adapted = hidden_states
-            if additions.rounded is not None:
-                sums = attempt(lambda: _with_rounded(hidden_states, additions))
+            adapted, rounded, biases = hidden_states, additions.rounded, additions.biases
+            if rounded is not None:
+                # Out of place: a drafter reads these rows too.
+                sums = attempt(lambda: hidden_states + additions.of(rounded))
                 if sums is None:
                     return unchanged()
                 adapted = sums
-            if additions.biases is None:
+            if biases is None:
                 return unchanged(adapted)
             together = self._ranks.size > 1 and not skip_gather
             # Of this rank's columns alone, if its part of W delta is added to these.
@@ -203,10 +201,9 @@ class LinearHead:
             if own is None:
                 return None
             if together and not alone:
-                work = partial(_columns, additions)
+                found = attempt(lambda: additions.of(biases))
             else:
-                work = partial(self._shifted, own, additions, activate=not alone)
-            found = attempt(work)
+                found = attempt(lambda: self._shifted(own, biases, additions, not alone))
             if found is None:
                 # Not ``own``: part of it may be shifted.
                 return unchanged()
@@ -236,11 +233,11 @@ class LinearHead:
             and "skip_gather" in signature(self._processor._get_logits).parameters
         )
 
-    def _shifted(self, own: Tensor, additions: Additions, activate: bool) -> Tensor:
+    def _shifted(self, own: Tensor, biases: Tensor, additions: Additions, activate: bool) -> Tensor:
         """``own``, this rank's columns, with W delta."""
         head, z = self.head(), own.float()
         columns = z[:, : head.vocabulary]
-        add_bias_rows(columns, _biases(additions), additions.rows, additions.factors)
+        add_bias_rows(columns, biases, additions.rows, additions.factors)
         return _activated(head, z, own, additions.rows) if activate else z
 
     def _gathered(self, shifted: Tensor, dtype: torch.dtype, additions: Additions) -> Tensor | None:
@@ -261,22 +258,6 @@ class LinearHead:
 def _skipping(skip_gather: bool) -> dict[str, bool]:
     """Releases before 0.29 do not know the argument, and there nobody gives it."""
     return {"skip_gather": True} if skip_gather else {}
-
-
-def _with_rounded(hidden_states: Tensor, additions: Additions) -> Tensor:
-    if additions.rounded is None:
-        return hidden_states
-    # Out of place: a drafter reads these rows too.
-    return hidden_states + additions.of(additions.rounded)
-
-
-def _biases(additions: Additions) -> Tensor:
-    assert additions.biases is not None
-    return additions.biases
-
-
-def _columns(additions: Additions) -> Tensor:
-    return additions.of(_biases(additions))
 
 
 def _activated(head: Head, z: Tensor, own: Tensor, rows: Tensor) -> Tensor:

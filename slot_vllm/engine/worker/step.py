@@ -6,9 +6,10 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor
+from vllm.v1.core.sched.output import SchedulerOutput
 
 from slot_vllm.engine.worker.additions import Additions, additions_for
-from slot_vllm.engine.worker.batch import BatchView, SchedulerOutput
+from slot_vllm.engine.worker.batch import BatchView
 from slot_vllm.engine.worker.failure import Failure
 from slot_vllm.engine.worker.failures import Failures
 from slot_vllm.engine.worker.learning import CompletePrompt, Learner
