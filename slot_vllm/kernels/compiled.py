@@ -21,6 +21,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from slot_vllm import processor
+
 logger = logging.getLogger("vllm.slot_vllm")
 
 # auto: compiled where that works, torch otherwise. compiled: it is an error where it does not.
@@ -99,7 +101,9 @@ def build() -> Path:
     if not compiler:
         raise CompilationError("no C++ compiler (CXX, g++, clang++ or c++)")
     # What -march=native means depends on the processor.
-    parts = [_SOURCE.read_text(), *compiler, *_FLAGS, _run([*compiler, "--version"]), _processor()]
+    keys = ("model name", "flags", "Features", "CPU part")
+    own = [platform.machine(), *(processor.described().get(key, "") for key in keys)]
+    parts = [_SOURCE.read_text(), *compiler, *_FLAGS, _run([*compiler, "--version"]), *own]
     name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     path = _cache() / f"cpu-{name}.so"
     if path.exists():
@@ -123,14 +127,6 @@ def _run(command: list[str]) -> str:
     if done.returncode:
         raise CompilationError(f"{command[0]}: {(done.stderr.strip() or 'failed')[-2000:]}")
     return done.stdout
-
-
-def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.is_file() else []
-    keys = ("model name", "flags", "Features", "CPU part")
-    found = sorted({line for line in lines if line.startswith(keys)})
-    return "\n".join([platform.machine(), *found])
 
 
 def _cache() -> Path:

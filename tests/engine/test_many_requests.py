@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from slot_vllm.engine.frontend import beam_search
-from slot_vllm.engine.frontend.origins import submitting
+from slot_vllm.engine.frontend.origins import Origin, submitting
 from slot_vllm.engine.frontend.scheduler import LimitedCompletions
+from slot_vllm.engine.wire.resolved import BEAM_SEARCH
 from slot_vllm.engine.worker import learning
 from tests.engine.cases import Case, random_tokens
 from tests.engine.engines import runner_of, statuses
@@ -92,7 +92,7 @@ def test_nothing_is_left_and_the_counters_agree(
                 extra = {} if kind == "beam" else {"slot_steps": steps}
                 params = sampling_params(case, extra_args=extra)
                 prompt = {"prompt_token_ids": list(case.tokens)}
-                with submitting(beam_search.search(1)) if kind == "beam" else nullcontext():
+                with submitting(Origin(BEAM_SEARCH, 1)) if kind == "beam" else nullcontext():
                     core.add_request(f"{kind}-{i}", prompt, params)
                 running.append(f"{kind}-{i}")
             if running and generator.random() < 0.3:

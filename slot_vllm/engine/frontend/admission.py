@@ -15,7 +15,7 @@ from vllm.v1.engine.input_processor import InputProcessor
 
 from slot_vllm.chat_turns import UndeterminedError
 from slot_vllm.engine.frontend import startup
-from slot_vllm.engine.frontend.lora import HeadAdapters
+from slot_vllm.engine.frontend.lora import changes_the_head
 from slot_vllm.engine.frontend.origins import current_origin
 from slot_vllm.engine.frontend.wraps import wrap
 from slot_vllm.engine.wire.engine_settings import asks_for_slot, read_config
@@ -49,7 +49,6 @@ class Admission:
         self._tokenizer = tokenizer
         self._loss_tokens: LossTokens | None = None
         self._warned: set[str] = set()
-        self._head_adapters = HeadAdapters()
 
     def obstacle(
         self,
@@ -65,7 +64,7 @@ class Admission:
             return "streaming_input"
         if embeddings:
             return "prompt_embeddings"
-        if lora_request is not None and self._head_adapters.contain(lora_request):
+        if lora_request is not None and changes_the_head(lora_request):
             return "lora_on_head"
         if self.config.refuses(prompt_tokens):
             return LONG_PROMPT

@@ -8,11 +8,6 @@ from slot_vllm.engine.frontend.wraps import wrap
 from slot_vllm.engine.wire.resolved import BEAM_SEARCH
 
 
-def search(prompts: int) -> Origin:
-    """The origin of a search over so many prompts, each of which counts as one request."""
-    return Origin(BEAM_SEARCH, prompts)
-
-
 def install() -> None:
     """Mark the requests of both beam searches, the offline one and the server's. Idempotent."""
     from vllm.entrypoints.generate.beam_search.offline import BeamSearchOfflineMixin
@@ -24,14 +19,14 @@ def install() -> None:
     ) -> Any:
         # vLLM takes a single prompt, too.
         several = isinstance(prompts, Sequence) and not isinstance(prompts, str)
-        with submitting(search(len(prompts) if several else 1)):
+        with submitting(Origin(BEAM_SEARCH, len(prompts) if several else 1)):
             return original(self, prompts, *args, **kwargs)
 
     @wrap(BeamSearchOnlineMixin, "beam_search")
     async def online_beam_search(
         original: Any, *args: Any, **kwargs: Any
     ) -> AsyncGenerator[Any, None]:
-        outputs, origin = original(*args, **kwargs), search(1)
+        outputs, origin = original(*args, **kwargs), Origin(BEAM_SEARCH, 1)
         while True:
             # Only while the search runs, not while its consumer does.
             with submitting(origin):

@@ -21,17 +21,15 @@ def register() -> None:
     from vllm.engine.arg_utils import EngineArgs
 
     @wrap(EngineArgs, "create_engine_config")
-    def create_engine_config(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
-        _expand(self)
-        vllm_config = original(self, *args, **kwargs)
-        _configure(vllm_config, _usage_context(*args, **kwargs))
+    def create_engine_config(
+        original: Any, self: Any, usage_context: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        # Workers look an extension up by a name with a dot.
+        if self.worker_extension_cls == startup.BARE_NAME:
+            self.worker_extension_cls = EXTENSION
+        vllm_config = original(self, usage_context, *args, **kwargs)
+        _configure(vllm_config, usage_context)
         return vllm_config
-
-
-def _expand(arguments: Any) -> None:
-    """The bare name: workers look an extension up by a name with a dot."""
-    if arguments.worker_extension_cls == startup.BARE_NAME:
-        arguments.worker_extension_cls = EXTENSION
 
 
 def _configure(vllm_config: Any, usage_context: Any) -> None:
@@ -45,10 +43,6 @@ def _configure(vllm_config: Any, usage_context: Any) -> None:
             f"add --worker-extension {startup.BARE_NAME} (in Python: "
             f'worker_extension_cls="{EXTENSION}")'
         )
-
-
-def _usage_context(usage_context: Any = None, *_args: Any, **_kwargs: Any) -> Any:
-    return usage_context
 
 
 def _prepare(vllm_config: Any, usage_context: Any) -> None:

@@ -7,11 +7,9 @@ run-batch``, callers of the serving methods) that would pass for a number that w
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import ValidatorFunctionWrapHandler, WrapValidator
 
 from slot_vllm.params import named
-
-_FIELD = "vllm_xargs"
 
 
 def _as_sent(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
@@ -36,12 +34,8 @@ def install() -> None:
         CompletionRequest,
         ResponsesRequest,
     ):
-        _keep(model)
-
-
-def _keep(model: type[BaseModel]) -> None:
-    field = model.model_fields.get(_FIELD)
-    # Anthropic's has none in releases that take no such settings there.
-    if field is not None and _KEEP not in field.metadata:
-        field.metadata.append(_KEEP)
-        model.model_rebuild(force=True)
+        field = model.model_fields.get("vllm_xargs")
+        # Anthropic's has none in releases that take no such settings there.
+        if field is not None and _KEEP not in field.metadata:
+            field.metadata.append(_KEEP)
+            model.model_rebuild(force=True)

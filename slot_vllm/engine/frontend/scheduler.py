@@ -6,9 +6,8 @@ scheduled first completes first, and in each step at least one does.
 """
 
 import logging
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
@@ -27,15 +26,11 @@ logger = logging.getLogger("vllm.slot_vllm")
 
 @dataclass(frozen=True)
 class _Prompt:
-    """optimized: whether it has SLOT and something to learn from. make_key: gives ``key``."""
+    """optimized: whether it has SLOT and something to learn from. key: what requests that use one
+    delta have in common; None: it uses its own."""
 
     optimized: bool
-    make_key: Callable[[], bytes] | None = None
-
-    @cached_property
-    def key(self) -> bytes | None:
-        """What requests that use one delta have in common; None: it uses its own."""
-        return None if self.make_key is None else self.make_key()
+    key: bytes | None = None
 
 
 class LimitedCompletions(Scheduler):
@@ -171,10 +166,8 @@ class LimitedCompletions(Scheduler):
             return _Prompt(True)
         skipped = self._slot_config.skipped(len(tokens))
         salt, images = resolved.cache_salt, images_of(request)
-        return _Prompt(
-            True,
-            lambda: prompt_key(tokens, skipped, resolved.params, lora, salt, (0, 0), images),
-        )
+        key = prompt_key(tokens, skipped, resolved.params, lora, salt, (0, 0), images)
+        return _Prompt(True, key)
 
 
 class LimitedScheduler(LimitedCompletions):

@@ -14,11 +14,6 @@ from slot_vllm.engine.vllm_contract.server import SCORING_ENDPOINTS
 from slot_vllm.params import named
 
 
-def scores() -> Origin:
-    """The origin of one call's requests, each of which counts."""
-    return Origin("scoring")
-
-
 def check_scoring(request: Any) -> None:
     """Raise VLLMValidationError if a request to one of these endpoints names a setting."""
     beside = request.model_extra or {}
@@ -58,5 +53,5 @@ async def _scored(
     if getattr(engine_of(self).input_processor, "slot_admission", None) is None:
         return await original(self, request, *args, **kwargs)
     check_scoring(request)
-    with submitting(scores()):
+    with submitting(Origin("scoring")):
         return await original(self, request, *args, **kwargs)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from slot_vllm.engine.frontend.beam_search import search
-from slot_vllm.engine.frontend.origins import submitting
+from slot_vllm.engine.frontend.origins import Origin, submitting
+from slot_vllm.engine.wire.resolved import BEAM_SEARCH
 from slot_vllm.engine.worker import learning
 from tests.engine.cases import Answer, Case, computed, mixed_cases, random_tokens
 from tests.engine.conformance.test_settings import mixed
@@ -71,7 +71,7 @@ def test_receipts_of_a_mixed_batch(
     add("same", cases[told[-1]])
     add("lost", LOST)
     add("one", Case((7,), 5, 0.1, 2))
-    with submitting(search(1)):
+    with submitting(Origin(BEAM_SEARCH, 1)):
         add("beam", Case(random_tokens(20, seed=6), 5, 0.1, 4), extra_args={})
 
     def receipt(name: str) -> Any:
