@@ -10,6 +10,7 @@ import inspect
 import logging
 import textwrap
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -153,8 +154,9 @@ def _look_at_live(contact: Contact) -> str | None:
     # What functools.wraps made of vLLM's own names its module.
     if inspect.isroutine(value) and not str(value.__module__).startswith("vllm."):
         if contact.part not in _WRAPPED_BY_OTHERS:
-            (node,) = ast.parse(textwrap.dedent(inspect.getsource(value))).body
-            return _problem(contact, node, lambda _: False)
+            with suppress(OSError, SyntaxError):  # without a source of its own it is only named
+                (node,) = ast.parse(textwrap.dedent(inspect.getsource(value))).body
+                return _problem(contact, node, lambda _: False)
         logger.warning(
             "SLOT: another plugin replaced %s by %s.%s. If that does not call what was there "
             "before, SLOT may not work",
