@@ -6,10 +6,10 @@ holds for ``--api-server-count`` too, where vLLM's own metrics are merged from f
 processes: whichever process is asked, these come from the engine, once.
 """
 
-import functools
 import itertools
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -42,6 +42,28 @@ OUTCOMES = ("optimized", "shared", "one_token", "failed", "bypassed", "plain", "
 FALLBACKS = ("bypassed", "failed")
 
 
+# Families that show a number of ``slot_stats`` or a histogram: which, and what it is.
+_COUNTERS = {
+    "prompt_tokens": ("prompt_tokens", "Tokens of the prompts that came to be learned from."),
+    "loss_rose": ("loss_rose", "Prompts whose loss rose (report_loss)."),
+}
+_GAUGES = {
+    "requests_running": ("requests", "Requests with SLOT in the engine."),
+    "deltas_alive": ("table_rows", "Deltas in use by running requests."),
+    "cached_deltas": ("shared_deltas", "Deltas kept for later requests with an equal prompt."),
+    "kept_deltas": ("kept_deltas", "Deltas of finished requests that can be read (keep_deltas)."),
+    "workspace_bytes": ("workspace_bytes", "The optimizer's memory."),
+}
+_HISTOGRAMS = {
+    "optimize_seconds": ("optimize_seconds", "Seconds of learning, per engine step that learns."),
+    "loss_drop_nats": (
+        "loss_drop",
+        "Prompt loss before the first step less the last one computed, nats per token, per prompt "
+        "learned from.",
+    ),
+}
+
+
 class _Families(Collector):
     def __init__(self, families: list[Metric]) -> None:
         self._families = families
@@ -59,31 +81,17 @@ def families(model_name: str, engines: Mapping[int, WorkerMetrics] | None) -> li
     if engines is None:
         return [up]
 
-    requests = _counter("requests", "Requests by what SLOT did for them.", "outcome")
-    fallbacks = _counter(
+    counter, gauge = (partial(_made, f) for f in (CounterMetricFamily, GaugeMetricFamily))
+    requests = counter("requests", "Requests by what SLOT did for them.", "outcome")
+    fallbacks = counter(
         "fallbacks", "Requests served without SLOT, by reason.", "outcome", "reason"
     )
-    tokens = _counter("prompt_tokens", "Tokens of the prompts that came to be learned from.")
-    rose = _counter("loss_rose", "Prompts whose loss rose (report_loss).")
-    rows = _counter("hidden_rows", "Rows of SLOT prompts, by where they came from.", "source")
-    seconds = HistogramMetricFamily(
-        "vllm:slot_optimize_seconds",
-        "Seconds of learning, per engine step that learns.",
-        labels=_LABELS,
-    )
-    drops = HistogramMetricFamily(
-        "vllm:slot_loss_drop_nats",
-        "Prompt loss before the first step less the last one computed, nats per token, per prompt "
-        "learned from.",
-        labels=_LABELS,
-    )
-    running = _gauge("requests_running", "Requests with SLOT in the engine.")
-    alive = _gauge("deltas_alive", "Deltas in use by running requests.")
-    cached = _gauge("cached_deltas", "Deltas kept for later requests with an equal prompt.")
-    kept = _gauge("kept_deltas", "Deltas of finished requests that can be read (keep_deltas).")
-    pending = _gauge("pending_bytes", "Hidden states of incomplete prompts, by place.", "place")
-    workspace = _gauge("workspace_bytes", "The optimizer's memory.")
-
+    rows = counter("hidden_rows", "Rows of SLOT prompts, by where they came from.", "source")
+    pending = gauge("pending_bytes", "Hidden states of incomplete prompts, by place.", "place")
+    numbers = [(counter(name, text), key) for name, (key, text) in _COUNTERS.items()]
+    numbers += [(gauge(name, text), key) for name, (key, text) in _GAUGES.items()]
+    histogram = partial(_made, HistogramMetricFamily)
+    histograms = [(histogram(name, text), key) for name, (key, text) in _HISTOGRAMS.items()]
     for index, metrics in sorted(engines.items()):
         stats, labels = metrics["stats"], [model_name, str(index)]
         for outcome in OUTCOMES:
@@ -92,35 +100,16 @@ def families(model_name: str, engines: Mapping[int, WorkerMetrics] | None) -> li
             outcome, _, reason = name.partition(".")
             if reason and outcome in FALLBACKS:
                 fallbacks.add_metric([*labels, outcome, reason], count)
-        tokens.add_metric(labels, stats["prompt_tokens"])
-        rose.add_metric(labels, stats["loss_rose"])
         for source in ("cached", "computed"):
             rows.add_metric([*labels, source], stats[f"hidden_rows_{source}"])
-        for family, name in ((seconds, "optimize_seconds"), (drops, "loss_drop")):
-            _add_histogram(family, labels, metrics["histograms"][name])
-        running.add_metric(labels, stats["requests"])
-        alive.add_metric(labels, stats["table_rows"])
-        cached.add_metric(labels, stats["shared_deltas"])
-        kept.add_metric(labels, stats["kept_deltas"])
         for place in ("device", "host"):
             pending.add_metric([*labels, place], stats[f"pending_{place}_bytes"])
-        workspace.add_metric(labels, stats["workspace_bytes"])
-    return [
-        up,
-        requests,
-        fallbacks,
-        tokens,
-        rose,
-        rows,
-        seconds,
-        drops,
-        running,
-        alive,
-        cached,
-        kept,
-        pending,
-        workspace,
-    ]
+        for family, key in numbers:
+            family.add_metric(labels, stats[key])
+        for family, key in histograms:
+            _add_histogram(family, labels, metrics["histograms"][key])
+    made = [family for family, _ in (*numbers, *histograms)]
+    return [up, requests, fallbacks, rows, pending, *made]
 
 
 def exposition(model_name: str, engines: Mapping[int, WorkerMetrics] | None) -> bytes:
@@ -177,7 +166,7 @@ def extend(app: FastAPI) -> None:
         if engine_client is not None and asks_for_slot(engine_client.vllm_config):
             state = request.app.state
             if not hasattr(state, "slot_metrics"):
-                state.slot_metrics = CachedRpc(functools.partial(ask, engine_client))
+                state.slot_metrics = CachedRpc(partial(ask, engine_client))
             model_name = engine_client.vllm_config.model_config.served_model_name
             body = bytes(response.body) + await scrape(model_name, state.slot_metrics)
             return Response(body, media_type=response.headers["content-type"])
@@ -186,12 +175,8 @@ def extend(app: FastAPI) -> None:
     app.router.routes.insert(0, APIRoute(_PATH, metrics, methods=["GET"], include_in_schema=False))
 
 
-def _counter(name: str, documentation: str, *labels: str) -> CounterMetricFamily:
-    return CounterMetricFamily(f"vllm:slot_{name}", documentation, labels=[*_LABELS, *labels])
-
-
-def _gauge(name: str, documentation: str, *labels: str) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"vllm:slot_{name}", documentation, labels=[*_LABELS, *labels])
+def _made(family: Any, name: str, documentation: str, *labels: str) -> Any:
+    return family(f"vllm:slot_{name}", documentation, labels=[*_LABELS, *labels])
 
 
 def _add_histogram(
