@@ -3,11 +3,11 @@
 import argparse
 from collections.abc import Sequence
 
-from slot_vllm.bench import burst, optimize, plot, prefix, table
+from slot_vllm.bench import burst, optimize, plot, table
 
 EXAMPLES = """examples:
   slot-vllm bench optimize --tokens 256 --steps 5
-  slot-vllm bench prefix --help
+  slot-vllm bench burst --help
   slot-vllm bench table logs/bench/*.json
 """
 
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m slot_
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in (optimize, prefix, burst, table, plot):
+    for command in (optimize, burst, table, plot):
         command.add_command(commands)
     options = parser.parse_args(arguments)
     result: int = options.run(options)
