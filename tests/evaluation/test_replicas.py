@@ -22,8 +22,9 @@ from tests.evaluation.conftest import RunMain, WriteConfig
 REPLICAS: dict[str, Any] = {"replicas": 2, "resources": {"num_cpus": 1.0}}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
+    """Ray ends after the last test, which started with the first: it takes seconds."""
     yield
     ray.shutdown()
 
@@ -88,6 +89,14 @@ def _answered(
         yield completion.request.id
 
 
+@pytest.fixture
+def ends(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Says how often Ray was ended; it goes on for the next test."""
+    ends: list[str] = []
+    monkeypatch.setattr("ray.shutdown", lambda: ends.append("ended"))
+    return ends
+
+
 def _echoes(monkeypatch: pytest.MonkeyPatch, notes: Path) -> Replicas:
     _received(notes).touch()
     monkeypatch.setattr("slot_vllm.evaluation.replicas.Replica", Echo)
@@ -96,7 +105,7 @@ def _echoes(monkeypatch: pytest.MonkeyPatch, notes: Path) -> Replicas:
 
 @pytest.mark.parametrize("order", ["die once", "fail once"])
 def test_only_what_a_replica_left_unanswered_is_asked_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_ray: None, order: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: list[str], order: str
 ) -> None:
     notes = tmp_path / "notes"
     replicas = _echoes(monkeypatch, notes)
@@ -123,11 +132,13 @@ def test_only_what_a_replica_left_unanswered_is_asked_again(
         assert one is not None and one.tolist() == [i] * 3
     assert not shifts
     replicas.close()
+    assert ends == ["ended"]
 
 
 def test_a_problem_that_ends_every_replica_ends_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_ray: None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: list[str]
 ) -> None:
+    monkeypatch.setattr("slot_vllm.evaluation.replicas.RESTARTS", 1)
     notes = tmp_path / "notes"
     replicas = _echoes(monkeypatch, notes)
     others = {"0", "1", "4", "5", "6", "7"}
@@ -137,6 +148,9 @@ def test_a_problem_that_ends_every_replica_ends_the_run(
         list(_answered(replicas, requests, lambda name, count: None, notes))
     # The others' answers are not lost with it: only its own batch is.
     assert others <= set(_received(notes).read_text().split())
+    # Twice each of two replicas.
+    assert notes.read_text().split().count("2") == 4
+    replicas.close()
 
 
 @pytest.mark.full
