@@ -21,7 +21,7 @@ LOCK = Path(__file__).parents[2] / ".cache/answers.lock"
 # Says that what is missing shall be recorded, in processes that tests start too.
 RECORD = "SLOT_TEST_RECORD_ANSWERS"
 # The tolerances are a hundred times as wide, and gaps are compared with 1e-3.
-DIGITS = {"delta": 7, "losses": 7, "gaps": 4}
+DIGITS = {"delta": 7, "losses": 7, "gaps": 4, "last_hidden": 7}
 
 
 def fingerprint(model: Path) -> str:
@@ -41,7 +41,8 @@ def _key(case: Mapping[str, Any]) -> str:
 
 
 class Answers:
-    """The recorded answers of one model, as ``reference.py`` writes them but for ``last_hidden``.
+    """The recorded answers of one model, as ``reference.py`` writes them, with
+    ``last_hidden`` where it was asked for.
 
     file: where they are kept. model: the fingerprint that they belong to."""
 
@@ -61,16 +62,22 @@ class Answers:
         """(case, answer), both as dictionaries."""
         return iter(self._kept.values())
 
-    def find(self, case: Mapping[str, Any]) -> dict[str, Any] | None:
+    def find(self, case: Mapping[str, Any], last_hidden: bool = False) -> dict[str, Any] | None:
         _, answer = self._kept.get(_key(case), (None, None))
         count = case["new_tokens"]
         if answer is None or len(answer["tokens"]) < count:
             return None
+        if last_hidden and "last_hidden" not in answer:
+            return None
         cut = {name: answer[name][:count] for name in ("tokens", "gaps")}
         return {**answer, **cut}
 
-    def record(self, answers: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> None:
-        """Beside what other processes recorded."""
+    def record(
+        self,
+        answers: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]],
+        last_hidden: bool = False,
+    ) -> None:
+        """Beside what other processes recorded, and with whatever is known of a case already."""
         self.file.parent.mkdir(exist_ok=True)
         LOCK.parent.mkdir(exist_ok=True)
         with FileLock(LOCK):
@@ -79,9 +86,13 @@ class Answers:
                 rounded = {
                     name: _rounded(value, DIGITS[name]) if name in DIGITS else value
                     for name, value in answer.items()
-                    if name != "last_hidden"
+                    if name != "last_hidden" or last_hidden
                 }
-                self._kept[_key(case)] = (json.loads(json.dumps(case)), rounded)
+                _, known = self._kept.get(_key(case), (None, {}))
+                if len(known.get("tokens", ())) > len(rounded["tokens"]):
+                    case = {**case, "new_tokens": len(known["tokens"])}
+                    rounded |= {name: known[name] for name in ("tokens", "gaps")}
+                self._kept[_key(case)] = (json.loads(json.dumps(case)), {**known, **rounded})
             ordered = [self._kept[key] for key in sorted(self._kept)]
             text = json.dumps({"model": self.model, "answers": ordered}, separators=(",", ":"))
             new = self.file.with_suffix(".new")

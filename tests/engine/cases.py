@@ -85,17 +85,18 @@ def computed(model: str, cases: Sequence[Case]) -> list[Answer]:
 _computed: dict[tuple[str, Case], Answer] = {}
 
 
-def reference(model: str, cases: Sequence[Case]) -> list[Answer]:
-    """The same, recorded where it is, and without ``last_hidden``."""
+def reference(model: str, cases: Sequence[Case], last_hidden: bool = False) -> list[Answer]:
+    """The same, recorded where it is; ``last_hidden`` only if asked for."""
     recorded = answers_of(model)
-    found = {case: recorded.find(asdict(case)) for case in cases}
+    found = {case: recorded.find(asdict(case), last_hidden) for case in cases}
     answers = {case: Answer(**answer) for case, answer in found.items() if answer is not None}
     missing = [c for c in found if c not in answers and (model, c) not in _computed]
     if missing:
         new = computed(model, missing)
         _computed.update(((model, case), answer) for case, answer in zip(missing, new, strict=True))
         if recording():
-            recorded.record((asdict(c), asdict(a)) for c, a in zip(missing, new, strict=True))
+            pairs = ((asdict(c), asdict(a)) for c, a in zip(missing, new, strict=True))
+            recorded.record(pairs, last_hidden)
         else:
             name = Path(model).name
             warnings.warn(f"{len(missing)} answers of {name} are not recorded", stacklevel=2)

@@ -33,6 +33,13 @@ def test_an_answer_is_found_for_its_model_its_case_and_fewer_tokens(tmp_path: Pa
     for change in ({"new_tokens": 5}, {"lr": 0.2}, {"tokens": (1, 2)}, {"last": 3}):
         assert kept.find({**asdict(CASE), **change}) is None
     assert Answers(file, "another model").find(asdict(CASE)) is None
+    # The hidden state is kept where it is asked for, and what was known stays.
+    assert kept.find(asdict(CASE), last_hidden=True) is None
+    first = Answer([1], [0.5], ANSWER.delta, ANSWER.losses, ANSWER.last_hidden)
+    kept.record([({**asdict(CASE), "new_tokens": 1}, asdict(first))], last_hidden=True)
+    assert Answers(file, "a model").find(asdict(CASE), last_hidden=True) == asdict(ANSWER)
+    kept.record([(asdict(CASE), asdict(ANSWER))])
+    assert kept.find(asdict(CASE), last_hidden=True) == asdict(ANSWER)
     # Others' are kept.
     other = Case(CASE.tokens, 5, 0.1, 4)
     Answers(file, "a model").record([(asdict(other), asdict(ANSWER))])
@@ -76,6 +83,8 @@ def test_recorded_answers_are_those_of_transformers(
     for case, answer, old in zip(cases, answers, recorded, strict=True):
         assert_delta_equal(answer.delta, old, case.lr / 10)
         assert answer.losses == pytest.approx(old.losses, rel=1e-4, abs=1e-4)
+        if old.last_hidden:
+            assert answer.last_hidden == pytest.approx(old.last_hidden, rel=1e-4, abs=1e-4)
 
 
 def _case(kept: dict[str, Any]) -> Case:

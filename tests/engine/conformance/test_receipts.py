@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from slot_vllm.engine.frontend.origins import Origin, submitting
 from slot_vllm.engine.wire.resolved import BEAM_SEARCH
 from slot_vllm.engine.worker import learning
-from tests.engine.cases import Answer, Case, computed, mixed_cases, random_tokens
+from tests.engine.cases import Answer, Case, mixed_cases, random_tokens, reference
 from tests.engine.conformance.test_settings import mixed
 from tests.engine.engines import scheduler_of
 from tests.engine.generate import run, sampling_params
@@ -55,11 +55,8 @@ def test_receipts_of_a_mixed_batch(
     cases = [c for c in mixed_cases(16, new) if len(c.tokens) > 1]
     cases += [replace(case, new_tokens=new) for case in mixed(5 if V2 else 10)]
     told = [i for i, case in enumerate(cases) if case.steps]
-    answers = dict(
-        zip(
-            told, computed(tiny_model, [replace(cases[i], new_tokens=1) for i in told]), strict=True
-        )
-    )
+    expected_of = reference(tiny_model, [cases[i] for i in told], last_hidden=True)
+    answers = dict(zip(told, expected_of, strict=True))
     core = llm.llm_engine
 
     def add(name: str, case: Case, **options: Any) -> None:
