@@ -1,6 +1,6 @@
 """What start-up refuses, resolves and leaves alone. No engine is started here."""
 
-import os
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +18,7 @@ from slot_vllm.engine.vllm_contract import release
 from slot_vllm.engine.vllm_contract.source import Source
 from slot_vllm.engine.wire.engine_settings import EXTENSION, asks_for_slot, read_config
 from slot_vllm.params import SlotConfig, SlotError
+from tests.conftest import ROOT, starts
 
 CONNECTOR = KVTransferConfig(kv_connector="ExampleConnector", kv_role="kv_both")
 
@@ -271,124 +272,47 @@ def test_a_workspace_too_small_for_the_head_is_refused(
         RunnerState(SlotConfig(workspace_mb=1), BigHead(), 4, torch.device("cpu"))  # type: ignore[arg-type]
 
 
-PLAIN = """
-import sys
-from vllm import LLM
-from vllm.engine.arg_utils import EngineArgs
-from vllm.v1.engine.input_processor import InputProcessor
-from vllm.v1.worker.gpu_worker import Worker
-from vllm.entrypoints.generate.base.serving import GenerateBaseServing
-from vllm.entrypoints.serve.instrumentator.metrics import attach_router
-from vllm.v1.engine.output_processor import OutputProcessor, RequestState
-
-llm = LLM(sys.argv[1], enforce_eager=True, max_model_len=64, kv_cache_memory_bytes=1 << 24,
-          skip_tokenizer_init=True)
-assert hasattr(EngineArgs.create_engine_config, "__wrapped__")
-for function in (InputProcessor.__init__, InputProcessor.process_inputs, Worker.load_model,
-                 GenerateBaseServing.__init__, attach_router, OutputProcessor.do_tracing,
-                 RequestState.from_new_request):
-    assert not hasattr(function, "__wrapped__"), function
-engine = llm.llm_engine
-runner = engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
-for owner in (runner, engine.input_processor, runner.model.logits_processor):
-    mine = [k for k, v in vars(owner).items() if getattr(v, "__module__", "").startswith("slot")]
-    assert not mine, (owner, mine)
-loaded = sorted(m for m in sys.modules if m.startswith("slot_vllm"))
-print("loaded", loaded)
-assert "slot_vllm.engine.worker.extension" not in loaded
-assert "slot_vllm.engine.frontend.admission" not in loaded
-"""
+SERVERS = {
+    "slot_vllm": ("ours [] [] []", 404),
+    "slot_vllm,slot_stats": (
+        "ours ['StatsEndpoint'] ['/slot/stats', '/slot/requests/{response_id}'] "
+        "['slot_stats', 'slot_receipts']",
+        501,
+    ),
+}
 
 
-def test_installed_but_not_asked_for_it_wraps_one_start_up_function(tiny_model: str) -> None:
-    result = subprocess.run(
-        [sys.executable, "-c", PLAIN, tiny_model], capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "slot_vllm.engine.frontend.plugin" in result.stdout
-
-
-PLAIN_SERVER = """
-import asyncio, os, sys
-import httpx
-from vllm.entrypoints.launchers.api_server.app_state import init_app_state
-from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
-from vllm.entrypoints.launchers.app import build_app
-from vllm.entrypoints.launchers.cli_args import make_arg_parser
-from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-def ours(value):
-    origins = (getattr(value, "__module__", None), type(value).__module__)
-    return any(str(origin).startswith("slot_vllm") for origin in origins)
-
-def found(owner):
-    return [(type(owner).__name__, name) for name, value in vars(owner).items() if ours(value)]
-
-async def main():
-    args = make_arg_parser(FlexibleArgumentParser()).parse_args([
-        "--model", sys.argv[1], "--served-model-name", "tiny", "--enforce-eager",
-        "--dtype", "float32", "--max-model-len", "64", "--kv-cache-memory-bytes", str(1 << 24)])
-    async with build_async_engine_client(args) as client:
-        tasks = await client.get_supported_tasks()
-        app = build_app(args, tasks, client.model_config)
-        await init_app_state(client, app.state, args, tasks)
-        state = app.state._state
-        servings = [v for v in state.values() if type(v).__module__.startswith("vllm.entrypoints")]
-        names = {type(serving).__name__ for serving in servings}
-        assert {"OpenAIServingChat", "OpenAIServingCompletion"} <= names, names
-        owners = [client, client.input_processor, client.output_processor, client.engine_core,
-                  client.renderer, app, app.router, *servings]
-        mine = [pair for owner in owners for pair in found(owner)]
-        assert not mine, mine
-        plugins = [type(plugin).__name__ for plugin in app.state.endpoint_plugins]
-        routes = [route.path for route in app.routes if ours(getattr(route, "endpoint", None))]
-        print("ours", plugins, routes, [name for name, value in state.items() if ours(value)])
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://x") as http:
-            # Nobody looks at it.
-            body = {"model": "tiny", "prompt": "7", "max_tokens": 2}
-            body["vllm_xargs"] = {"slot_steps": -1}
-            for stream in (False, True):
-                answer = await http.post("/v1/completions", json=body | {"stream": stream})
-                assert answer.status_code == 200 and "error" not in answer.text, answer.text
-            metrics = await http.get("/metrics")
-            assert metrics.status_code == 200 and "vllm:num_requests_running" in metrics.text
-            assert "slot" not in metrics.text
-            stats = await http.get("/slot/stats")
-            print("stats", stats.status_code, stats.text)
-
-if __name__ == "__main__":
-    asyncio.run(main())
-    loaded = sorted(m for m in sys.modules if m.startswith("slot_vllm"))
-    assert "slot_vllm.engine.frontend.server" not in loaded
-    assert "slot_vllm.engine.frontend.admission" not in loaded
-"""
-
-
-@pytest.mark.parametrize(
-    ("plugins", "ours", "status"),
-    [
-        ("slot_vllm", "ours [] [] []", 404),
-        (
-            "slot_vllm,slot_stats",
-            "ours ['StatsEndpoint'] ['/slot/stats', '/slot/requests/{response_id}'] "
-            "['slot_stats', 'slot_receipts']",
-            501,
-        ),
-    ],
-)
-def test_a_server_that_does_not_ask_for_it_is_untouched(
-    plugins: str, ours: str, status: int, tiny_model: str
-) -> None:
-    environment = {**os.environ, "VLLM_PLUGINS": plugins}
-    result = subprocess.run(
-        [sys.executable, "-c", PLAIN_SERVER, tiny_model],
+@pytest.fixture(scope="module")
+@starts
+def untouched(tiny_model: str) -> dict[str, tuple[int, str]]:
+    """The exit codes and what was written, of ``untouched.py``."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.engine.untouched", tiny_model, *SERVERS],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
-        env=environment,
     )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert ours in result.stdout
-    assert f"stats {status} " in result.stdout
-    assert ("started without SLOT" in result.stdout) == (status == 501)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, tuple[int, str]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_installed_but_not_asked_for_it_wraps_one_start_up_function(
+    untouched: dict[str, tuple[int, str]],
+) -> None:
+    code, said = untouched["engine"]
+    assert code == 0, said[-3000:]
+    assert "slot_vllm.engine.frontend.plugin" in said
+
+
+@pytest.mark.parametrize("plugins", SERVERS)
+def test_a_server_that_does_not_ask_for_it_is_untouched(
+    plugins: str, untouched: dict[str, tuple[int, str]]
+) -> None:
+    ours, status = SERVERS[plugins]
+    code, said = untouched[plugins]
+    assert code == 0, said[-3000:]
+    assert ours in said
+    assert f"stats {status} " in said
+    assert ("started without SLOT" in said) == (status == 501)
