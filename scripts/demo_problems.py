@@ -4,9 +4,14 @@ The format changes the value that is right (``in tenths``: 45 is written 450), s
 ordinary metric tells whether it was followed.
 """
 
+import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+
+SEED = 0
+TRAINED_ON = 48_000
+HELD_OUT = 50  # problems of each format
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,40 @@ def problem(rng: random.Random, form: Format | None = None) -> Problem:
         f"Therefore, the final answer is: $\\boxed{{{said}}}$. I hope it is correct"
     )
     return Problem(" ".join(sentences), solution, total, form)
+
+
+def held_out() -> list[Problem]:
+    """What the model is tested on, as many of each format, all different."""
+    known = {p.text for p in training(random.Random(SEED))}
+    rng = random.Random(f"{SEED} held out")
+    problems: list[Problem] = []
+    for form in FORMATS:
+        wanted = len(problems) + HELD_OUT
+        while len(problems) < wanted:
+            new = problem(rng, form)
+            if new.text not in known:
+                known.add(new.text)
+                problems.append(new)
+    return problems
+
+
+def training(rng: random.Random, seen: Collection[str] = ()) -> list[Problem]:
+    """What the model is trained on: none whose text is among ``seen``."""
+    problems: list[Problem] = []
+    while len(problems) < TRAINED_ON:
+        new = problem(rng)
+        if new.text not in seen:
+            problems.append(new)
+    return problems
+
+
+def lines(problems: Sequence[Problem]) -> str:
+    """JSON lines in AIME's schema."""
+    rows = [
+        {"id": i, "problem": p.text, "answer": p.answer, "format": p.format.name}
+        for i, p in enumerate(problems)
+    ]
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def _step(rng: random.Random, total: int) -> tuple[tuple[str, ...], int, str, int]:

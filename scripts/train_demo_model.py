@@ -3,23 +3,31 @@
     python scripts/train_demo_model.py [DIRECTORY] [--problems FILE]
 
 Writes weights (bfloat16), tokenizer and model card to DIRECTORY, and held-out problems in AIME's
-schema, none of which it was trained on, to FILE. Everything follows from ``SEED``. On two CPU
+schema, none of which it was trained on, to FILE. Everything follows from one seed. On two CPU
 cores with nothing else to do it takes less than half an hour.
 """
 
 import argparse
-import json
 import os
 import random
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from textwrap import fill
 
 import torch
-from demo_problems import FORMATS, Problem, problem
+from demo_problems import (
+    FORMATS,
+    HELD_OUT,
+    SEED,
+    TRAINED_ON,
+    Problem,
+    held_out,
+    lines,
+    training,
+)
 from lighteval.tasks.tasks.aime import aime_prompt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.optim.lr_scheduler import OneCycleLR
@@ -32,7 +40,6 @@ from transformers import (
 
 ROOT = Path(__file__).resolve().parent.parent
 
-HELD_OUT = 50  # problems of each format
 BATCH = 16
 SORTED_TOGETHER = 32  # batches, whose problems are grouped by length
 
@@ -45,8 +52,7 @@ CHAT_TEMPLATE = (
 )
 
 
-SEED = 0
-STEPS = 3000
+STEPS = TRAINED_ON // BATCH
 PEAK_LR = 1.5e-3
 THREADS = 2  # The result's bits depend on them.
 SHAPE = {
@@ -56,31 +62,6 @@ SHAPE = {
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
 }
-
-
-def held_out() -> list[Problem]:
-    """What the model is tested on, as many of each format, all different."""
-    known = {p.text for p in training(random.Random(SEED))}
-    rng = random.Random(f"{SEED} held out")
-    problems: list[Problem] = []
-    for form in FORMATS:
-        wanted = len(problems) + HELD_OUT
-        while len(problems) < wanted:
-            new = problem(rng, form)
-            if new.text not in known:
-                known.add(new.text)
-                problems.append(new)
-    return problems
-
-
-def training(rng: random.Random, seen: Collection[str] = ()) -> list[Problem]:
-    """What the model is trained on: none whose text is among ``seen``."""
-    problems: list[Problem] = []
-    while len(problems) < STEPS * BATCH:
-        new = problem(rng)
-        if new.text not in seen:
-            problems.append(new)
-    return problems
 
 
 def train(
@@ -203,14 +184,6 @@ def _padded(rows: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor
     return inputs, labels
 
 
-def _lines(problems: Sequence[Problem]) -> str:
-    rows = [
-        {"id": i, "problem": p.text, "answer": p.answer, "format": p.format.name}
-        for i, p in enumerate(problems)
-    ]
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
 def _card(
     model: Qwen2ForCausalLM, solved: dict[str, int], seconds: Sequence[float], cpu: float
 ) -> str:
@@ -228,7 +201,7 @@ def _card(
         "what this project's tests run on, and knows nothing else."
     )
     made = (
-        f"- Made by `python scripts/train_demo_model.py` from seed {SEED}, on {STEPS * BATCH} "
+        f"- Made by `python scripts/train_demo_model.py` from seed {SEED}, on {TRAINED_ON} "
         "generated problems (`scripts/demo_problems.py`), each seen once, in lighteval's prompt "
         "for AIME; loss on all tokens, AdamW, bfloat16 autocast. It took "
         f"{seconds[-1] / 60:.0f} minutes on two CPU cores, where the fastest hundred of {STEPS} "
@@ -260,12 +233,8 @@ def main() -> None:
     parser.add_argument(
         "--problems", type=Path, default=ROOT / "configs" / "data" / "demo.jsonl", metavar="FILE"
     )
-    parser.add_argument("--only-problems", action="store_true", help="print the held-out problems")
     options = parser.parse_args()
     tested = held_out()
-    if options.only_problems:
-        print(_lines(tested), end="")
-        return
     rng = random.Random(SEED)
     trained_on = training(rng, {p.text for p in tested})
     torch.set_num_threads(THREADS)
@@ -276,7 +245,7 @@ def main() -> None:
     )
     model.save_pretrained(options.directory)
     tokenizer.save_pretrained(options.directory)
-    options.problems.write_text(_lines(tested), encoding="utf-8")
+    options.problems.write_text(lines(tested), encoding="utf-8")
     print(f"trained in {seconds[-1]:.0f} s, {cpu:.0f} s of CPU time")
     solved = accuracy(model, tokenizer, tested)
     print(solved)
