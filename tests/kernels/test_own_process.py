@@ -1,4 +1,4 @@
-"""The tests of the Triton kernels, each in a process of its own: Triton decides when it is imported
+"""The tests of the Triton kernels, in processes of their own: Triton decides when it is imported
 whether it interprets."""
 
 import os
@@ -13,13 +13,15 @@ KERNELS = Path(__file__).parent
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
-@pytest.mark.parametrize("target", ["kernels.py", "optimizing.py", "compiling.py"])
-def test_in_a_process_of_its_own(target: str, pytestconfig: pytest.Config) -> None:
+@pytest.mark.parametrize(
+    "names", [("kernels.py", "optimizing.py"), ("compiling.py",)], ids=["interpreted", "compiled"]
+)
+def test_in_a_process_of_its_own(names: tuple[str, ...], pytestconfig: pytest.Config) -> None:
     full = ["--full"] if pytestconfig.getoption("--full") else []
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    path = KERNELS / "own_process" / target
+    paths = [KERNELS / "own_process" / name for name in names]
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-W", "ignore", path, *full],
+        [sys.executable, "-m", "pytest", "-q", "-W", "ignore", *paths, *full],
         env=environment,
         cwd=KERNELS.parents[1],
         capture_output=True,
