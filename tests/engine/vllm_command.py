@@ -1,8 +1,9 @@
-"""The ``vllm`` command, whose processes are forked unless with ``--full``: vLLM spawns a CPU's, and
-each then imports vLLM anew, for 10 s of CPU."""
+"""The ``vllm`` command, and others that run vLLM, whose processes are forked unless with
+``--full``: vLLM spawns a CPU's, and each then imports vLLM anew, for 10 s of CPU."""
 
 import multiprocessing
 import os
+import runpy
 import shutil
 import sys
 from multiprocessing.context import BaseContext
@@ -19,10 +20,16 @@ def forks() -> bool:
 def vllm_command(forked: bool) -> list[str]:
     """forked: False for what a user starts, in every tier."""
     if forked and forks():
-        return [sys.executable, "-m", "tests.engine.vllm_command"]
+        return module_command("vllm.entrypoints.cli.main")
     vllm = shutil.which("vllm", path=str(Path(sys.executable).parent))
     assert vllm, "the vllm command is missing beside this Python"
     return [vllm]
+
+
+def module_command(module: str) -> list[str]:
+    """``python -m module``, from the repository's root."""
+    own = ["-m", "tests.engine.vllm_command"] if forks() else ["-m"]
+    return [sys.executable, *own, module]
 
 
 def fork() -> None:
@@ -35,12 +42,7 @@ def fork() -> None:
     multiprocessing.get_context = forking  # type: ignore[assignment]
 
 
-def main() -> None:
-    fork()
-    from vllm.entrypoints.cli.main import main as run
-
-    run()
-
-
 if __name__ == "__main__":
-    main()
+    fork()
+    del sys.argv[0]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from slot_vllm.evaluation.inspection import inspect
 from slot_vllm.evaluation.inspection_record import TokenShift
 from slot_vllm.evaluation.lighteval_model import SlotModel
 from tests.conftest import ROOT
+from tests.engine.vllm_command import module_command
 from tests.evaluation.conftest import ARMS, RunMain, WriteConfig
 
 SMALL = {"name": "small", "steps": 1, "lr": 0.01}
@@ -301,7 +301,7 @@ def test_as_a_user_types_it_with_the_engine_in_a_process_of_its_own(
     write_config: WriteConfig, tmp_path: Path
 ) -> None:
     chart = tmp_path / "chart.png"
-    command = [sys.executable, "-m", "slot_vllm.cli", "inspect", "--config", str(write_config())]
+    command = [*module_command("slot_vllm.cli"), "inspect", "--config", str(write_config())]
     done = subprocess.run(
         [*command, "--prompt", "How many primes are below 100?", "--output", str(chart)],
         cwd=ROOT,
