@@ -1,12 +1,11 @@
 """Options, environment and models of the whole suite."""
 
-import contextlib
 import gc
 import hashlib
+import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Generator
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 
 import hypothesis
 import pytest
+from filelock import FileLock
 
 from tests.engine.answers import RECORD
 from tests.engine.vllm_command import SPAWN
@@ -127,6 +127,28 @@ def frozen_heap() -> None:
     gc.freeze()
 
 
+# Architecture, tied, vocabulary: what the default suite asks for, made at once by one process, as
+# importing transformers takes longer than making them.
+TINY_MODELS: tuple[tuple[str, bool, int | None], ...] = (
+    ("qwen2", True, None),
+    ("qwen2", False, None),
+    ("llama", False, None),
+    ("llama", False, 30),
+    ("llama", False, 263),
+    ("llama", True, 300_000),
+    ("gemma2", True, None),
+)
+# In a process of its own: importing transformers' models first disturbs vLLM's.
+MAKE_TINY_MODELS = """
+import json, sys
+from pathlib import Path
+from make_tiny_model import make_tiny_model
+
+for path, architecture, tied, vocabulary in json.loads(sys.argv[1]):
+    make_tiny_model(Path(path), architecture, tied, vocabulary=vocabulary)
+"""
+
+
 @pytest.fixture(scope="session")
 @starts
 def tiny_models() -> Callable[..., str]:
@@ -137,21 +159,21 @@ def tiny_models() -> Callable[..., str]:
     key = hashlib.sha256(script.read_bytes() + libraries.encode()).hexdigest()[:16]
     directory = ROOT / ".cache/tiny_models" / key
 
+    def of(kind: tuple[str, bool, int | None]) -> Path:
+        architecture, tied, vocabulary = kind
+        return directory / f"{architecture}-{'tied' if tied else 'untied'}-{vocabulary}"
+
     def path(architecture: str, tied: bool, vocabulary: int | None = None) -> str:
-        model = directory / f"{architecture}-{'tied' if tied else 'untied'}-{vocabulary}"
-        if not model.exists():
+        kind = architecture, tied, vocabulary
+        if not of(kind).exists():
             directory.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=directory, prefix="new-") as folder:
-                new = Path(folder) / "model"
-                # In a process of its own: importing transformers' models first disturbs vLLM's.
-                command = [sys.executable, str(script), str(new), "--architecture", architecture]
-                command += [] if tied else ["--untied"]
-                command += ["--vocabulary", str(vocabulary)] if vocabulary else []
-                subprocess.run(command, check=True)
-                # Unless another process was faster.
-                with contextlib.suppress(OSError):
-                    new.rename(model)
-        return str(model)
+            # Of several test processes one makes them.
+            with FileLock(directory / "lock"):
+                missing = [(str(of(k)), *k) for k in {kind, *TINY_MODELS} if not of(k).exists()]
+                if missing:
+                    command = [sys.executable, "-c", MAKE_TINY_MODELS, json.dumps(missing)]
+                    subprocess.run(command, cwd=script.parent, check=True)
+        return str(of(kind))
 
     return path
 

@@ -1,6 +1,7 @@
 """A tiny random Idefics3 around a tiny Llama: what it makes of text is that model's own answer."""
 
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -25,7 +26,8 @@ IMAGE_TOKEN = VOCABULARY
 
 
 def make_tiny_vlm(language: Path, directory: Path) -> None:
-    """Write it to ``directory``. language: a Llama of ``scripts/make_tiny_model.py``."""
+    """Write it to ``directory``, whole or not at all. language: a Llama of
+    ``scripts/make_tiny_model.py``."""
     tokenizer = AutoTokenizer.from_pretrained(language)
     marks = ["<fake_token_around_image>", "<image>"]
     tokenizer.add_special_tokens({"additional_special_tokens": marks})
@@ -54,10 +56,13 @@ def make_tiny_vlm(language: Path, directory: Path) -> None:
     model.lm_head.load_state_dict(text.lm_head.state_dict())
     # With transformers' own all images are alike.
     torch.nn.init.normal_(model.model.connector.modality_projection.proj.weight, std=0.3)
-    model.save_pretrained(directory)
     size = {"longest_edge": SIZE}
     images = Idefics3ImageProcessorPil(size=size, max_image_size=size, do_image_splitting=False)
-    Idefics3Processor(images, tokenizer, IMAGE_TOKENS).save_pretrained(directory)
+    with tempfile.TemporaryDirectory(dir=directory.parent) as temporary:
+        whole = Path(temporary) / "model"
+        model.save_pretrained(whole)
+        Idefics3Processor(images, tokenizer, IMAGE_TOKENS).save_pretrained(whole)
+        whole.rename(directory)
 
 
 if __name__ == "__main__":

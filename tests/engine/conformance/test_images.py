@@ -1,6 +1,7 @@
 """Models that see images: text requests equal the language model alone, and what is text of a
 prompt with an image is learned from."""
 
+import hashlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,10 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
 from tests.conftest import starts
+from tests.engine import tiny_vlm
 from tests.engine.cases import (
     Case,
     assert_delta_equal,
@@ -35,18 +38,18 @@ OPTIONS: dict[str, Any] = {"skip_tokenizer_init": False, "limit_mm_per_prompt": 
 
 @pytest.fixture(scope="module")
 @starts
-def vlm(
-    tiny_models: Callable[[str, bool, int], str], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[str, str]:
-    """The paths of a model that sees images and of its language model."""
-    language, directory = (
-        tiny_models("llama", False, VOCABULARY),
-        tmp_path_factory.mktemp("vlm") / "model",
-    )
-    # In a process of its own: importing transformers' models first disturbs vLLM's.
-    command = [sys.executable, "-m", "tests.engine.tiny_vlm", language, str(directory)]
-    subprocess.run(command, check=True, cwd=Path(__file__).parents[3])
-    return str(directory), language
+def vlm(tiny_models: Callable[[str, bool, int], str]) -> tuple[str, str]:
+    """The paths of a model that sees images and of its language model, beside which it is kept."""
+    language = tiny_models("llama", False, VOCABULARY)
+    script = Path(tiny_vlm.__file__)
+    key = hashlib.sha256(script.read_bytes()).hexdigest()[:16]
+    model = Path(language).with_name(f"idefics3-{key}")
+    with FileLock(f"{model}.lock"):
+        if not model.exists():
+            # In a process of its own: importing transformers' models first disturbs vLLM's.
+            command = [sys.executable, "-m", tiny_vlm.__name__, language, str(model)]
+            subprocess.run(command, check=True, cwd=script.parents[2])
+    return str(model), language
 
 
 def picture(seed: int) -> Image.Image:
