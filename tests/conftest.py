@@ -54,8 +54,22 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ[RECORD] = "1"
     if config.getoption("--full"):
         os.environ[SPAWN] = "1"
+    else:
+        _start_quickly()
     if config.getoption("--quick"):
         config.pluginmanager.register(NothingStarts())
+
+
+def _start_quickly() -> None:
+    """Spares this process, and those that tests start, what no test looks at."""
+    # What vLLM compiles for itself where a model is not traced: how it finds a token's rank, and a
+    # rank's part of the vocabulary.
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    folder = str(Path(__file__).with_name("startup"))
+    paths = list(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
+    if folder not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join([folder, *paths])
+        import tests.startup.sitecustomize  # noqa: F401
 
 
 def pytest_unconfigure() -> None:

@@ -17,6 +17,7 @@ from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.generation import Completion, OnTokens, Request
 from slot_vllm.evaluation.lighteval_model import SlotModel
 from tests.conftest import ROOT
+from tests.engine.vllm_command import forks
 from tests.evaluation.conftest import ARMS, PROBLEMS, WriteConfig
 
 FILE = Path(__file__).parents[2] / "slot_vllm" / "evaluation" / "lighteval_model.py"
@@ -53,14 +54,17 @@ def test_lighteval_s_command_line(
     (tmp_path / "data" / "train.jsonl").write_text(PROBLEMS.read_text())
     (tmp_path / "tasks.py").write_text(TASKS.format(directory=str(tmp_path / "data")))
     (tmp_path / "offline").mkdir()
-    (tmp_path / "offline" / "sitecustomize.py").write_text(OFFLINE)
+    # Found in place of ours.
+    startup = "import tests.startup.sitecustomize\n" if forks() else ""
+    (tmp_path / "offline" / "sitecustomize.py").write_text(startup + OFFLINE)
     command = [sys.executable, "-m", "lighteval", "custom", tiny_model, str(FILE), "local_aime"]
     command += ["--custom-tasks", str(tmp_path / "tasks.py")]
     command += ["--output-dir", str(tmp_path / "out"), "--max-samples", "3"]
+    paths = [str(tmp_path / "offline"), str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = {
         **os.environ,
         "SLOT_CONFIG": str(write_config()),
-        "PYTHONPATH": os.pathsep.join([str(tmp_path / "offline"), str(ROOT)]),
+        "PYTHONPATH": os.pathsep.join(paths),
         "HF_DATASETS_CACHE": str(tmp_path / "cache"),
     }
     done = subprocess.run(
