@@ -1,13 +1,10 @@
-"""The conformance tests on vLLM's V2 model runner, in two halves, which run beside each other."""
+"""The conformance tests on vLLM's V2 model runner, and its n-gram drafts: last, as after them no
+further engine can be started."""
 
 import pytest
 
-from tests.engine.test_own_process import ENGINE, run_alone
-
-FIRST = ["test_isolation.py", "test_reference.py", "test_schedules.py"]
-REST = sorted({path.name for path in (ENGINE / "conformance").glob("test_*.py")} - {*FIRST})
+from tests.engine.test_own_process import run_alone
 
 
-@pytest.mark.parametrize("files", [FIRST, REST], ids=["first", "rest"])
-def test_conformance(files: list[str], pytestconfig: pytest.Config) -> None:
-    run_alone("v2", [f"conformance/{name}" for name in files], pytestconfig)
+def test_conformance(pytestconfig: pytest.Config) -> None:
+    run_alone("v2", ["conformance", "own_process/ngram.py"], pytestconfig)

@@ -1,6 +1,6 @@
 """N-gram drafts: each draft row gets its own request's delta, as much of it as its token gets.
 
-In a process of its own, because after an n-gram engine vLLM cannot start another one in the same
+The last of its process, because after an n-gram engine vLLM cannot start another one in the same
 process (its Triton kernel overrides stumble over numba's objects).
 """
 
