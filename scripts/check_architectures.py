@@ -1,18 +1,22 @@
 """Run SLOT on vLLM with a tiny random model per architecture, and compare with transformers.
 
-    python scripts/check_architectures.py qwen3 falcon
-    python scripts/check_architectures.py --write docs/architectures.md
+    python scripts/check_architectures.py                      # what the log lacks
+    python scripts/check_architectures.py --runner v2 qwen3 falcon
+    python scripts/fill_tables.py                              # docs/architectures.md, from the log
 
-In float32 every greedy token and every delta must equal the reference of the test suite. Rows of
-architectures that are not named stay as they are in the file. The exit code is 1 if an architecture
-is wrong, or fails in vLLM itself.
+In float32 every greedy token and every delta must equal the reference of the test suite. Each row
+is a line of the log as soon as it is there; named architectures are run again. The exit code is 1
+if an architecture is wrong.
 """
 
 import argparse
+import json
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -32,59 +36,50 @@ from tests.engine.cases import (  # noqa: E402
 )
 from tests.engine.reference import answers  # noqa: E402
 
+LOG = ROOT / "logs/full/architectures.jsonl"
+# vLLM's model runners; V2 on a CPU under Triton's interpreter.
+RUNNERS = ("v2", "v1")
 ON_OWN = "exact on vLLM's hidden states"
 # Far more than float32's rounding.
 SAME_HIDDEN = 1e-4
 CASES = mixed_cases(count=8, new_tokens=12)
-INTRODUCTION = """\
-# Architectures
-
-SLOT on vLLM's V1 model runner on a CPU, in float32 and greedy, beside plain transformers with the
-paper's loop in float64 (`tests/engine/reference.py`): a tiny random model per architecture, with 8
-prompts of 1 to 200 tokens, split over steps of 48, with five settings of steps and lr, and 12 new
-tokens each.
-*Exact*: every token is the same, or first differs where the two best logits are closer than
-1e-3 (a near tie), and every delta is within max(2e-3 lr, 2e-5) of the reference's; the last column
-is the largest error as a share of that. *Refused*: SLOT says so when the engine starts.
-*Exact on vLLM's hidden states*: without SLOT too, vLLM computes other hidden states than
-transformers, by so much where the prompts end. Every token and every delta is what the same loop
-makes of vLLM's own ones, as they leave its model, and with `slot_steps: 0` SLOT gives vLLM's own
-tokens. Of Bloom, vLLM computes the exact GELU and transformers its approximation.
-
-Left out: Mamba, whose kernels a CPU build lacks.
-
-| architecture | vLLM's class | head | result | near ties | error |
-| --- | --- | --- | --- | --- | --- |
-"""
+WITHOUT = [replace(case, steps=0) for case in CASES]
 
 
 @dataclass(frozen=True)
 class Row:
-    """result: exact, exact on vLLM's hidden states, refused, wrong, or that vLLM fails."""
+    """result: exact, exact on vLLM's hidden states, refused, wrong, or that vLLM does not start.
+    error: the largest, as a share of what is allowed. vllm: its version."""
 
     architecture: str
+    runner: str
     implementation: str
     head: str
     result: str
     ties: int | None = None
     error: float | None = None
+    vllm: str = version("vllm")
 
     @property
     def good(self) -> bool:
-        return self.result == "exact" or self.result.startswith(("refused", ON_OWN))
+        return self.result == "exact" or self.result.startswith(
+            ("refused: ", "does not start: ", ON_OWN)
+        )
 
     def line(self) -> str:
-        cells = [self.architecture, self.implementation, self.head, self.result]
-        cells.append("" if self.ties is None else str(self.ties))
-        cells.append("" if self.error is None else f"{self.error:.3f}")
-        return f"| {' | '.join(cells)} |"
+        return json.dumps(asdict(self))
 
 
 def compare(
-    architecture: str, outcome: Outcome, cases: Sequence[Case], expected: Sequence[Answer]
+    architecture: str,
+    runner: str,
+    outcome: Outcome,
+    cases: Sequence[Case],
+    expected: Sequence[Answer],
 ) -> Row:
+    implementation, head = outcome.implementation, outcome.head
     if outcome.refused is not None:
-        return Row(architecture, outcome.implementation, "", f"refused: {outcome.refused}")
+        return Row(architecture, runner, implementation, head, f"refused: {outcome.refused}")
     ties, largest, wrong = 0, 0.0, []
     got = zip(cases, expected, outcome.tokens, outcome.deltas, strict=True)
     for i, (case, answer, tokens, delta) in enumerate(got):
@@ -101,22 +96,38 @@ def compare(
             if not error <= 1:
                 wrong.append(f"prompt {i}, delta")
     result = f"wrong: {'; '.join(wrong)}" if wrong else "exact"
-    return Row(architecture, outcome.implementation, outcome.head, result, ties, largest)
+    return Row(architecture, runner, implementation, head, result, ties, round(largest, 3))
 
 
-def check(architecture: str, directory: Path) -> Row:
+def check(architecture: str, runner: str, directory: Path) -> Row:
     model = str(directory / architecture)
-    make_tiny_model(Path(model), architecture, tied=architecture in TIED)
+    if not Path(model).exists():
+        make_tiny_model(Path(model), architecture, tied=architecture in TIED)
     try:
-        outcome = run_architecture(model, CASES)
+        outcome = run_architecture(model, CASES, runner=runner)
     except RuntimeError as error:
         print(error, file=sys.stderr)
-        lines = [line for line in str(error).splitlines() if "Error: " in line] or ["see above"]
-        return Row(architecture, "", "", f"vLLM fails: {lines[-1][:200].replace('|', '/')}")
+        return Row(architecture, runner, "", "", failure(model, runner, str(error)))
     # A refused head may be one that the reference does not know either.
     expected = [] if outcome.refused else reference(model)
-    row = compare(architecture, outcome, CASES, expected)
+    row = compare(architecture, runner, outcome, CASES, expected)
     return row if row.good else blame(row, model, outcome, expected)
+
+
+def failure(model: str, runner: str, said: str) -> str:
+    """Whose it is that an engine with SLOT ended with ``said``."""
+
+    def message(said: str) -> str:
+        lines = said.splitlines()
+        # Of a process that crashed, the last line says so.
+        error = next((line for line in reversed(lines) if "Error: " in line), lines[-1])
+        return error[:200].strip()
+
+    try:
+        run_architecture(model, WITHOUT, slot=False, runner=runner)
+    except RuntimeError as alone:
+        return f"does not start: {message(str(alone))}"
+    return f"wrong: ends with SLOT alone: {message(said)}"
 
 
 def reference(model: str) -> list[Answer]:
@@ -126,11 +137,10 @@ def reference(model: str) -> list[Answer]:
 def blame(row: Row, model: str, outcome: Outcome, expected: Sequence[Answer]) -> Row:
     """A wrong row is not SLOT's if SLOT is exact on vLLM's own hidden states, and those are what
     vLLM computes without SLOT too, and not what transformers computes."""
-    own = compare(row.architecture, outcome, CASES, outcome.own)
+    own = compare(row.architecture, row.runner, outcome, CASES, outcome.own)
     if not own.good:
         return replace(own, result=f"{own.result}, on vLLM's hidden states")
-    without = [replace(case, steps=0) for case in CASES]
-    plain, idle = (run_architecture(model, without, slot) for slot in (False, True))
+    plain, idle = (run_architecture(model, WITHOUT, slot, row.runner) for slot in (False, True))
     if idle.tokens != plain.tokens:
         return replace(row, result="wrong: with slot_steps 0 other tokens than vLLM's")
     if not largest(outcome.last_hidden, plain.last_hidden) <= SAME_HIDDEN:
@@ -146,15 +156,17 @@ def largest(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) ->
     return (torch.tensor(one) - torch.tensor(other)).abs().max().item()
 
 
-def write(row: Row, file: Path) -> None:
-    """Into docs/architectures.md: the row, in place of an earlier one of its architecture."""
-    text = file.read_text(encoding="utf-8") if file.exists() else ""
-    rows = [line for line in text.splitlines() if line.startswith("| ")]
-    lines = {name: line for line in rows if (name := line.split(" ")[1]) in ARCHITECTURES}
-    lines[row.architecture] = row.line()
-    made = "Made by `python scripts/check_architectures.py --write docs/architectures.md`."
-    whole = [lines[name] for name in sorted(lines)]
-    file.write_text(INTRODUCTION + "\n".join([*whole, "", made, ""]), encoding="utf-8")
+def rows_of(log: Path) -> dict[tuple[str, str], str]:
+    """The log's lines, by architecture and runner."""
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    rows = ((json.loads(line), line) for line in lines)
+    return {(row["architecture"], row["runner"]): line for row, line in rows}
+
+
+def write(row: Row, log: Path) -> None:
+    """In place of an earlier one of its architecture and runner."""
+    lines = rows_of(log) | {(row.architecture, row.runner): row.line()}
+    log.write_text("".join(f"{lines[key]}\n" for key in sorted(lines)), encoding="utf-8")
 
 
 def main() -> None:
@@ -162,18 +174,23 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("architectures", nargs="*", metavar="NAME", help=", ".join(ARCHITECTURES))
-    parser.add_argument("--write", type=Path, metavar="FILE", help="write the table there too")
+    parser.add_argument("--runner", choices=RUNNERS, help="vLLM's model runner; both by default")
+    parser.add_argument("--log", type=Path, default=LOG, metavar="FILE", help="a line per row")
     arguments = parser.parse_args()
     unknown = sorted(set(arguments.architectures) - set(ARCHITECTURES))
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}; allowed: {', '.join(ARCHITECTURES)}")
+    runners = [arguments.runner] if arguments.runner else RUNNERS
+    names = arguments.architectures or ARCHITECTURES
+    there = set() if arguments.architectures else rows_of(arguments.log).keys()
     rows = []
     with tempfile.TemporaryDirectory() as directory:
-        for architecture in arguments.architectures or ARCHITECTURES:
-            rows.append(check(architecture, Path(directory)))
+        for architecture, runner in product(names, runners):
+            if (architecture, runner) in there:
+                continue
+            rows.append(check(architecture, runner, Path(directory)))
             print(rows[-1].line(), flush=True)
-            if arguments.write:
-                write(rows[-1], arguments.write)
+            write(rows[-1], arguments.log)
     sys.exit(not all(row.good for row in rows))
 
 

@@ -24,6 +24,7 @@ A page says where and what, RUN being a directory under logs/reference; ``tables
     <!-- settings request|engine -->      what slot_vllm/params.py declares: a row per setting
     <!-- releases ../releases -->         of run_vllm_release.py, check_vllm.py: a row per release
     <!-- failures ../releases -->         what failed there, or is missing, release by release
+    <!-- architectures FILE -->           of check_architectures.py: a row per architecture
     <!-- end -->
 
 Shares are in per cent, differences in points.
@@ -33,12 +34,25 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tables import costs, instructions, published, releases, scores, screen, settings, texts
+from tables import (
+    architectures,
+    costs,
+    instructions,
+    published,
+    releases,
+    scores,
+    screen,
+    settings,
+    texts,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{n}.md" for n in ("study", "study_examples", "settings", "releases")),
+    *(
+        ROOT / "docs" / f"{n}.md"
+        for n in ("study", "study_examples", "settings", "releases", "architectures")
+    ),
 )
 _BLOCK = re.compile(r"(<!-- (\w+) ([\w./-]+)(?:: ([^>]*))? -->\n).*?(<!-- end -->)", re.DOTALL)
 _KINDS: dict[str, Callable[[Path, Sequence[str]], str]] = {
@@ -48,7 +62,7 @@ _KINDS: dict[str, Callable[[Path, Sequence[str]], str]] = {
         *(instructions.instructions, texts.repeats, texts.shifts, texts.examples),
         *(published.needed, screen.screen, settings.settings),
         *(costs.cost, costs.floor, costs.seconds, costs.machines),
-        *(releases.releases, releases.failures),
+        *(releases.releases, releases.failures, architectures.architectures),
     )
 }
 

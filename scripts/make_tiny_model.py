@@ -27,7 +27,26 @@ INITIALIZER_RANGE = 0.2
 _GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 1024}
 # So many experts that routing differs from token to token.
 _EXPERTS = {"moe_intermediate_size": 64, "num_experts": 4, "num_experts_per_tok": 2}
-# What an architecture's configuration has beyond what all have; the key is its model_type.
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 1024,
+}
+# As the published models have it; with the default rope vLLM's CPU build and transformers differ.
+_LATENT_ROPE = {**_YARN, "mscale": 0.707, "mscale_all_dim": 0.707}
+# Heads of a state layer times their width is twice the hidden size.
+_MAMBA_2 = {
+    "mamba_n_heads": 4,
+    "mamba_d_head": 32,
+    "mamba_d_state": 32,
+    "mamba_n_groups": 1,
+    "mamba_chunk_size": 32,
+}
+# Of a rotary part of three quarters.
+_FACTORS = 12
+# What an architecture's configuration has beyond what all have; the key is its model_type, unless
+# it says another.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "bloom": {},
     "cohere": {"logit_scale": 2.0},
@@ -46,28 +65,78 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "qk_rope_head_dim": 32,
         "v_head_dim": 32,
         "num_key_value_heads": 2,
-        # As the published models have it; with the default rope vLLM's CPU build and transformers
-        # differ.
-        "rope_parameters": {
-            "rope_type": "yarn",
-            "rope_theta": 10000.0,
-            "factor": 4.0,
-            "original_max_position_embeddings": 1024,
-            "mscale": 0.707,
-            "mscale_all_dim": 0.707,
-        },
+        "rope_parameters": _LATENT_ROPE,
+    },
+    "deepseek_v3": {
+        "moe_intermediate_size": 64,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 2,
+        "n_shared_experts": 1,
+        "n_group": 2,
+        "topk_group": 1,
+        "topk_method": "noaux_tc",
+        "first_k_dense_replace": 1,
+        "kv_lora_rank": 32,
+        "q_lora_rank": 32,
+        "qk_nope_head_dim": 32,
+        "qk_rope_head_dim": 32,
+        "v_head_dim": 32,
+        "num_key_value_heads": 2,
+        "num_nextn_predict_layers": 0,
+        "rope_parameters": _LATENT_ROPE,
     },
     "exaone4": {"sliding_window": 64, "sliding_window_pattern": 2},
     "falcon": {"new_decoder_architecture": True, "num_kv_heads": 1},
+    "falcon_h1": {**_MAMBA_2, "mamba_d_ssm": 128, "lm_head_multiplier": 2.0},
     "gemma": {"head_dim": 32},
     "gemma2": {**_GEMMA, "final_logit_softcapping": 10.0, "attn_logit_softcapping": None},
     "gemma3_text": _GEMMA,
     "glm4": {"head_dim": 32},
+    "glm4_moe": {
+        "moe_intermediate_size": 64,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_shared_experts": 1,
+        "num_nextn_predict_layers": 0,
+    },
     "gpt2": {},
     "gpt_neox": {},
+    "gpt_oss": {
+        "head_dim": 32,
+        "intermediate_size": 64,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": 64,
+        "rope_parameters": {**_YARN, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False},
+    },
     "gptj": {"rotary_dim": 16},
     "granite": {"logits_scaling": 0.5, "residual_multiplier": 0.5, "embedding_multiplier": 2.0},
+    "granitemoehybrid": {
+        **_MAMBA_2,
+        "layer_types": ["linear_attention", "full_attention"],
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "shared_intermediate_size": 128,
+        "position_embedding_type": "rope",
+        "logits_scaling": 0.5,
+    },
+    "jamba": {
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "num_experts": 4,
+        "mamba_d_state": 16,
+    },
+    "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
     "llama": {},
+    "llama4_text": {
+        "head_dim": 32,
+        "intermediate_size": 64,
+        "intermediate_size_mlp": 128,
+        "num_local_experts": 4,
+        "interleave_moe_layer_step": 2,
+        "no_rope_layer_interval": 2,
+        "attention_chunk_size": 64,
+    },
     "minicpm3": {
         "q_lora_rank": 32,
         "kv_lora_rank": 32,
@@ -77,23 +146,64 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "dim_model_base": 32,
         "num_key_value_heads": 2,
     },
+    "ministral3": {
+        "head_dim": 32,
+        "rope_parameters": {
+            **_YARN,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.1,
+        },
+    },
     "mistral": {"head_dim": 32, "sliding_window": 64},
     "mixtral": {"num_local_experts": 4},
     "nemotron": {"head_dim": 32},
+    "nemotron_h": {
+        "layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp"],
+        "head_dim": 32,
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 32,
+        "ssm_state_size": 32,
+        "n_groups": 1,
+        "chunk_size": 32,
+    },
     "olmo2": {},
     "olmoe": _EXPERTS,
     "opt": {"ffn_dim": 128, "word_embed_proj_dim": 64},
     "phi": {},
     "phi3": {},
+    "phi4": {
+        "model_type": "phi3",
+        "original_max_position_embeddings": 1024,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.75,
+            "short_factor": [1.0] * _FACTORS,
+            "long_factor": [2.0] * _FACTORS,
+        },
+    },
     "qwen2": {},
     "qwen3": {"head_dim": 32},
     "qwen3_moe": {**_EXPERTS, "head_dim": 32},
+    "qwen3_next": {
+        **_EXPERTS,
+        "layer_types": ["linear_attention", "full_attention"],
+        "head_dim": 32,
+        "linear_key_head_dim": 32,
+        "linear_value_head_dim": 32,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "shared_expert_intermediate_size": 64,
+    },
     "smollm3": {},
     "stablelm": {},
     "starcoder2": {"sliding_window": None},
 }
 # Those that vLLM knows only with tied embeddings.
-TIED = ("bloom", "cohere", "cohere2", "gemma", "gemma2", "gemma3_text")
+TIED = ("bloom", "cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "lfm2")
 # They normalize what a layer adds and scale their embeddings up: unless what is added is scaled up
 # too, a tied model repeats its last token for ever.
 _NORMALIZED = ("gemma2", "gemma3_text")
@@ -170,9 +280,11 @@ def _config(architecture: str, tied: bool, tokenizer: PreTrainedTokenizerFast) -
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    known = AutoConfig.for_model(architecture)
+    own = dict(ARCHITECTURES[architecture])
+    model_type = own.pop("model_type", architecture)
+    known = AutoConfig.for_model(model_type)
     options = {name: value for name, value in options.items() if hasattr(known, name)}
-    return AutoConfig.for_model(architecture, **(options | ARCHITECTURES[architecture]))
+    return AutoConfig.for_model(model_type, **(options | own))
 
 
 def main() -> None:

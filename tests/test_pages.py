@@ -26,6 +26,7 @@ PAGES = [
     "docs/study_examples.md",
     "docs/settings.md",
     "docs/releases.md",
+    "docs/architectures.md",
 ]
 
 

@@ -46,20 +46,24 @@ class Outcome:
     own: list[Answer] = field(default_factory=list)
 
 
-def run_architecture(model: str, cases: Sequence[Case], slot: bool = True) -> Outcome:
-    """slot: False for vLLM alone, which knows no steps. Raises RuntimeError where vLLM fails."""
+def run_architecture(
+    model: str, cases: Sequence[Case], slot: bool = True, runner: str = "v1"
+) -> Outcome:
+    """slot: False for vLLM alone, which knows no steps. runner: vLLM's model runner, v1 or v2.
+    Raises RuntimeError where vLLM fails."""
     request = {"model": model, "cases": [asdict(case) for case in cases], "slot": slot}
     result = subprocess.run(
         [sys.executable, "-m", "tests.engine.architecture"],
         input=json.dumps(request),
-        env={**os.environ, **ENVIRONMENT},
+        env={**os.environ, **ENVIRONMENT, "SLOT_TEST_RUNNER": runner},
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         check=False,
     )
     if result.returncode:
-        raise RuntimeError((result.stdout[-3000:] + result.stderr)[-6000:])
+        said = (result.stdout[-3000:] + result.stderr)[-6000:]
+        raise RuntimeError(f"{said}\nThe process ended with status {result.returncode}.")
     found = json.loads(result.stdout.splitlines()[-1])
     return Outcome(**{**found, "own": [Answer(**answer) for answer in found["own"]]})
 

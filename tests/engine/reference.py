@@ -19,7 +19,7 @@ def head_of(model: Any) -> Head:
     """The head by the names that transformers' configurations have for what follows it."""
     config, linear = model.config, model.get_output_embeddings()
     soft_cap = getattr(config, "final_logit_softcapping", None)
-    scale = getattr(config, "logit_scale", 1.0)
+    scale = getattr(config, "logit_scale", getattr(config, "lm_head_multiplier", 1.0))
     if config.model_type != "minicpm3":  # which divides the head's input by it
         scale /= getattr(config, "logits_scaling", 1.0)
     bias = None if linear.bias is None else linear.bias.detach()
