@@ -67,7 +67,10 @@ def refuse_what_cannot_work(vllm_config: Any, usage_context: Any) -> None:
             vllm_config.cache_config.kv_sharing_fast_prefill
         ),
         # Neither is there before 0.28.
-        "batch-sharded sampling": getattr(parallel, "enable_batch_sharded_sampling", False),
+        "this vLLM's batch-sharded sampling": (
+            getattr(parallel, "enable_batch_sharded_sampling", False)
+            and bool(release.missing_in(release.installed(), "batch-sharded sampling"))
+        ),
         "adaptive verification of drafts": (
             getattr(speculative, "enable_adaptive_verification", False)
         ),

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 # Where a contact is needed: in every front end (start-up, admission), in the OpenAI-compatible
 # server's, in every worker, in one with that model runner, to keep hidden states in the KV cache;
 # with a KV connector, for max_concurrent, for SLOT's part of /metrics, to leave scoring endpoints
-# alone, for traces, among several tensor-parallel ranks.
+# alone, for traces, among several tensor-parallel ranks, which may each sample some requests.
 Part = Literal[
     "front end",
     "server",
@@ -22,6 +22,7 @@ Part = Literal[
     "scoring",
     "tracing",
     "tensor parallel",
+    "batch-sharded sampling",
 ]
 PARTS: tuple[Part, ...] = get_args(Part)
 

@@ -166,4 +166,20 @@ WORKER: tuple[Contact, ...] = (
         "vllm.model_executor.layers.vocab_parallel_embedding", "VocabParallelEmbedding",
         "which columns a rank has", attributes=("tp_size", "num_added_embeddings"),
     ),
+    Contact(
+        "batch-sharded sampling", "vllm.v1.worker.gpu.sample.batch_shard",
+        "BatchSharder.shard_sampler_inputs", "in which order rows of logits come",
+        contains=(
+            "input_batch.idx_mapping_np % tp_size",
+            "np.flatnonzero(req_owner_np == tp_rank)",
+        ),
+    ),
+    Contact(
+        "batch-sharded sampling", "vllm.v1.worker.gpu.model_runner", "GPUModelRunner",
+        "whether each rank samples some of the requests", attributes=("batch_sharder",),
+    ),
+    Contact(
+        "batch-sharded sampling", "vllm.v1.worker.gpu.sample.batch_shard", "BatchSharder",
+        "among how many ranks requests are divided", attributes=("tp_size",),
+    ),
 )  # fmt: skip

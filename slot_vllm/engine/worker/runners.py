@@ -172,14 +172,20 @@ def hook_v2(runner: Any, step: Step, cache: "HiddenCache | None") -> None:
             blocks = runner.block_tables.block_tables[group].gpu[input_batch.idx_mapping_np[i]]
             return cache.read(blocks, runner.block_tables.block_sizes[group], start, stop)
 
+        row_slots, indices = input_batch.expanded_idx_mapping, input_batch.logits_indices
+        # There is none before 0.28.
+        if (sharder := getattr(runner, "batch_sharder", None)) is not None:
+            # Each rank samples some of the requests, and their rows of logits are together.
+            order = torch.argsort(row_slots % sharder.tp_size, stable=True)
+            row_slots, indices = row_slots[order], indices[order]
         return BatchView(
             req_ids=input_batch.req_ids,
             starts=input_batch.num_computed_tokens_np,
             query_start=input_batch.query_start_loc_np,
             slots=input_batch.idx_mapping_np,
-            row_slots=input_batch.expanded_idx_mapping,
+            row_slots=row_slots,
             num_slots=runner.max_num_reqs,
-            positions=lambda: input_batch.positions[input_batch.logits_indices],
+            positions=lambda: input_batch.positions[indices],
             read=None if cache is None else read,
         )
 

@@ -46,7 +46,8 @@ if V2:
     paths = (here / "interpreter", here.parents[2], os.environ.get("PYTHONPATH", ""))
     os.environ["PYTHONPATH"] = os.pathsep.join(map(str, paths))
 
-PP2: dict[str, Any] = {"pipeline_parallel_size": 2, "enforce_eager": False}
+# V1 starts no pipeline whose model is not traced; under the interpreter nothing is.
+PP2: dict[str, Any] = {"pipeline_parallel_size": 2, "enforce_eager": V2}
 
 
 def cases_of(vocabulary: int) -> list[Case]:
@@ -265,14 +266,13 @@ def test_without_a_delta_every_bit_is_the_baseline_s(
     assert logprobs_of(replace(plain, steps=5, lr=0.5))[0] != baseline[0]
 
 
-@pytest.mark.skipif(V2, reason="its compiled model does not start under the interpreter")
 def test_pipeline_parallel(
     tiny_model: str, parallel: Callable[..., Any], pytestconfig: pytest.Config
 ) -> None:
-    # vLLM starts no pipeline whose model is not traced; ``--full`` compiles it, too.
+    # ``--full`` compiles it, too.
     traced = {"compilation_config": {"mode": 2, "backend": "eager"}}
-    llm = parallel(tiny_model, **PP2, **({} if pytestconfig.getoption("--full") else traced))
-    assert_equal_to_one_process(llm, tiny_model, cases_of(VOCABULARY), [False, True])
+    llm = parallel(tiny_model, **PP2, **({} if V2 or pytestconfig.getoption("--full") else traced))
+    assert_equal_to_one_process(llm, tiny_model, cases_of(VOCABULARY), [False, True], not V2)
 
 
 Wrap = Callable[[Any, Callable[..., Any]], Any]
@@ -450,7 +450,6 @@ def test_ranks_that_differ_are_found(tiny_model: str, parallel: Callable[..., An
         assert "check_ranks: the tensor-parallel ranks learned different deltas" in errors[-1]
 
 
-@pytest.mark.skipif(V2, reason="its model runner makes the same calls")
 def test_what_passes_through_the_group(tiny_model: str, parallel: Callable[..., Any]) -> None:
     """The formulas of docs/scaling.md, counted where vLLM exchanges tensors."""
     llm = parallel(tiny_model, **TP2)
@@ -483,7 +482,6 @@ def test_what_passes_through_the_group(tiny_model: str, parallel: Callable[..., 
     assert sum(counted["all_reduce"]) == forward.received
 
 
-@pytest.mark.skipif(V2, reason="its model runner makes the same calls")
 def test_how_often_the_hosts_agree(tiny_model: str, parallel: Callable[..., Any]) -> None:
     """As docs/scaling.md says: a prompt in one step, then two steps that only decode."""
     llm = parallel(tiny_model, **TP2)
@@ -528,6 +526,25 @@ def test_prefix_hits_and_token_shifts(tiny_model: str, parallel: Callable[..., A
         return size
 
     assert llm.collective_rpc(width) == [32, 32]
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not V2, reason="V1 has no batch-sharded sampling")
+def test_batch_sharded_sampling(
+    tiny_models: Callable[..., str], parallel: Callable[..., Any]
+) -> None:
+    """Each rank samples some of the requests, from all columns of their logits."""
+    model = tiny_models("llama", False)
+    llm = parallel(model, **TP2, enable_batch_sharded_sampling=True)
+    shards = llm.collective_rpc(lambda worker: worker.model_runner.batch_sharder is not None)
+    assert shards == [True, True]
+    cases = cases_of(VOCABULARY)
+    assert_equal_to_one_process(llm, model, cases, [True, True], False)
+    fading = [
+        replace(case, steps=5, lr=1.0, settings=tuple(settings.items()))
+        for case, settings in zip(cases[1:], FADING, strict=False)
+    ]
+    assert_tokens_equal(tokens_of(run(llm, [*fading, *cases])), reference(model, [*fading, *cases]))
 
 
 async def data_parallel(model: str, cases: list[Case]) -> tuple[list[list[int]], list[Any], Any]:
@@ -582,7 +599,6 @@ def test_data_parallel(tiny_model: str) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.skipif(V2, reason="a server's processes have no interpreter")
 def test_a_data_parallel_server(tiny_model: str, tmp_path: Path) -> None:
     cases = [case for case in cases_of(VOCABULARY) if len(case.tokens) > 1]
     options = ("--dtype", "float32", "--max-model-len", "320", "--data-parallel-size", "2")
