@@ -75,6 +75,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "n_group": 2,
         "topk_group": 1,
         "topk_method": "noaux_tc",
+        "scoring_func": "sigmoid",
         "first_k_dense_replace": 1,
         "kv_lora_rank": 32,
         "q_lora_rank": 32,
@@ -93,6 +94,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gemma3_text": _GEMMA,
     "glm4": {"head_dim": 32},
     "glm4_moe": {
+        "head_dim": 32,
         "moe_intermediate_size": 64,
         "n_routed_experts": 4,
         "num_experts_per_tok": 2,
@@ -126,7 +128,11 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "num_experts": 4,
         "mamba_d_state": 16,
     },
-    "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+    "lfm2": {
+        "layer_types": ["conv", "full_attention"],
+        "block_auto_adjust_ff_dim": False,
+        "conv_dim": 64,
+    },
     "llama": {},
     "llama4_text": {
         "head_dim": 32,

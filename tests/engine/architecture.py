@@ -1,24 +1,30 @@
-"""One model through SLOT on vLLM, in a process of its own: stdin to stdout in JSON.
+"""One model through SLOT on vLLM, in a process of its own: it is forked from one that has imported
+vLLM, which takes longer than to run a tiny model.
 
-vLLM changes some of transformers' classes in place, and some architectures need other settings of
-the process.
+vLLM changes some of transformers' classes in place, some architectures need other settings of the
+process, and on some vLLM crashes.
 """
 
+import importlib
 import json
 import os
 import subprocess
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import tests.engine.runner  # noqa: F401
+import tests.engine.runner  # noqa: F401  # before vLLM and Triton
 from slot_vllm.params import SlotError
 from tests.engine.cases import Answer, Case
 from tests.engine.engines import SLOT, SMALL, runner_of
 from tests.engine.generate import delta_of, run, tokens_of
 from tests.engine.own_answers import Recorded, own_answer
+from tests.engine.runner import V2
 
 # No preemption, but prompts split over steps.
 OPTIONS = {**SMALL, "num_gpu_blocks_override": 120}
@@ -30,6 +36,18 @@ ENVIRONMENT = {
     # The CPU's kernel for latent attention (DeepSeek-V2) takes no float32.
     "VLLM_MLA_DISABLE": "1",
 }
+# What an engine imports when it starts.
+IMPORTED = (
+    "vllm.entrypoints.llm",
+    "vllm.v1.engine.core",
+    "vllm.v1.worker.cpu_worker",
+    "vllm.v1.worker.cpu.model_runner" if V2 else "vllm.v1.worker.cpu_model_runner",
+    "vllm.model_executor.model_loader.default_loader",
+    "slot_vllm.engine.worker.extension",
+)
+# Of a request's directory: what its process printed, and its outcome.
+SAID, FOUND = "said.log", "found.json"
+ENDED = "ended: "
 
 
 @dataclass(frozen=True)
@@ -51,21 +69,45 @@ def run_architecture(
 ) -> Outcome:
     """slot: False for vLLM alone, which knows no steps. runner: vLLM's model runner, v1 or v2.
     Raises RuntimeError where vLLM fails."""
-    request = {"model": model, "cases": [asdict(case) for case in cases], "slot": slot}
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.engine.architecture"],
-        input=json.dumps(request),
-        env={**os.environ, **ENVIRONMENT, "SLOT_TEST_RUNNER": runner},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if result.returncode:
-        said = (result.stdout[-3000:] + result.stderr)[-6000:]
-        raise RuntimeError(f"{said}\nThe process ended with status {result.returncode}.")
-    found = json.loads(result.stdout.splitlines()[-1])
+    with tempfile.TemporaryDirectory() as directory:
+        request = {
+            "model": model,
+            "cases": [asdict(case) for case in cases],
+            "slot": slot,
+            "directory": directory,
+        }
+        status = _forking(runner).ask(request)
+        if status:
+            said = Path(directory, SAID).read_text(errors="replace")[-6000:]
+            raise RuntimeError(f"{said}\nThe process ended with status {status}.")
+        found = json.loads(Path(directory, FOUND).read_text())
     return Outcome(**{**found, "own": [Answer(**answer) for answer in found["own"]]})
+
+
+class Forking:
+    """The process that has imported vLLM with that model runner, until this one ends."""
+
+    def __init__(self, runner: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.engine.architecture"],
+            env={**os.environ, **ENVIRONMENT, "SLOT_TEST_RUNNER": runner},
+            cwd=Path(__file__).parents[2],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, request: dict[str, Any]) -> int:
+        """The exit status of the process that does it; of a signal, below zero."""
+        assert self._process.stdin and self._process.stdout
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        for line in self._process.stdout:
+            if line.startswith(ENDED):
+                return int(line.removeprefix(ENDED))
+        raise RuntimeError(f"vLLM's process ended with status {self._process.wait()}")
+
+
+_forking = cache(Forking)
 
 
 def _run(model: str, cases: Sequence[Case], slot: bool) -> Outcome:
@@ -99,10 +141,35 @@ def _run(model: str, cases: Sequence[Case], slot: bool) -> Outcome:
     )
 
 
+def _fork(line: str) -> int:
+    """The process id of one that does what ``line`` asks for."""
+    if pid := os.fork():
+        return pid
+    status = 1
+    try:
+        request = json.loads(line)
+        directory = Path(request["directory"])
+        output = os.open(directory / SAID, os.O_WRONLY | os.O_CREAT)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        cases = [Case(**case) for case in request["cases"]]
+        outcome = _run(request["model"], cases, request["slot"])
+        (directory / FOUND).write_text(json.dumps(asdict(outcome)))
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        # Not what the other process has to do when it ends.
+        os._exit(status)
+
+
 def main() -> None:
-    request = json.load(sys.stdin)
-    cases = [Case(**case) for case in request["cases"]]
-    print("\n" + json.dumps(asdict(_run(request["model"], cases, request["slot"]))))
+    for module in IMPORTED:
+        importlib.import_module(module)
+    for line in sys.stdin:
+        _, status = os.waitpid(_fork(line), 0)
+        print(f"{ENDED}{os.waitstatus_to_exitcode(status)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from slot_vllm.engine.worker.runners import CHANGES_WEIGHTS, watch
+from slot_vllm.engine.worker.batch import BatchView
+from slot_vllm.engine.worker.runners import CHANGES_WEIGHTS, hook_v2, watch
 
 
 @pytest.mark.parametrize("name", CHANGES_WEIGHTS)
@@ -48,3 +51,47 @@ def test_vllms_own_warm_up_is_no_request() -> None:
     worker.compile_or_warm_up_model()
     assert seen == [False]
     assert state.step.serving
+
+
+class Runner:
+    max_num_reqs = 8
+
+    def execute_model(self, scheduler_output: Any) -> None: ...
+
+    def sample(self, hidden_states: torch.Tensor, input_batch: Any) -> str:
+        return "sampled"
+
+
+@pytest.mark.parametrize(
+    ("sharder", "slots", "rows"),
+    [
+        (None, [1, 0, 0, 2, 3], [3, 7, 8, 12, 20]),
+        # Those of slots 0 and 2, which the first rank samples, then the second one's.
+        (SimpleNamespace(tp_size=2), [0, 0, 2, 1, 3], [7, 8, 12, 3, 20]),
+    ],
+)
+def test_rows_of_logits_come_in_the_order_in_which_ranks_sample(
+    sharder: Any, slots: list[int], rows: list[int]
+) -> None:
+    seen: list[BatchView] = []
+    step: Any = SimpleNamespace(
+        registry=SimpleNamespace(with_slot=["a"]),
+        stage=lambda hidden_states, view: seen.append(view()),
+        unstage=lambda: None,
+    )
+    runner: Any = Runner()
+    runner.batch_sharder = sharder
+    hook_v2(runner, step, None)
+    batch = SimpleNamespace(
+        req_ids=["a", "b", "c", "d"],
+        num_computed_tokens_np=np.zeros(4),
+        query_start_loc_np=np.array([0, 4, 9, 13, 21]),
+        idx_mapping_np=np.array([1, 0, 2, 3]),
+        expanded_idx_mapping=torch.tensor([1, 0, 0, 2, 3]),
+        logits_indices=torch.tensor([3, 7, 8, 12, 20]),
+        positions=torch.arange(21) + 100,
+    )
+    assert runner.sample(torch.zeros(21, 4), batch) == "sampled"
+    (view,) = seen
+    assert view.row_slots.tolist() == slots
+    assert [position - 100 for position in view.positions().tolist()] == rows

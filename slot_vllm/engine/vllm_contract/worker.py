@@ -169,10 +169,7 @@ WORKER: tuple[Contact, ...] = (
     Contact(
         "batch-sharded sampling", "vllm.v1.worker.gpu.sample.batch_shard",
         "BatchSharder.shard_sampler_inputs", "in which order rows of logits come",
-        contains=(
-            "input_batch.idx_mapping_np % tp_size",
-            "np.flatnonzero(req_owner_np == tp_rank)",
-        ),
+        contains=("np.flatnonzero(req_owner_np == tp_rank)",),
     ),
     Contact(
         "batch-sharded sampling", "vllm.v1.worker.gpu.model_runner", "GPUModelRunner",
