@@ -534,8 +534,21 @@ def test_batch_sharded_sampling(
     tiny_models: Callable[..., str], parallel: Callable[..., Any]
 ) -> None:
     """Each rank samples some of the requests, from all columns of their logits."""
+
+    def gather_integers(worker: Any) -> None:
+        # vLLM's kernel for CPUs does not, with and without SLOT.
+        import vllm.v1.worker.gpu.sample.batch_shard as module
+
+        gather = module.tensor_model_parallel_all_gather
+
+        def all_gather(tensor: torch.Tensor, dim: int) -> torch.Tensor:
+            return gather(tensor.view(torch.float32), dim).view(tensor.dtype)
+
+        module.tensor_model_parallel_all_gather = all_gather
+
     model = tiny_models("llama", False)
     llm = parallel(model, **TP2, enable_batch_sharded_sampling=True)
+    llm.collective_rpc(gather_integers)
     shards = llm.collective_rpc(lambda worker: worker.model_runner.batch_sharder is not None)
     assert shards == [True, True]
     cases = cases_of(VOCABULARY)
