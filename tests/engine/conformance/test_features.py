@@ -1,14 +1,11 @@
 """SLOT under what else an engine does."""
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from tests.engine.cases import (
     Case,
@@ -239,40 +236,6 @@ def test_structured_output(tiny_model: str, engine: Callable[..., Any]) -> None:
     regex = StructuredOutputsParams(regex=f"[abcd]{{{NEW}}}")
     outputs = run(llm, cases, structured_outputs=regex)
     assert_tokens_equal(tokens_of(outputs), reference(tiny_model, cases))
-
-
-def test_weights_that_are_reloaded(
-    tiny_model: str, engine: Callable[..., Any], tmp_path: Path
-) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(tiny_model, other)
-    weights = load_file(other / "model.safetensors")
-    generator = torch.Generator().manual_seed(0)
-    for name, weight in weights.items():
-        noise = torch.randn(weight.shape, generator=generator)
-        weights[name] = weight + 0.3 * weight.std(correction=0) * noise
-    save_file(weights, other / "model.safetensors", {"format": "pt"})
-    cases = _cases(950, (40, 70))
-    # Of its own: its model is another one for a while.
-    llm = engine(tiny_model, slot={"keep_deltas": 63})
-    expected = reference(tiny_model, cases)
-    assert_tokens_equal(tokens_of(run(llm, cases)), expected)
-
-    def reload(path: str) -> None:
-        llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
-        llm.reset_prefix_cache()
-
-    reload(str(other))
-    outputs, loaded = run(llm, cases), engine(str(other), slot={})
-    fresh = run(loaded, cases)
-    assert tokens_of(outputs) == tokens_of(fresh)
-    delta, same = (torch.tensor(delta_of(llm, outputs[0])), delta_of(loaded, fresh[0]))
-    torch.testing.assert_close(delta, torch.tensor(same), rtol=0, atol=1e-5)
-    assert (delta - torch.tensor(expected[0].delta)).abs().max() > 0.01
-    reload(tiny_model)
-    outputs = run(llm, cases)
-    assert_tokens_equal(tokens_of(outputs), expected)
-    assert_delta_equal(delta_of(llm, outputs[0]), expected[0], cases[0].lr)
 
 
 @pytest.mark.any_runner
