@@ -21,6 +21,7 @@ class Recorded:
     def __init__(self, runner: Any) -> None:
         self._runner = runner
         self._rows: dict[str, dict[int, Tensor]] = {}
+        self._batch: Any = None
         if V2:
             # Which keeps the batch to itself until the model has run.
             runner.prepare_inputs = self._keeping_batch(runner.prepare_inputs)
