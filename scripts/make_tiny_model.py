@@ -132,6 +132,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "layer_types": ["conv", "full_attention"],
         "block_auto_adjust_ff_dim": False,
         "conv_dim": 64,
+        "block_dim": 64,
     },
     "llama": {},
     "llama4_text": {
