@@ -47,9 +47,9 @@ def test_they_are_exact_or_refused(runner: str, names: tuple[str, ...], tmp_path
     assert [row["architecture"] for row in rows] == sorted(names)
     committed = {row["architecture"]: row for row in committed_rows() if row["runner"] == runner}
     for row in rows:
-        known = committed[row["architecture"]]["result"]
         # How far from transformers is not the same on all processors.
-        assert row["result"].partition(" (")[0] == known.partition(" (")[0]
+        if known := committed.get(row["architecture"]):
+            assert row["result"].partition(" (")[0] == known["result"].partition(" (")[0]
     if names == SHORT:
         assert "scale 2" in rows[1]["head"] and "bias" in rows[2]["head"]
 
@@ -247,6 +247,6 @@ def test_the_committed_log_has_nothing_wrong() -> None:
     assert {row["architecture"] for row in rows} <= ARCHITECTURES.keys()
     allowed = ("exact", "refused: ", "does not start: ")
     assert all(row["result"].startswith(allowed) for row in rows)
-    for runner, least in (("v1", 20), ("v2", 5)):
+    for runner, least in (("v1", 20), ("v2", 15)):
         results = [row["result"] for row in rows if row["runner"] == runner]
         assert results.count("exact") >= least
