@@ -120,9 +120,11 @@ def test_loops_on_ifeval() -> None:
     )
     found = arms("study/ifeval_135m")
     assert 0.4 < (found[BASELINE].metrics[LOOPS].value or 0) < 0.5
+    stands(STUDY, "Smaller ones change nothing that can be told.")
     looping = {"steps5-lr0.1": 1, "steps1-lr0.1": -1, "steps5-lr0.01": -1}
-    for name, sign in looping.items():
-        assert told(found[name].metrics[LOOPS]) == sign, name
+    assert len(found) == 7
+    for row in with_slot("study/ifeval_135m"):
+        assert told(row.metrics[LOOPS]) == looping.get(row.name, 0), row.name
     for row in with_slot("study/ifeval_135m"):
         for metric in (STRICT, LOOSE):
             assert told(row.metrics[metric]) == 0

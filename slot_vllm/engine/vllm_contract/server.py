@@ -46,6 +46,7 @@ SCORING_ENDPOINTS = (
 )
 
 _server = partial(Contact, "server")
+_checking = partial(_server, parameters=("request", "raw_request"), only=True, until=ADMISSION)
 _tracing = partial(Contact, "tracing", "vllm.v1.engine.output_processor")
 _front_end = partial(Contact, "front end")
 _metrics = partial(Contact, "metrics")
@@ -78,34 +79,30 @@ SERVER: tuple[Contact, ...] = (
         "vllm.entrypoints.anthropic.protocol", "AnthropicMessagesRequest",
         "keeps the settings of a request as they were sent", until=_XARGS,
     ),
-    _server(
+    _checking(
         "vllm.entrypoints.openai.chat_completion.serving",
         "OpenAIServingChat.create_chat_completion", "checks a chat request's settings",
-        parameters=("request", "raw_request"), only=True, until=ADMISSION,
     ),
     _server(
         "vllm.entrypoints.openai.chat_completion.serving", "OpenAIServingChat",
         "every chat request passes the check", calls=("_log_inputs",),
     ),
-    _server(
+    _checking(
         "vllm.entrypoints.openai.chat_completion.batch_serving",
         "OpenAIServingChatBatch.create_batch_chat_completion",
-        "checks the settings of a batch of chats", parameters=("request", "raw_request"), only=True,
-        until=ADMISSION,
+        "checks the settings of a batch of chats",
     ),
-    _server(
+    _checking(
         "vllm.entrypoints.openai.completion.serving", "OpenAIServingCompletion.create_completion",
-        "checks a completion request's settings", parameters=("request", "raw_request"), only=True,
-        until=ADMISSION,
+        "checks a completion request's settings",
     ),
     _server(
         "vllm.entrypoints.openai.completion.serving", "OpenAIServingCompletion",
         "every completion request passes the check", calls=("_log_inputs",),
     ),
-    _server(
+    _checking(
         "vllm.entrypoints.openai.responses.serving", "OpenAIServingResponses.create_responses",
-        "checks a response request's settings", parameters=("request", "raw_request"), only=True,
-        until=ADMISSION,
+        "checks a response request's settings",
     ),
     _server(
         "vllm.entrypoints.openai.responses.serving", "OpenAIServingResponses",
@@ -122,15 +119,13 @@ SERVER: tuple[Contact, ...] = (
         "vllm.v1.engine.async_llm", "AsyncLLM", "reaches the engine's admission",
         attributes=("input_processor", "vllm_config"),
     ),
-    _server(
+    _checking(
         "vllm.entrypoints.anthropic.serving", "AnthropicServingMessages.create_messages",
-        "checks a message request's settings", parameters=("request", "raw_request"), only=True,
-        until=ADMISSION,
+        "checks a message request's settings",
     ),
-    _server(
+    _checking(
         "vllm.entrypoints.scale_out.token_in_token_out.serving", "ServingTokens.serve_tokens",
-        "checks the settings of a request of tokens", parameters=("request", "raw_request"),
-        only=True, optional=True, until=ADMISSION,
+        "checks the settings of a request of tokens", optional=True,
     ),
     *(
         Contact(
