@@ -94,12 +94,12 @@ def tango(better: int, worse: int, n: int) -> Interval:
     def statistic(difference: float) -> float:
         linear = -better - worse + (2 * n - better + worse) * difference
         constant = -worse * difference * (1 - difference)
-        likeliest = (math.sqrt(linear**2 - 8 * n * constant) - linear) / (4 * n)
+        # Not below zero but by rounding.
+        likeliest = (math.sqrt(max(linear**2 - 8 * n * constant, 0)) - linear) / (4 * n)
         variance = n * (2 * likeliest + difference * (1 - difference))
         return (better - worse - n * difference) / math.sqrt(variance)
 
-    margin = 1e-9
-    low, high = -1.0, 1.0
+    low, high, margin = -1.0, 1.0, 1e-9
     if observed > -1:
         low = brentq(lambda d: statistic(d) - critical, margin - 1, observed - margin)
     if observed < 1:

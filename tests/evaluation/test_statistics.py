@@ -87,6 +87,14 @@ def test_tangos_interval_leaves_out_zero_where_mcnemars_score_test_rejects(
         assert -1 <= low <= (better - worse) / (better + worse + same) <= high <= 1
 
 
+@pytest.mark.parametrize("n", range(1, 200))
+def test_every_problem_changed_for_the_worse(n: int) -> None:
+    # At the end of the search the score test's square root is of zero, or of less by rounding.
+    low, high = tango(0, n, n)
+    assert low == -1 < high < 1
+    assert tango(n, 0, n) == pytest.approx((-high, 1))
+
+
 def test_nothing_differed() -> None:
     # By symmetry the ends are z^2 / (n + z^2).
     z = stats.norm.ppf(1 - ALPHA / 2)
