@@ -17,12 +17,14 @@ from slot_vllm.evaluation.config import Ray
 from slot_vllm.evaluation.errors import ConfigError, RunFailed
 from slot_vllm.evaluation.generation import Completion, OnTokens, Request, engine_options
 from slot_vllm.evaluation.replicas import Replica, Replicas, _batches, _resources, check_resources
+from tests.conftest import starts
 from tests.evaluation.conftest import RunMain, WriteConfig
 
 REPLICAS: dict[str, Any] = {"replicas": 2, "resources": {"num_cpus": 1.0}}
 
 
 @pytest.fixture(scope="module")
+@starts
 def local_ray() -> Iterator[None]:
     """Ray ends after the last test, which started with the first: it takes seconds."""
     yield
