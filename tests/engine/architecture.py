@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -22,6 +21,7 @@ import tests.engine.runner  # noqa: F401  # before vLLM and Triton
 from slot_vllm.params import SlotError
 from tests.engine.cases import Answer, Case
 from tests.engine.engines import SLOT, SMALL, runner_of
+from tests.engine.forked import run_forked
 from tests.engine.generate import delta_of, run, tokens_of
 from tests.engine.own_answers import Recorded, own_answer
 from tests.engine.runner import V2
@@ -141,35 +141,19 @@ def _run(model: str, cases: Sequence[Case], slot: bool) -> Outcome:
     )
 
 
-def _fork(line: str) -> int:
-    """The process id of one that does what ``line`` asks for."""
-    if pid := os.fork():
-        return pid
-    status = 1
-    try:
-        request = json.loads(line)
-        directory = Path(request["directory"])
-        output = os.open(directory / SAID, os.O_WRONLY | os.O_CREAT)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        cases = [Case(**case) for case in request["cases"]]
-        outcome = _run(request["model"], cases, request["slot"])
-        (directory / FOUND).write_text(json.dumps(asdict(outcome)))
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        # Not what the other process has to do when it ends.
-        os._exit(status)
+def _answer(request: dict[str, Any]) -> None:
+    cases = [Case(**case) for case in request["cases"]]
+    outcome = _run(request["model"], cases, request["slot"])
+    Path(request["directory"], FOUND).write_text(json.dumps(asdict(outcome)))
 
 
 def main() -> None:
     for module in IMPORTED:
         importlib.import_module(module)
     for line in sys.stdin:
-        _, status = os.waitpid(_fork(line), 0)
-        print(f"{ENDED}{os.waitstatus_to_exitcode(status)}", flush=True)
+        request = json.loads(line)
+        status = run_forked(Path(request["directory"], SAID), _answer, request)
+        print(f"{ENDED}{status}", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ it wrote.
 
 import asyncio
 import json
-import multiprocessing
 import os
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.output_processor import OutputProcessor, RequestState
 from vllm.v1.worker.gpu_worker import Worker
 
+from tests.engine.forked import run_forked
 from tests.engine.vllm_command import fork, forks
 
 ENGINE = "engine"
@@ -122,28 +122,21 @@ def run_server(model: str) -> None:
     assert "slot_vllm.engine.frontend.admission" not in loaded()
 
 
-def _run(work: Callable[[str], None], model: str, plugins: str | None, said: Path) -> None:
+def _run(work: Callable[[str], None], model: str, plugins: str | None) -> None:
     if plugins is not None:
         os.environ["VLLM_PLUGINS"] = plugins
-    with said.open("w") as file:
-        for descriptor in (1, 2):
-            os.dup2(file.fileno(), descriptor)
     if forks():
         fork()
     work(model)
 
 
 def main(model: str, plugins: Sequence[str]) -> None:
-    found: dict[str, tuple[int | None, str]] = {}
-    context = multiprocessing.get_context("fork")
+    found: dict[str, tuple[int, str]] = {}
     with tempfile.TemporaryDirectory() as folder:
+        said = Path(folder) / "said"
         for name in (ENGINE, *plugins):
-            said = Path(folder) / "said"
             arguments = (run_engine, model, None) if name == ENGINE else (run_server, model, name)
-            process = context.Process(target=_run, args=(*arguments, said))
-            process.start()
-            process.join()
-            found[name] = process.exitcode, said.read_text()
+            found[name] = run_forked(said, _run, *arguments), said.read_text()
     print(json.dumps(found))
 
 
