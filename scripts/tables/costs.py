@@ -39,14 +39,15 @@ def cost(file: Path, _: Sequence[str]) -> str:
         "requests per second",
         "loss (by round)",
         "time to first token (s)",
+        "its p99",
+        "ms per token",
+        "seconds of learning",
     ]
     machine = found["machine"]
     made_on = (
         f"Made on {machine['cores']} cores of: {machine['processor']}; torch {machine['torch']}."
     )
-    return (
-        f"{table([*heading, 'its p99', 'ms per token', 'seconds of learning'], rows)}\n\n{made_on}"
-    )
+    return f"{table(heading, rows)}\n\n{made_on}"
 
 
 def floor(file: Path, named: Sequence[str]) -> str:
@@ -55,8 +56,8 @@ def floor(file: Path, named: Sequence[str]) -> str:
     learned = json.loads((file.parent / of_floor).read_text(encoding="utf-8"))
     arm, shape = found["arms"][name], learned["shape"]
     multiple = learned["floor_multiple"]
-    floor = arm["learning_seconds"] / multiple
-    least = floor / (found["arms"][BASELINE]["duration"] + floor)
+    learning = arm["learning_seconds"] / multiple
+    least = learning / (found["arms"][BASELINE]["duration"] + learning)
     times = arm["loss"] / least
     return (
         f"{shape['requests']} prompts of {shape['tokens']} tokens that share {shape['shared']} are "

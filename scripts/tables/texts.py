@@ -5,12 +5,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from score_instructions import INSTRUCTIONS
-
 from slot_vllm.evaluation.directory import RESULTS, read_inspections, read_results
 from slot_vllm.evaluation.inspection_record import TokenShift
 from slot_vllm.evaluation.record import BASELINE, Sample
 from slot_vllm.evaluation.samples import SAMPLES, SampleFile
+from tables.instructions import INSTRUCTIONS
 from tables.markdown import table
 
 TOKENS = 15  # of a list of shifts

@@ -101,8 +101,8 @@ def build() -> Path:
     if not compiler:
         raise CompilationError("no C++ compiler (CXX, g++, clang++ or c++)")
     # What -march=native means depends on the processor.
-    keys = ("model name", "flags", "Features", "CPU part")
-    own = [platform.machine(), *(processor.described().get(key, "") for key in keys)]
+    described, keys = processor.described(), ("model name", "flags", "Features", "CPU part")
+    own = [platform.machine(), *(described.get(key, "") for key in keys)]
     parts = [_SOURCE.read_text(), *compiler, *_FLAGS, _run([*compiler, "--version"]), *own]
     name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     path = _cache() / f"cpu-{name}.so"
