@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -442,9 +443,10 @@ def test_streams_beside_each_other(client: openai.OpenAI) -> None:
     assert len(set(alone)) == 3
     streams = [_complete(client, xargs, stream=True) for xargs in settings]
     texts = [""] * len(streams)
-    for parts in zip(*streams, strict=True):
+    # The server joins tokens that wait to be read, so one stream may have fewer parts than another.
+    for parts in zip_longest(*streams):
         for i, part in enumerate(parts):
-            texts[i] += part.choices[0].text
+            texts[i] += part.choices[0].text if part else ""
     assert texts == alone
 
 
