@@ -1,4 +1,4 @@
-"""Run the conformance tests on a release of vLLM, on both model runners.
+"""Run the conformance tests, and the server's, on a release of vLLM, on both model runners.
 
     python scripts/run_vllm_release.py 0.33.0
     python scripts/run_vllm_release.py 0.31.0 --runners v2 --files test_isolation.py -- -k salt
@@ -25,7 +25,13 @@ from xml.etree import ElementTree
 from release_environment import CACHE, Environment, NotRunnable, make
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = "tests/engine/conformance"
+TESTS = {
+    path.name: path
+    for path in (
+        *sorted((ROOT / "tests/engine/conformance").glob("test_*.py")),
+        ROOT / "tests/engine/test_server.py",
+    )
+}
 LOGS = ROOT / "logs/releases"
 RUNNERS = ("v1", "v2")
 _MESSAGE = 300  # characters of a failure
@@ -80,7 +86,7 @@ def run_file(
         results = Path(folder) / "results.xml"
         process = subprocess.Popen(
             [sys.executable, "-m", "pytest", "-q", "-W", "ignore", f"--junitxml={results}",
-             f"{TESTS}/{name}", *arguments],
+             str(TESTS[name]), *arguments],
             env={
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join(filter(None, paths)),
@@ -168,15 +174,12 @@ def run_release(release: str, options: argparse.Namespace, arguments: Sequence[s
 def main() -> int:
     given = sys.argv[1:]
     split = given.index("--") if "--" in given else len(given)
-    files = sorted(path.name for path in (ROOT / TESTS).glob("test_*.py"))
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("releases", nargs="+", metavar="RELEASE")
     parser.add_argument("--runners", nargs="+", choices=RUNNERS, default=list(RUNNERS))
-    parser.add_argument(
-        "--files", nargs="+", choices=files, default=files, metavar="FILE", help=f"of {TESTS}"
-    )
+    parser.add_argument("--files", nargs="+", choices=TESTS, default=list(TESTS), metavar="FILE")
     parser.add_argument("--again", action="store_true", help="also what is in the log and passed")
     parser.add_argument(
         "--limit", type=float, default=3600, metavar="SECONDS", help="of a file; default: 3600"

@@ -37,14 +37,14 @@ FILES = {
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    tests, package = tmp_path / run_vllm_release.TESTS, tmp_path / "release/vllm"
-    tests.mkdir(parents=True)
+    package = tmp_path / "release/vllm"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("release = '9.9'\n")
     for name, text in FILES.items():
-        (tests / name).write_text(text)
+        (tmp_path / name).write_text(text)
     monkeypatch.delenv("PYTEST_PLUGINS", raising=False)
     monkeypatch.setattr(run_vllm_release, "ROOT", tmp_path)
+    monkeypatch.setattr(run_vllm_release, "TESTS", {name: tmp_path / name for name in FILES})
     monkeypatch.setattr(run_vllm_release, "LOGS", tmp_path / "logs")
 
     def make(release: str, cache: Path) -> Environment:
@@ -86,7 +86,7 @@ def test_what_is_there_is_not_run_again(
     chosen = ("9.9", "--runners", "v1", "--files", "test_good.py")
     assert run(monkeypatch, *chosen) == 0
     assert "vLLM 9.9, v1, test_good.py: 2 passed, 0 failed, 1 skipped" in capsys.readouterr().out
-    (repository / run_vllm_release.TESTS / "test_good.py").write_text("def test_new(): assert 0\n")
+    (repository / "test_good.py").write_text("def test_new(): assert 0\n")
     assert run(monkeypatch, *chosen) == 0
     assert log(repository, "9.9-v1")["files"]["test_good.py"]["passed"] == 2
     # Other arguments, and none of the tests is chosen.
@@ -94,13 +94,13 @@ def test_what_is_there_is_not_run_again(
     assert log(repository, "9.9-v1")["files"]["test_good.py"]["passed"] == 0
     assert run(monkeypatch, *chosen, "--again") == 1
     # What failed is.
-    (repository / run_vllm_release.TESTS / "test_good.py").write_text(GOOD)
+    (repository / "test_good.py").write_text(GOOD)
     assert run(monkeypatch, *chosen) == 0
 
 
 def test_a_file_that_hangs(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hangs = "import subprocess\nsubprocess.run(['sleep', '1000'])\n"
-    (repository / run_vllm_release.TESTS / "test_good.py").write_text(hangs)
+    (repository / "test_good.py").write_text(hangs)
     chosen = ("9.9", "--runners", "v1", "--files", "test_good.py", "--limit", "5")
     assert run(monkeypatch, *chosen) == 1
     failed = log(repository, "9.9-v1")["files"]["test_good.py"]["failed"]
