@@ -121,7 +121,9 @@ def key_of(mutant: Mutant, files: Iterable[str]) -> str:
     digest = hashlib.sha256(json.dumps(asdict(mutant)).encode())
     for name in sorted(files):
         if name.startswith(("slot_vllm/", "tests/")) and name != "tests/mutants.toml":
-            digest.update((ROOT / name).read_bytes())
+            path = ROOT / name
+            content = bytes(path.readlink()) if path.is_symlink() else path.read_bytes()
+            digest.update(content)
     return digest.hexdigest()[:16]
 
 
@@ -147,8 +149,9 @@ def record(arguments: Sequence[str]) -> int:
     if tests.returncode:
         print("error: without a mutant, too, the tests fail: nothing is recorded", file=sys.stderr)
         return tests.returncode
-    for command in ("combine", "report"):
-        call = [sys.executable, "-m", "coverage", command, f"--rcfile={configuration}"]
+    # Not of the packages that tests build and install elsewhere.
+    for command in (["combine"], ["report", "--include=slot_vllm/*"]):
+        call = [sys.executable, "-m", "coverage", *command, f"--rcfile={configuration}"]
         subprocess.run(call, cwd=ROOT, check=True)
     return 0
 
@@ -158,7 +161,8 @@ def _copy(files: Iterable[str], folder: Path) -> Path:
     tree = folder / "slot-vllm"
     shutil.rmtree(folder, ignore_errors=True)
     for name in files:
-        if (ROOT / name).is_file():
+        # A link may be to a folder; a file that is deleted and not yet committed is none.
+        if (ROOT / name).is_file() or (ROOT / name).is_symlink():
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, tree / name, follow_symlinks=False)
     (tree / ".cache").mkdir()

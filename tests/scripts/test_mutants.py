@@ -48,6 +48,14 @@ def test_the_tests_that_execute_its_lines_the_quickest_first() -> None:
     assert found == ["b.py::quick", "a.py::slow[x|y]"]
 
 
+def test_a_copy_has_all_that_is_tracked(tmp_path: Path) -> None:
+    files = [name for name in mutants.tracked() if (ROOT / name).exists()]
+    assert any((ROOT / name).is_symlink() for name in files)
+    mutants.key_of(MUTANTS[0], files)
+    tree = mutants._copy(files, tmp_path)
+    assert all((tree / name).exists() for name in files)
+
+
 def test_the_last_line_of_each_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
