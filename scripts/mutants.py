@@ -5,8 +5,9 @@
     python scripts/mutants.py report
 
 A mutant's tests are those that execute its lines, the quickest first, up to the first failure; one
-that survives them meets the whole default suite. Each is a line of logs/full/mutants.jsonl, and one
-whose line is there, of the same code and tests, is not run again: so a run can be continued.
+that survives them meets the whole default suite. What fails must pass without the mutant, or the
+outcome is an error. Each is a line of logs/full/mutants.jsonl, and one whose line is there, of the
+same code and tests, is not run again: so a run can be continued.
 """
 
 import argparse
@@ -180,7 +181,8 @@ def _pytest(tree: Path, arguments: Sequence[str]) -> tuple[int, str]:
     listed = tree.parent / "arguments"
     listed.write_text("\n".join(arguments))
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-rfE", "-W", "ignore", f"@{listed}"]
-    environment = {**os.environ, "PYTHONPATH": str(tree)}
+    paths = [str(tree), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     try:
         done = subprocess.run(
             command,
@@ -194,19 +196,26 @@ def _pytest(tree: Path, arguments: Sequence[str]) -> tuple[int, str]:
     except subprocess.TimeoutExpired:
         return -1, "the time limit"
     failed = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", done.stdout, flags=re.MULTILINE)
-    return done.returncode, failed[0] if failed else done.stdout[-300:]
+    # The last: a failing test's own log is shown before, and its lines may begin alike.
+    return done.returncode, failed[-1] if failed else done.stdout[-300:]
 
 
 def meet(
-    mutant: Mutant, tests: Sequence[str], files: Sequence[str], folder: Path
+    mutant: Mutant, tests: Sequence[str], files: Sequence[str], folder: Path, passing: set[str]
 ) -> tuple[str, str]:
-    """outcome and by. folder: of the copy, which nobody else uses."""
+    """outcome and by. folder: of the copy, which nobody else uses. passing: what is known to pass
+    without a mutant; what kills this one joins it, or has failed for another reason."""
     tree = _copy(files, folder)
     mutant.apply(tree)
     parts = [list(tests)] if tests else []
     for arguments in [*parts, SUITE]:
         status, said = _pytest(tree, arguments)
         # 2: the tests could not even be collected.
+        if status in (1, 2) and said not in passing:
+            shutil.copy2(ROOT / mutant.file, tree / mutant.file)
+            if _pytest(tree, [said])[0] != 0:
+                return "error", f"{said}, which fails without the mutant, too"
+            passing.add(said)
         if status in (-1, 1, 2):
             return "died", said
         if status != 0:
@@ -239,6 +248,7 @@ def run(names: Sequence[str]) -> int:
         return 2
     commit = _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain") else "")
     LOG.parent.mkdir(parents=True, exist_ok=True)
+    passing: set[str] = set()
     free: SimpleQueue[Path] = SimpleQueue()
     for i in range(AT_ONCE):
         free.put(CACHE / f"tree{i}")
@@ -246,7 +256,7 @@ def run(names: Sequence[str]) -> int:
     def one(mutant: Mutant, tests: Sequence[str], key: str) -> None:
         folder = free.get()
         began = time.monotonic()
-        outcome, by = meet(mutant, tests, files, folder)
+        outcome, by = meet(mutant, tests, files, folder, passing)
         spent_ = round(time.monotonic() - began, 1)
         free.put(folder)
         result = Outcome(mutant.name, outcome, by, len(tests), spent_, commit, key)

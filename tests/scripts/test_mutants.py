@@ -56,6 +56,38 @@ def test_a_copy_has_all_that_is_tracked(tmp_path: Path) -> None:
     assert all((tree / name).exists() for name in files)
 
 
+def test_only_what_passes_without_the_mutant_finds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "repository"
+    for name, text in (
+        ("slot_vllm/__init__.py", "LEFT, RIGHT, UNSEEN = 1, 2, 3\n"),
+        (
+            "tests/test_both.py",
+            "import slot_vllm\ndef test_left(): assert slot_vllm.LEFT == 1\n"
+            "def test_fails(): assert slot_vllm.RIGHT == 1\n",
+        ),
+    ):
+        (repository / name).parent.mkdir(parents=True, exist_ok=True)
+        (repository / name).write_text(text)
+    monkeypatch.setattr(mutants, "ROOT", repository)
+    monkeypatch.setattr(mutants, "SUITE", ["tests", "-k", "left"])
+    monkeypatch.delenv("PYTEST_PLUGINS", raising=False)
+    files = ["slot_vllm/__init__.py", "tests/test_both.py"]
+    left, fails = (f"tests/test_both.py::test_{name}" for name in ("left", "fails"))
+    passing: set[str] = set()
+
+    def met(old: str, new: str, *tests: str) -> tuple[str, str]:
+        mutant = Mutant("x", files[0], old, new)
+        return mutants.meet(mutant, tests, files, tmp_path / "copy", passing)
+
+    assert met("= 1", "= 2", left) == ("died", left)
+    assert passing == {left}
+    assert met("2, 3", "3, 3", fails) == ("error", f"{fails}, which fails without the mutant, too")
+    assert met("3\n", "4\n", left) == ("survived", "the whole suite")
+    assert passing == {left}
+
+
 def test_the_last_line_of_each_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
