@@ -37,19 +37,27 @@ def test_the_installed_release_has_everything_and_both_looks_agree() -> None:
 WRONG = [
     (f"{RUNNER}.sample", {"name": "GPUModelRunner.sampled"}, "is not there"),
     (f"{RUNNER}.sample", {"path": "vllm.v1.worker.gpu.runner"}, "is not there: "),
-    (f"{RUNNER}.sample", {"parameters": ("input_batch",)}, "instead of (input_batch)"),
-    (f"{RUNNER}.execute_model", {"keywords": ("dummy",)}, "instead of (scheduler_output, dummy=)"),
-    (f"{RUNNER}.sample", {"only": True}, "takes (hidden_states, input_batch, grammar_output)"),
-    (f"{RUNNER}.sample", {"calls": ("logits",)}, "does not call logits"),
+    (f"{RUNNER}.sample", {"takes": "input_batch, ..."}, "instead of (input_batch, ...)"),
+    (
+        f"{RUNNER}.execute_model",
+        {"takes": "scheduler_output, *, dummy, ..."},
+        "instead of (scheduler_output, *, dummy",
+    ),
+    (
+        f"{RUNNER}.sample",
+        {"takes": "hidden_states, input_batch"},
+        "takes (hidden_states, input_batch, grammar_output)",
+    ),
+    (f"{RUNNER}.sample", {"calls": "logits"}, "does not call logits"),
     (f"{RUNNER}.sample", {"contains": ("hidden_states[rows]",)}, "does not contain hidden_states"),
-    (RUNNER, {"attributes": ("device", "block_map")}, "has no block_map"),
+    (RUNNER, {"attributes": "device block_map"}, "has no block_map"),
     (
         "vllm.v1.worker.gpu_model_runner.GPUModelRunner._prepare_inputs",
-        {"returns": ("spec_decode_metadata",)},
+        {"returns": "spec_decode_metadata"},
         "does not return spec_decode_metadata first",
     ),
-    ("vllm.v1.core.sched.output.SchedulerOutput", {"attributes": ("finished",)}, "no finished"),
-    ("vllm.sampling_params.SamplingParams", {"parameters": ("n",)}, "is not a function"),
+    ("vllm.v1.core.sched.output.SchedulerOutput", {"attributes": "finished"}, "no finished"),
+    ("vllm.sampling_params.SamplingParams", {"takes": "n, ..."}, "is not a function"),
 ]
 
 
@@ -83,7 +91,7 @@ def test_the_error_names_the_piece_and_the_tested_releases(
     assert "needed: admission of ready-made requests" in said
     assert f"Tested: vLLM {', '.join(TESTED)}" in said
 
-    other = replace(contact("vllm.v1.core.sched.output.NewRequestData"), attributes=("id",))
+    other = replace(contact("vllm.v1.core.sched.output.NewRequestData"), attributes="id")
     monkeypatch.setattr(release, "CONTACTS", (*CONTACTS, other))
     with pytest.raises(SlotError, match="NewRequestData has no id"):
         release.check_worker(v2=False, hidden_cache=True)

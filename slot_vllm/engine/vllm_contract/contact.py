@@ -29,27 +29,26 @@ PARTS: tuple[Part, ...] = get_args(Part)
 
 @dataclass(frozen=True)
 class Contact:
-    """One name of vLLM.
+    """One name of vLLM. Lists of names are separated by spaces.
 
     path: the module. name: dotted, below it: a class, a function or a method. why: what SLOT uses
-    it for. attributes: what the class or its instances must have. parameters: of a function, those
-    that must come first, in this order, ``self`` left out. keywords: parameters that it must have,
-    wherever. only: whether it may require no others. calls: what its body must call, by the last
-    name. returns: what it must return first, as variables of its body. contains: expressions that
-    its body must have, as ``ast.unparse`` writes them. optional: whether its module may be absent.
-    until: of what is replaced or extended, when that can end; None for what is only read or called.
+    it for. attributes: what the class or its instances must have. takes: of a function, as Python
+    writes it: the parameters that must come first, ``self`` left out; after ``*`` those that it
+    must have, wherever; without ``...`` at the end it may require no others. calls: what its body
+    must call, by the last name. returns: what it must return first, as variables of its body.
+    contains: expressions that its body must have, as ``ast.unparse`` writes them. optional:
+    whether its module may be absent. until: of what is replaced or extended, when that can end;
+    None for what is only read or called.
     """
 
     part: Part
     path: str
     name: str
     why: str
-    attributes: tuple[str, ...] = ()
-    parameters: tuple[str, ...] = ()
-    keywords: tuple[str, ...] = ()
-    only: bool = False
-    calls: tuple[str, ...] = ()
-    returns: tuple[str, ...] = ()
+    attributes: str = ""
+    takes: str | None = None
+    calls: str = ""
+    returns: str = ""
     contains: tuple[str, ...] = ()
     optional: bool = False
     until: str | None = None

@@ -13,106 +13,104 @@ FRONT_END: tuple[Contact, ...] = (
     _front_end(
         "vllm.engine.arg_utils", "EngineArgs.create_engine_config",
         "expands the bare name, refuses what cannot work, resolves the settings",
-        parameters=("usage_context",), until="worker extensions get a hook for the configuration",
+        takes="usage_context, ...", until="worker extensions get a hook for the configuration",
     ),
     _front_end(
         "vllm.engine.arg_utils", "EngineArgs", "the name of the worker extension",
-        attributes=("worker_extension_cls",),
+        attributes="worker_extension_cls",
     ),
     _config(
         "VllmConfig", "what an engine is configured for",
         attributes=(
-            "additional_config", "model_config", "cache_config", "parallel_config",
-            "speculative_config", "kv_transfer_config", "scheduler_config", "observability_config",
+            "additional_config model_config cache_config parallel_config speculative_config "
+            "kv_transfer_config scheduler_config observability_config"
         ),
     ),
     _config(
         "ParallelConfig", "what is asked for and what is refused",
         attributes=(
-            "worker_extension_cls", "tensor_parallel_size", "pipeline_parallel_size",
-            "data_parallel_size", "prefill_context_parallel_size", "decode_context_parallel_size",
+            "worker_extension_cls tensor_parallel_size pipeline_parallel_size data_parallel_size "
+            "prefill_context_parallel_size decode_context_parallel_size"
         ),
     ),
     _config(
         "ModelConfig", "which models are refused",
         attributes=(
-            "runner_type", "is_encoder_decoder", "is_diffusion", "hf_text_config", "is_hybrid",
-            "has_inner_state", "is_attention_free", "get_sliding_window", "attention_chunk_size",
+            "runner_type is_encoder_decoder is_diffusion hf_text_config is_hybrid has_inner_state "
+            "is_attention_free get_sliding_window attention_chunk_size"
         ),
     ),
     _config(
         "CacheConfig", "what is refused; whether prefixes are cached",
-        attributes=("kv_sharing_fast_prefill", "enable_prefix_caching", "cache_dtype"),
+        attributes="kv_sharing_fast_prefill enable_prefix_caching cache_dtype",
     ),
-    _config("SpeculativeConfig", "which drafts are refused", attributes=("method",)),
+    _config("SpeculativeConfig", "which drafts are refused", attributes="method"),
     _front_end("vllm.envs", "VLLM_USE_RUST_FRONTEND", "refuses the Rust front end"),
     _front_end(
         "vllm.envs", "VLLM_KV_CACHE_LAYOUT", "whether layers of different shapes can share a block",
     ),
-    _config(
-        "ObservabilityConfig", "whether there are traces", attributes=("otlp_traces_endpoint",),
-    ),
+    _config("ObservabilityConfig", "whether there are traces", attributes="otlp_traces_endpoint"),
     _front_end(
         "vllm.usage.usage_lib", "UsageContext", "whether the engine is a server's",
-        attributes=("OPENAI_API_SERVER",),
+        attributes="OPENAI_API_SERVER",
     ),
     _front_end("vllm.platforms", "current_platform", "whether this device is a tested one"),
     _front_end(
         "vllm.platforms.interface", "Platform", "whether this device is a tested one",
-        attributes=("device_type", "device_name"),
+        attributes="device_type device_name",
     ),
     # Admission.
     _processor(
         "InputProcessor.__init__", "reaches the processor of an engine that asks for SLOT",
-        parameters=("vllm_config",), until=ADMISSION,
+        takes="vllm_config, ...", until=ADMISSION,
     ),
     _processor(
         "InputProcessor.process_inputs", "admission: writes a request's resolved settings",
-        parameters=("request_id", "prompt", "params"), until=ADMISSION,
+        takes="request_id, prompt, params, ...", until=ADMISSION,
     ),
     _processor(
         "InputProcessor.assign_request_id", "admission of ready-made requests",
-        parameters=("request",), until=ADMISSION,
+        takes="request, ...", until=ADMISSION,
     ),
     _processor(
-        "InputProcessor", "finds the turns of a prompt (loss_tokens)", attributes=("tokenizer",),
+        "InputProcessor", "finds the turns of a prompt (loss_tokens)", attributes="tokenizer",
     ),
     _front_end(
         "vllm.v1.engine.llm_engine", "LLMEngine.add_request",
-        "every offline request passes admission", calls=("process_inputs", "assign_request_id"),
+        "every offline request passes admission", calls="process_inputs assign_request_id",
     ),
     _front_end(
         "vllm.v1.engine.async_llm", "AsyncLLM.add_request",
-        "every request of a server passes admission", calls=("process_inputs", "assign_request_id"),
+        "every request of a server passes admission", calls="process_inputs assign_request_id",
     ),
     _front_end(
         "vllm.v1.engine", "EngineCoreRequest", "a request on its way to the engine",
         attributes=(
-            "request_id", "sampling_params", "mm_features", "prompt_embeds", "resumable",
-            "lora_request", "cache_salt",
+            "request_id sampling_params mm_features prompt_embeds resumable lora_request "
+            "cache_salt"
         ),
     ),
     _front_end(
         "vllm.multimodal.inputs", "MultiModalFeatureSpec",
-        "an image of a prompt, and where it stands", attributes=("identifier", "mm_position"),
+        "an image of a prompt, and where it stands", attributes="identifier mm_position",
     ),
     _front_end(
         "vllm.multimodal.inputs", "PlaceholderRange", "which tokens stand for an image",
-        attributes=("offset", "extract_embeds_range"),
+        attributes="offset extract_embeds_range",
     ),
     _front_end(
         "vllm.sampling_params", "SamplingParams",
         "carries the settings to the workers, past the prefix cache",
-        attributes=("extra_args", "skip_reading_prefix_cache", "clone"),
+        attributes="extra_args skip_reading_prefix_cache clone",
     ),
     _front_end("vllm.exceptions", "VLLMValidationError", "an error that is HTTP 400"),
     _front_end(
         "vllm.lora.request", "LoRARequest", "which adapter a request has",
-        attributes=("lora_name", "lora_int_id", "lora_path", "load_inplace"),
+        attributes="lora_name lora_int_id lora_path load_inplace",
     ),
     _front_end(
         "vllm.lora.utils", "get_adapter_absolute_path", "the files of an adapter",
-        parameters=("lora_path",),
+        takes="lora_path, ...",
     ),
     _front_end(
         "vllm.entrypoints.generate.beam_search.offline", "BeamSearchOfflineMixin.beam_search",

@@ -148,8 +148,12 @@ def _look_at_live(contact: Contact) -> str | None:
         if not hasattr(value, part):
             return "is not there"
         value = getattr(value, part)
-    body = contact.parameters or contact.calls or contact.contains
-    if inspect.isclass(value) and not body and all(hasattr(value, a) for a in contact.attributes):
+    body = contact.takes or contact.calls or contact.contains
+    if (
+        inspect.isclass(value)
+        and not body
+        and all(hasattr(value, name) for name in contact.attributes.split())
+    ):
         return None
     # What functools.wraps made of vLLM's own names its module.
     if inspect.isroutine(value) and not str(value.__module__).startswith("vllm."):
@@ -169,29 +173,28 @@ def _look_at_live(contact: Contact) -> str | None:
 
 def _problem(contact: Contact, node: ast.AST, has_attribute: Callable[[str], bool]) -> str | None:
     """What is wrong with what was found."""
-    lacking = [name for name in contact.attributes if not has_attribute(name)]
+    lacking = [name for name in contact.attributes.split() if not has_attribute(name)]
     if lacking:
         return f"has no {', '.join(lacking)}"
-    if contact.parameters or contact.keywords or contact.only:
+    if contact.takes is not None:
         if not isinstance(node, source.Function):
             return "is not a function"
+        first, others = (
+            [name for name in text.removesuffix("...").split(", ") if name]
+            for text in contact.takes.partition("*, ")[::2]
+        )
         given = source.parameters(node)["." in contact.name and not source.is_static(node) :]
-        first = tuple(p.name for p in given if p.positional)[: len(contact.parameters)]
         names = [p.name for p in given]
-        lacking = [name for name in contact.keywords if name not in names]
-        extra = [
-            p.name for p in given if p.required and p.name not in contact.parameters
-        ] if contact.only else []  # fmt: skip
-        if first != contact.parameters or lacking or extra:
-            wanted = ", ".join((*contact.parameters, *(f"{k}=" for k in contact.keywords)))
-            return f"takes ({', '.join(names)}) instead of ({wanted})"
-    lacking = [name for name in contact.calls if name not in source.calls(node)]
+        required = set() if contact.takes.endswith("...") else {p.name for p in given if p.required}
+        here = [p.name for p in given if p.positional][: len(first)]
+        if here != first or set(others) - set(names) or required - {*first, *others}:
+            return f"takes ({', '.join(names)}) instead of ({contact.takes})"
+    lacking = [name for name in contact.calls.split() if name not in source.calls(node)]
     if lacking:
         return f"does not call {', '.join(lacking)}"
-    if contact.returns:
-        wanted_names = list(contact.returns)
-        lists = source.returned(node)
-        if not lists or any(r[: len(wanted_names)] != wanted_names for r in lists):
-            return f"does not return {', '.join(contact.returns)} first"
+    first_names = contact.returns.split()
+    lists = source.returned(node) if first_names else [[]]
+    if not lists or any(names[: len(first_names)] != first_names for names in lists):
+        return f"does not return {', '.join(first_names)} first"
     lacking = [e for e in contact.contains if e not in source.expressions(node)]
     return f"does not contain {', '.join(lacking)}" if lacking else None

@@ -46,7 +46,7 @@ SCORING_ENDPOINTS = (
 )
 
 _server = partial(Contact, "server")
-_checking = partial(_server, parameters=("request", "raw_request"), only=True, until=ADMISSION)
+_checking = partial(_server, takes="request, raw_request", until=ADMISSION)
 _tracing = partial(Contact, "tracing", "vllm.v1.engine.output_processor")
 _front_end = partial(Contact, "front end")
 _metrics = partial(Contact, "metrics")
@@ -55,18 +55,18 @@ SERVER: tuple[Contact, ...] = (
     # The OpenAI-compatible server.
     _front_end(
         "vllm.entrypoints.generate.base.serving", "GenerateBaseServing.__init__",
-        "reaches the serving objects of an engine that asks for SLOT",
-        parameters=("engine_client",), until=ADMISSION,
+        "reaches the serving objects of an engine that asks for SLOT", takes="engine_client, ...",
+        until=ADMISSION,
     ),
     _front_end(
         "vllm.entrypoints.generate.base.serving", "GenerateBaseServing._log_inputs",
         "the last place where an error is HTTP 400 for a streaming request",
-        parameters=("request_id", "inputs", "params", "lora_request"), until=ADMISSION,
+        takes="request_id, inputs, params, lora_request, ...", until=ADMISSION,
     ),
     *(
         _front_end(
             f"vllm.entrypoints.openai.{path}.protocol", name,
-            "keeps the settings of a request as they were sent", attributes=("vllm_xargs",),
+            "keeps the settings of a request as they were sent", attributes="vllm_xargs",
             until=_XARGS,
         )
         for path, name in (
@@ -85,7 +85,7 @@ SERVER: tuple[Contact, ...] = (
     ),
     _server(
         "vllm.entrypoints.openai.chat_completion.serving", "OpenAIServingChat",
-        "every chat request passes the check", calls=("_log_inputs",),
+        "every chat request passes the check", calls="_log_inputs",
     ),
     _checking(
         "vllm.entrypoints.openai.chat_completion.batch_serving",
@@ -98,7 +98,7 @@ SERVER: tuple[Contact, ...] = (
     ),
     _server(
         "vllm.entrypoints.openai.completion.serving", "OpenAIServingCompletion",
-        "every completion request passes the check", calls=("_log_inputs",),
+        "every completion request passes the check", calls="_log_inputs",
     ),
     _checking(
         "vllm.entrypoints.openai.responses.serving", "OpenAIServingResponses.create_responses",
@@ -106,18 +106,17 @@ SERVER: tuple[Contact, ...] = (
     ),
     _server(
         "vllm.entrypoints.openai.responses.serving", "OpenAIServingResponses",
-        "every response request passes the check",
-        calls=("_log_inputs", "_generate_with_builtin_tools"),
+        "every response request passes the check", calls="_log_inputs _generate_with_builtin_tools",
     ),
     _server(
         "vllm.entrypoints.openai.responses.serving",
         "OpenAIServingResponses._generate_with_builtin_tools",
         "checks a response's prompt before its generator starts",
-        keywords=("engine_input", "sampling_params", "lora_request"), until=ADMISSION,
+        takes="*, engine_input, sampling_params, lora_request, ...", until=ADMISSION,
     ),
     _server(
         "vllm.v1.engine.async_llm", "AsyncLLM", "reaches the engine's admission",
-        attributes=("input_processor", "vllm_config"),
+        attributes="input_processor vllm_config",
     ),
     _checking(
         "vllm.entrypoints.anthropic.serving", "AnthropicServingMessages.create_messages",
@@ -130,7 +129,7 @@ SERVER: tuple[Contact, ...] = (
     *(
         Contact(
             "scoring", at.path, f"{at.class_name}.{at.method}", "leaves what scores alone",
-            parameters=("request", "raw_request"), only=True, optional=at.optional,
+            takes="request, raw_request", optional=at.optional,
             until="the requests of endpoints that score say so",
         )
         for at in SCORING_ENDPOINTS
@@ -138,39 +137,39 @@ SERVER: tuple[Contact, ...] = (
     *(
         Contact(
             "scoring", at.path, at.class_name, "which engine an endpoint asks",
-            attributes=(at.engine.partition(".")[0],), optional=True,
+            attributes=at.engine.partition(".")[0], optional=True,
         )
         for at in SCORING_ENDPOINTS
     ),
     # What a server shows.
     _metrics(
         "vllm.entrypoints.serve.instrumentator.metrics", "attach_router",
-        "appends to what /metrics answers", parameters=("app",), only=True,
+        "appends to what /metrics answers", takes="app",
         until="vLLM serves the metrics of a plugin's workers",
     ),
     _metrics(
         "vllm.v1.engine.core_client", "AsyncMPClient", "which engines there are",
-        attributes=("engine_ranks_managed",),
+        attributes="engine_ranks_managed",
     ),
     _metrics(
         "vllm.v1.engine.core_client", "AsyncMPClient.call_utility_all_async", "asks every engine",
-        parameters=("method",),
+        takes="method, ...",
     ),
     _metrics(
         "vllm.v1.engine.async_llm", "AsyncLLM", "reaches the engines",
-        attributes=("engine_core", "collective_rpc"),
+        attributes="engine_core collective_rpc",
     ),
     _tracing(
-        "instrument_manual", "adds attributes to the request spans", keywords=("attributes",),
+        "instrument_manual", "adds attributes to the request spans", takes="*, attributes, ...",
         until=_SPANS,
     ),
     _tracing(
         "OutputProcessor.do_tracing", "knows whose span is being made",
-        parameters=("engine_core_output", "req_state", "iteration_stats"), only=True,
-        calls=("instrument_manual",), until=_SPANS,
+        takes="engine_core_output, req_state, iteration_stats", calls="instrument_manual",
+        until=_SPANS,
     ),
     _tracing(
         "RequestState.from_new_request", "keeps a request's settings for its span",
-        keywords=("request",), until=_SPANS,
+        takes="*, request, ...", until=_SPANS,
     ),
 )  # fmt: skip
