@@ -167,7 +167,9 @@ def test_how_many_are_kept_and_for_how_long() -> None:
         now += 1
 
     def known() -> str:
-        return "".join(name for name in "abc" if receipts.find(f"{name}-1", ()))
+        return "".join(
+            name for name in "abc" if receipts.of_responses([f"{name}-1"], ())[f"{name}-1"]
+        )
 
     assert known() == "bc"
     now = MOST_SECONDS + 0.5
@@ -182,7 +184,7 @@ def test_an_id_that_is_used_again_is_the_newest_s() -> None:
     receipts = Receipts(2)
     for name in ("a", "b", "a", "c"):
         finish(receipts, name)
-    assert [receipt.request_id for receipt in receipts._finished.values()] == ["a-1", "c-1"]
+    assert [receipt.external_id for receipt in receipts._finished.values()] == ["a-1", "c-1"]
     state = make_state(receipts=4)
     for req_id, tokens in (("a-1", TOKENS), ("a-2", LONG)):
         begin(state, [arrival(req_id, tokens)], finished={"a-1"})
@@ -252,7 +254,7 @@ def test_which_requests_a_response_is_made_of(response: str, prompts: list[str])
     for name in names:
         receipts.finish(f"{name}-1f", TrackedRequest(name, "plain"))
     found = receipts.of_responses([response, "cmpl-unknown"], ())
-    assert [receipt.request_id for receipt in found[response]] == prompts
+    assert [receipt.external_id for receipt in found[response]] == prompts
     assert found["cmpl-unknown"] == []
 
 

@@ -20,12 +20,15 @@ Status = Literal["prefilling", "applied", "shared", "failed", "bypassed", "plain
 
 @dataclass
 class TrackedRequest:
-    """external_id: what RequestOutput.request_id shows. reason: why it was bypassed or failed."""
+    """external_id: what RequestOutput.request_id shows. reason: why it was bypassed or failed.
+    learning: of the step in which it learned its own delta."""
 
     external_id: str
     status: Status
     reason: str | None = None
     params: SlotParams | None = None
+    learned: Learned | None = None
+    learning: StepTime | None = None
 
 
 @dataclass(kw_only=True)
@@ -44,7 +47,6 @@ class SlotRequest(TrackedRequest):
     hidden: without a hidden-state cache, (n - skipped, d), the rows that it learns from while the
         prompt is incomplete; those among the prompt's first ``filled`` are there.
     failure: what failed on this rank; its ``status`` follows once all ranks know.
-    learning: of the step in which it learned its own delta.
     """
 
     req_id: str
@@ -62,9 +64,7 @@ class SlotRequest(TrackedRequest):
     seen: int = 0
     hidden: Tensor | None = None
     filled: int = 0
-    learned: Learned | None = None
     failure: Failure | None = None
-    learning: StepTime | None = None
 
     @property
     def table_key(self) -> str:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from slot_vllm.engine.wire.receipt_dict import ReceiptDict
 from slot_vllm.engine.wire.worker_metrics import WorkerMetrics
+from slot_vllm.engine.worker import receipts
 from slot_vllm.engine.worker.delta_cache import DeltaCache
 from slot_vllm.engine.worker.delta_table import DeltaTable
 from slot_vllm.engine.worker.failures import Failures
@@ -58,14 +59,14 @@ class RunnerState:
 
     def receipt(self, request_id: str) -> ReceiptDict | None:
         """By the id that its output shows, if receipts are kept. Waits for the device."""
-        found = self.registry.receipts.find(request_id, self.registry.requests.values())
-        return None if found is None else found.read()
+        found = self.receipts_of([request_id])[request_id]
+        return next((r for r in found if r["request_id"] == request_id), None)
 
     def receipts_of(self, response_ids: Collection[str]) -> dict[str, list[ReceiptDict]]:
         """The same of the prompts of a server's responses."""
         requests = self.registry.requests.values()
         found = self.registry.receipts.of_responses(response_ids, requests)
-        return {name: [one.read() for one in own] for name, own in found.items()}
+        return {name: list(map(receipts.read, own)) for name, own in found.items()}
 
     @torch.inference_mode()
     def token_shifts(self, request_id: str) -> Tensor | None:
