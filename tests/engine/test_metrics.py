@@ -17,9 +17,9 @@ from vllm.entrypoints.serve.instrumentator import metrics as instrumentator
 
 from slot_vllm.engine.frontend import cached_rpc, metrics
 from slot_vllm.engine.wire.engine_settings import EXTENSION
-from slot_vllm.engine.wire.histogram import Histogram
 from slot_vllm.engine.wire.worker_metrics import WorkerMetrics
-from slot_vllm.engine.worker.loss_drops import BOUNDS, LossDrops
+from slot_vllm.engine.worker.histogram import Histogram
+from slot_vllm.engine.worker.statistics import DROPS, Statistics
 from slot_vllm.engine.worker.step_timer import StepTimer
 from tests.conftest import ROOT
 from tests.engine.test_step import TOKENS, RunnerState, arrival, begin, make_state, step
@@ -137,13 +137,14 @@ def test_one_step_has_a_drop_only_with_the_loss_after_it(report_loss: bool, told
 
 
 def test_drops_by_their_upper_bounds() -> None:
-    drops = LossDrops(torch.device("cpu"))
+    statistics = Statistics(torch.device("cpu"), final_loss=False)
     first = torch.tensor(2.0)
     nan = torch.tensor(torch.nan)
-    drops.observe([torch.stack([first, first - d]) for d in (-5.0, 0.0, 0.25, 1.0)])
-    drops.observe([torch.tensor([2.0]), torch.tensor([]), torch.stack([first, nan])])
-    drops.observe([torch.tensor([3.0, 9.0, 1.5])])
-    counts = dict(zip([*BOUNDS, None], drops.snapshot()["counts"], strict=True))
+    statistics.observe_drops([torch.stack([first, first - d]) for d in (-5.0, 0.0, 0.25, 1.0)])
+    statistics.observe_drops([torch.tensor([2.0]), torch.tensor([]), torch.stack([first, nan])])
+    statistics.observe_drops([torch.tensor([3.0, 9.0, 1.5])])
+    told = statistics.histograms()["loss_drop"]["counts"]
+    counts = dict(zip([*DROPS, None], told, strict=True))
     assert {bound: count for bound, count in counts.items() if count} == {
         -1.0: 1,
         0.0: 1,
@@ -154,10 +155,10 @@ def test_drops_by_their_upper_bounds() -> None:
 
 
 def test_a_histogram_as_prometheus_has_it() -> None:
-    ours = Histogram([0.1, 1.0])
+    ours = Histogram([0.1, 1.0], torch.device("cpu"))
     theirs = prometheus_client.Histogram("h", "", registry=None, buckets=[0.1, 1.0])
     for seen in (0.05, 0.1, 0.5, 1.0, 7.0):
-        ours.observe(seen)
+        ours.observe(torch.tensor([seen], dtype=torch.float64))
         theirs.observe(seen)
     family = metrics.HistogramMetricFamily("h", "", labels=[])
     metrics._add_histogram(family, [], ours.snapshot())

@@ -28,8 +28,7 @@ from prometheus_client.utils import floatToGoString
 from slot_vllm.engine.frontend.cached_rpc import CachedRpc
 from slot_vllm.engine.frontend.wraps import wrap
 from slot_vllm.engine.wire.engine_settings import asks_for_slot
-from slot_vllm.engine.wire.histogram import HistogramSnapshot
-from slot_vllm.engine.wire.worker_metrics import WorkerMetrics
+from slot_vllm.engine.wire.worker_metrics import HistogramSnapshot, WorkerMetrics
 
 logger = logging.getLogger("vllm.slot_vllm")
 

@@ -2,7 +2,14 @@
 
 from typing import TypedDict
 
-from slot_vllm.engine.wire.histogram import HistogramSnapshot
+
+class HistogramSnapshot(TypedDict):
+    """bounds: upper, inclusive, ascending. counts: per bound, not cumulated, and one more for what
+    lies above all. total: the sum of the values, None where it is not kept."""
+
+    bounds: list[float]
+    counts: list[int]
+    total: float | None
 
 
 class WorkerMetrics(TypedDict):

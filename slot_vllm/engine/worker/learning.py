@@ -71,7 +71,7 @@ class Learner:
         a row makes."""
         if not prompts:
             return
-        with self.statistics.learning(len(prompts)) as learning:
+        with self.statistics.step_timer.step(len(prompts)) as learning:
             for group in self._groups(prompts, row_bytes):
                 self._learn_group(group)
         for prompt in prompts:
@@ -147,7 +147,7 @@ class Learner:
                 self.rows.finish(request, "applied", own)
                 self.statistics.counters["prompt_tokens"] += len(request.learns_from)
             losses = [own.losses for own in learned]
-            self.failures.never_raise(lambda: self.statistics.loss_drops.observe(losses))
+            self.failures.never_raise(lambda: self.statistics.observe_drops(losses))
         elif len(prompts) == 1:
             self.failures.fail(prompts[0][0], learned)
         else:

@@ -1,21 +1,22 @@
 """What is counted and timed of the requests of one runner."""
 
-import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
-from slot_vllm.engine.wire.histogram import HistogramSnapshot
+from slot_vllm.engine.wire.worker_metrics import HistogramSnapshot
 from slot_vllm.engine.worker.device_counts import DeviceCounts
 from slot_vllm.engine.worker.failure import REASONS
 from slot_vllm.engine.worker.failures import Failures
-from slot_vllm.engine.worker.loss_drops import LossDrops
+from slot_vllm.engine.worker.histogram import Histogram
 from slot_vllm.engine.worker.request import SlotRequest
-from slot_vllm.engine.worker.step_timer import StepTime, StepTimer
+from slot_vllm.engine.worker.step_timer import StepTimer
 
 _OUTCOMES = ("optimized", "shared")
+# Of first less last loss, nats per token. Below zero the loss rose.
+DROPS = (-1.0, -0.1, -0.01, 0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 
 class Statistics:
@@ -24,17 +25,17 @@ class Statistics:
     def __init__(self, device: torch.device, final_loss: bool) -> None:
         self._final_loss = final_loss
         self.counters: Counter[str] = Counter()
-        self.loss_drops = LossDrops(device)
-        self._optimize_seconds = 0.0
-        self._step_timer = StepTimer(device)
+        self.step_timer = StepTimer(device)
+        # No sum: with values below zero it could fall, which Prometheus takes for a restart.
+        self._loss_drops = Histogram(DROPS, device, total=False)
         self._device_counts = DeviceCounts((*map(_not_finite, _OUTCOMES), "loss_rose"), device)
 
-    @contextmanager
-    def learning(self, prompts: int) -> Iterator[StepTime]:
-        began = time.perf_counter()
-        with self._step_timer.step(prompts) as step:
-            yield step
-        self._optimize_seconds += time.perf_counter() - began
+    def observe_drops(self, losses: Sequence[Tensor]) -> None:
+        """losses: per prompt (t,) float32, see ``Learned``. What has fewer than two says
+        nothing."""
+        told = [own[0] - own[-1] for own in losses if own.numel() > 1]
+        if told:
+            self._loss_drops.observe(torch.stack(told))
 
     def count(self, outcome: str, requests: Sequence[SlotRequest]) -> None:
         """Of the requests that got a delta in this step. One token is nothing to learn from."""
@@ -80,14 +81,14 @@ class Statistics:
             # Nothing scales a delta any more; who reads them finds them.
             "scaled": 0,
             "vanished": 0,
-            "optimize_seconds": self._optimize_seconds,
+            "optimize_seconds": self.step_timer.host_seconds,
         }
 
     def histograms(self) -> dict[str, HistogramSnapshot]:
         """optimize_seconds: per engine step that learns. loss_drop: per prompt learned from."""
         return {
-            "optimize_seconds": self._step_timer.snapshot(),
-            "loss_drop": self.loss_drops.snapshot(),
+            "optimize_seconds": self.step_timer.snapshot(),
+            "loss_drop": self._loss_drops.snapshot(),
         }
 
 

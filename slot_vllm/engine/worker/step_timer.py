@@ -7,58 +7,57 @@ from contextlib import contextmanager
 
 import torch
 
-from slot_vllm.engine.wire.histogram import Histogram, HistogramSnapshot
+from slot_vllm.engine.wire.worker_metrics import HistogramSnapshot
+from slot_vllm.engine.worker.histogram import Histogram
 
 # Seconds.
 BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
 class StepTime:
-    """Of one step, in which ``prompts`` were learned from. seconds: None until they are known."""
+    """Of one step, in which ``prompts`` were learned from. host_seconds: as the host sees it.
+    seconds: on CUDA the device's, None until they are known; else the host's."""
 
-    def __init__(self, prompts: int, events: tuple[torch.cuda.Event, torch.cuda.Event] | None):
+    def __init__(self, prompts: int, cuda: bool) -> None:
         self.prompts = prompts
-        self._events = events
-        self._seconds: float | None = None
+        self.host_seconds: float | None = None
+        self._began = time.perf_counter()
+        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2 if cuda else 0)]
+        for begin in self._events[:1]:
+            begin.record()
 
-    def end(self, seconds: float) -> None:
-        self._seconds = seconds
+    def end(self) -> None:
+        self.host_seconds = time.perf_counter() - self._began
+        for end in self._events[1:]:
+            end.record()
 
     @property
     def seconds(self) -> float | None:
-        if self._events is not None and self._events[1].query():
-            begin, end = self._events
-            self._seconds, self._events = begin.elapsed_time(end) / 1000, None
-        return self._seconds
+        if not self._events:
+            return self.host_seconds
+        begin, end = self._events
+        return begin.elapsed_time(end) / 1000 if end.query() else None
 
 
 class StepTimer:
-    """A histogram of seconds; on CUDA the device's, taken by events that nothing waits for, so
-    that steps still under way are not in it yet."""
+    """A histogram of seconds; on CUDA taken by events that nothing waits for, so that steps still
+    under way are not in it yet. host_seconds: of all steps together."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
-        self._histogram = Histogram(BOUNDS)
+        self._histogram = Histogram(BOUNDS, torch.device("cpu"))
         self._running: deque[StepTime] = deque()
+        self.host_seconds = 0.0
 
     @contextmanager
     def step(self, prompts: int = 1) -> Iterator[StepTime]:
         """Times its block, whether or not it raises."""
-        if not self._cuda:
-            began, own = time.perf_counter(), StepTime(prompts, None)
-            try:
-                yield own
-            finally:
-                own.end(time.perf_counter() - began)
-                self._histogram.observe(own.seconds or 0.0)
-            return
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        own = StepTime(prompts, (begin, end))
+        own = StepTime(prompts, self._cuda)
         try:
             yield own
         finally:
-            end.record()
+            own.end()
+            self.host_seconds += own.host_seconds or 0.0
             self._running.append(own)
             self._collect()
 
@@ -69,4 +68,4 @@ class StepTimer:
     def _collect(self) -> None:
         while self._running and (seconds := self._running[0].seconds) is not None:
             self._running.popleft()
-            self._histogram.observe(seconds)
+            self._histogram.observe(torch.tensor([seconds], dtype=torch.float64))

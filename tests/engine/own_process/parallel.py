@@ -414,7 +414,7 @@ def test_what_people_read_of_a_step_may_be_missing_on_one_rank(
     case = Case(random_tokens(30, 850), 5, 0.1, 8)
     before = [stats["failed"] for stats in llm.collective_rpc("slot_stats")]
     llm.collective_rpc(
-        on_rank(1, _failing(1), "slot_vllm.engine.worker.loss_drops.LossDrops", "observe")
+        on_rank(1, _failing(1), "slot_vllm.engine.worker.statistics.Statistics", "observe_drops")
     )
     llm.collective_rpc(
         on_rank(1, _failing(1), "slot_vllm.engine.worker.statistics.Statistics", "log_not_finite")
