@@ -36,7 +36,16 @@ _FLAGS = (
 )
 _DTYPES = (torch.bfloat16, torch.float32)
 
-_POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
+
+class _Address:
+    """Takes a tensor, which lives until the call returns, or None."""
+
+    @staticmethod
+    def from_param(tensor: Tensor | None) -> ctypes.c_void_p:
+        return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+_POINTER, _INT, _LONG, _FLOAT = _Address, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 _MATRIX = (_POINTER, _INT, _LONG, _LONG)
 _SIGNATURES = {
     "slot_shift": (*_MATRIX, _LONG, _POINTER, _LONG, _POINTER, _LONG, _INT),
@@ -137,6 +146,6 @@ def _cache() -> Path:
         raise CompilationError(f"nowhere to keep the library: {error}") from error
 
 
-def address(tensor: Tensor | None) -> int | None:
-    """For a pointer argument. The tensor must live until the call returns."""
-    return None if tensor is None else tensor.data_ptr()
+def strided(matrix: Tensor) -> tuple[Tensor, bool, int, int, int]:
+    """A matrix of contiguous rows, as ``slot_shift`` and ``slot_pull_back`` take W."""
+    return matrix, matrix.dtype == torch.bfloat16, matrix.stride(0), *matrix.shape

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slot_vllm.kernels.compiled import address, library_for
+from slot_vllm.kernels.compiled import library_for
 
 # Above this range of the exponents E's underflow, at e^-87, could be seen: the largest that a
 # vocabulary of 2^20 can add to a row's sum of at least e^-RANGE is then 2e-6 of it.
@@ -104,28 +104,26 @@ def _to_exponentials_compiled(
     library = library_for(logits)
     assert library is not None
     totals = torch.empty_like(maxima)
-    hidden, weight, offset = None, None, bias
+    made_of: tuple[Tensor | None, int, Tensor | None, int, int] = (None, 0, None, 0, 0)
+    offset = bias
     if product is not None:
         hidden, weight = product.hidden, product.weight
+        made_of = (hidden, hidden.stride(0), weight, weight.stride(0), weight.shape[1])
         assert hidden.dtype == weight.dtype == logits.dtype and hidden.stride(1) == 1
         if product.bias is not None:
             offset = product.bias.float() if bias is None else product.bias + bias
     library.slot_exponentials(
-        address(logits),
+        logits,
         logits.dtype == torch.bfloat16,
         *logits.shape,
-        address(bias),
+        bias,
         scale,
-        address(hidden),
-        0 if hidden is None else hidden.stride(0),
-        address(weight),
-        0 if weight is None else weight.stride(0),
-        0 if weight is None else weight.shape[1],
-        address(offset),
+        *made_of,
+        offset,
         SHARPENED,
-        address(column_sums),
-        address(maxima),
-        address(totals),
+        column_sums,
+        maxima,
+        totals,
         torch.get_num_threads(),
     )
     return totals
@@ -198,13 +196,13 @@ def add_exponential_sums(
     else:
         totals = torch.empty_like(losses)
         library.slot_exponential_sums(
-            address(exponentials),
+            exponentials,
             exponentials.dtype == torch.bfloat16,
             *exponentials.shape,
-            address(factors),
+            factors,
             scale,
-            address(column_sums),
-            address(totals),
+            column_sums,
+            totals,
             torch.get_num_threads(),
         )
     torch.add(margins, totals.log() + maximum - at_targets, out=losses)

@@ -7,7 +7,7 @@ for four, 22 for eight; the torch form 25 to 35 for one (torch's own bf16 produc
 import torch
 from torch import Tensor
 
-from slot_vllm.kernels.compiled import address, library_for
+from slot_vllm.kernels.compiled import library_for, strided
 from slot_vllm.kernels.float32_tiles import float32_tiles
 
 
@@ -22,17 +22,8 @@ def pull_back(weight: Tensor, sums: Tensor) -> Tensor:
     if library is None or sums.stride(1) != 1:
         return pull_back_torch(weight, sums)
     out = torch.empty(sums.shape[0], weight.shape[1], dtype=torch.float32)
-    library.slot_pull_back(
-        address(weight),
-        weight.dtype == torch.bfloat16,
-        weight.stride(0),
-        *weight.shape,
-        address(sums),
-        sums.stride(0),
-        sums.shape[0],
-        address(out),
-        torch.get_num_threads(),
-    )
+    threads = torch.get_num_threads()
+    library.slot_pull_back(*strided(weight), sums, sums.stride(0), len(sums), out, threads)
     return out
 
 

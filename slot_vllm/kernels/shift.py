@@ -8,7 +8,7 @@ one delta, 18 for four, 36 for eight; in torch 25 to 35 for one (torch's own mv:
 import torch
 from torch import Tensor
 
-from slot_vllm.kernels.compiled import address, library_for
+from slot_vllm.kernels.compiled import library_for, strided
 from slot_vllm.kernels.float32_tiles import float32_tiles
 
 
@@ -30,17 +30,8 @@ def shift(weight: Tensor, deltas: Tensor, out: Tensor, scratch: Tensor | None = 
         shift_torch(weight, deltas, out)
         return
     deltas = deltas.contiguous()
-    library.slot_shift(
-        address(weight),
-        weight.dtype == torch.bfloat16,
-        weight.stride(0),
-        *weight.shape,
-        address(deltas),
-        deltas.shape[0],
-        address(out),
-        out.stride(0),
-        torch.get_num_threads(),
-    )
+    threads = torch.get_num_threads()
+    library.slot_shift(*strided(weight), deltas, len(deltas), out, out.stride(0), threads)
 
 
 def shift_torch(weight: Tensor, deltas: Tensor, out: Tensor) -> None:
