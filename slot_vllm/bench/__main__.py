@@ -21,7 +21,11 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m slot_
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for command in (optimize, burst, table, plot):
-        command.add_command(commands)
+        # A command's name is its module's, and what it does is that one's first sentence.
+        name, said = command.__name__.rpartition(".")[2], str(command.__doc__).partition(":")[2]
+        own = commands.add_parser(name, help=said.split(".")[0].strip())
+        command.add_arguments(own)
+        own.set_defaults(run=command.run)
     options = parser.parse_args(arguments)
     result: int = options.run(options)
     return result

@@ -48,9 +48,7 @@ _SETTINGS = {
 }
 
 
-def add_command(commands: Any) -> None:
-    """Adds ``burst`` to argparse's subparsers."""
-    parser = commands.add_parser("burst", help=__doc__.partition(":")[2].split(".")[0].strip())
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shape", required=True, help="a directory of configs/shapes, or any with a config.json"
     )
@@ -66,7 +64,6 @@ def add_command(commands: Any) -> None:
         help="engine arguments of vLLM: max_num_batched_tokens=8192",
     )
     add_result_flags(parser)
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ measured in a process of its own.
 """
 
 import argparse
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -34,11 +35,16 @@ from slot_vllm.optim.oracle import tiled_oracle
 _ORACLE_OPERATIONS = 3e12
 
 
-def add_command(commands: Any) -> None:
-    """Adds ``optimize`` to argparse's subparsers."""
-    parser = commands.add_parser("optimize", help=__doc__.partition(":")[2].split(".")[0].strip())
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hidden", type=positive, default=1536, help="d (default %(default)s)")
-    parser.add_argument("--vocab", type=positive, default=151936, help="V (default %(default)s)")
+    parser.add_argument(
+        "--vocab",
+        dest="vocabulary",
+        metavar="VOCAB",
+        type=positive,
+        default=151936,
+        help="V (default %(default)s)",
+    )
     parser.add_argument(
         "--tokens", type=positive, default=256, help="of each request (default %(default)s)"
     )
@@ -66,23 +72,12 @@ def add_command(commands: Any) -> None:
         help="also ours with each option that is not the paper's, as a multiple of the paper's",
     )
     add_result_flags(parser)
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     if not 0 <= options.shared <= options.tokens:
         raise SystemExit(f"--shared {options.shared}: allowed: 0 to --tokens, {options.tokens}")
-    shape = Shape(
-        hidden=options.hidden,
-        vocabulary=options.vocab,
-        tokens=options.tokens,
-        requests=options.requests,
-        steps=options.steps,
-        dtype=options.dtype,
-        device=options.device,
-        workspace_mb=options.workspace_mb,
-        shared=options.shared,
-    )
+    shape = Shape(**{field.name: getattr(options, field.name) for field in fields(Shape)})
     result = measure(shape, options.rounds, options.oracle, options.plain_form, options.options)
     give(result, _table(result), options)
     return 0

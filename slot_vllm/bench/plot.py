@@ -4,7 +4,6 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from slot_vllm.bench.variants import OURS, PUBLISHED
 
@@ -15,12 +14,9 @@ _PANELS = {
 _STYLES = {OURS: ("ours", "#1f77b4", "o"), PUBLISHED: ("published loop", "#d62728", "s")}
 
 
-def add_command(commands: Any) -> None:
-    """Adds ``plot`` to argparse's subparsers."""
-    parser = commands.add_parser("plot", help=__doc__.partition(":")[2].split(".")[0].strip())
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
     parser.add_argument("--output", type=Path, required=True, metavar="PNG_OR_SVG")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

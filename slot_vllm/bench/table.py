@@ -9,11 +9,8 @@ from typing import Any
 from slot_vllm.bench.variants import OPTIONS, OURS, PUBLISHED
 
 
-def add_command(commands: Any) -> None:
-    """Adds ``table`` to argparse's subparsers."""
-    parser = commands.add_parser("table", help=__doc__.partition(":")[2].split(".")[0].strip())
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
