@@ -11,7 +11,6 @@ from slot_vllm.engine.frontend import raw_settings, startup
 from slot_vllm.engine.frontend.wraps import wrap
 from slot_vllm.engine.vllm_contract import release
 from slot_vllm.engine.wire.engine_settings import EXTENSION, asks_for_slot
-from slot_vllm.params import SlotError
 
 logger = logging.getLogger("vllm.slot_vllm")
 
@@ -28,24 +27,15 @@ def register() -> None:
         if self.worker_extension_cls == startup.BARE_NAME:
             self.worker_extension_cls = EXTENSION
         vllm_config = original(self, usage_context, *args, **kwargs)
-        _configure(vllm_config, usage_context)
+        if asks_for_slot(vllm_config):
+            _prepare(vllm_config, usage_context)
+        else:
+            startup.refuse_settings(vllm_config)
         return vllm_config
 
 
-def _configure(vllm_config: Any, usage_context: Any) -> None:
-    """Prepare an engine that asks for SLOT; leave others alone. Raises SlotError."""
-    if asks_for_slot(vllm_config):
-        _prepare(vllm_config, usage_context)
-    elif startup.names_settings(vllm_config):
-        raise SlotError(
-            'additional_config["slot"] is set but the engine does not ask for SLOT: its worker '
-            f"extension is {vllm_config.parallel_config.worker_extension_cls or None!r}; "
-            f"add --worker-extension {startup.BARE_NAME} (in Python: "
-            f'worker_extension_cls="{EXTENSION}")'
-        )
-
-
 def _prepare(vllm_config: Any, usage_context: Any) -> None:
+    """Prepare an engine that asks for SLOT. Raises SlotError."""
     # Before anything is imported that another release may lack.
     serves = startup.serves(usage_context)
     release.check_front_end(serves)

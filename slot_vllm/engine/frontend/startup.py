@@ -10,16 +10,21 @@ from vllm.usage.usage_lib import UsageContext
 from slot_vllm import __version__
 from slot_vllm.engine.frontend import hidden_cache_choice
 from slot_vllm.engine.vllm_contract import release
-from slot_vllm.engine.wire.engine_settings import CHECKED, SETTINGS
+from slot_vllm.engine.wire.engine_settings import CHECKED, EXTENSION, SETTINGS
 from slot_vllm.params import SlotConfig, SlotError
 
 BARE_NAME = "slot_vllm"
 
 
-def names_settings(vllm_config: Any) -> bool:
-    """Whether ``additional_config`` has settings for SLOT."""
+def refuse_settings(vllm_config: Any) -> None:
+    """Raise SlotError for those of an engine that does not ask for SLOT."""
     additional = vllm_config.additional_config
-    return isinstance(additional, Mapping) and SETTINGS in additional
+    if isinstance(additional, Mapping) and SETTINGS in additional:
+        raise SlotError(
+            'additional_config["slot"] is set but the engine does not ask for SLOT: its worker '
+            f"extension is {vllm_config.parallel_config.worker_extension_cls or None!r}; "
+            f'add --worker-extension {BARE_NAME} (in Python: worker_extension_cls="{EXTENSION}")'
+        )
 
 
 def resolve_config(vllm_config: Any) -> SlotConfig:
