@@ -15,7 +15,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.routing import APIRoute
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -113,9 +113,7 @@ def families(model_name: str, engines: Mapping[int, WorkerMetrics] | None) -> li
 
 def exposition(model_name: str, engines: Mapping[int, WorkerMetrics] | None) -> bytes:
     """The families in Prometheus' text format, to be put after others in the same format."""
-    registry = CollectorRegistry()
-    registry.register(_Families(families(model_name, engines)))
-    return generate_latest(registry)
+    return generate_latest(_Families(families(model_name, engines)))
 
 
 async def ask(engine_client: Any) -> dict[int, WorkerMetrics]:

@@ -7,7 +7,7 @@ depends on it, in an order that the scheduler's output alone determines.
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
@@ -92,12 +92,17 @@ class Failures:
             if request.status != "failed":
                 self.fail(request, failure)
 
-    def never_raise(self, update: Callable[[], None]) -> None:
-        """Update logs and metrics; never raise."""
+    @contextmanager
+    def contained(self, place: Reason, consequence: str) -> Iterator[None]:
+        """Report what is raised within, and what comes of it, and raise it no further."""
         try:
-            update()
+            yield
         except Exception as error:
-            self.report(Failure.of(error, "batch"), "a log or a metric lacks something")
+            self.report(Failure.of(error, place), consequence)
+
+    def updating(self) -> AbstractContextManager[None]:
+        """For logs and metrics, which never raise."""
+        return self.contained("batch", "a log or a metric lacks something")
 
     def count(self, failure: Failure, name: str) -> None:
         """``name``: of the request."""

@@ -105,7 +105,10 @@ class Learner:
             if request.failure is None:
                 with self.failures.noted(request, "hidden_cache"):
                     own = prompt.rows()
-                    self._make_room_for_whole(own)
+                    if not self._is_whole(own):
+                        # Where a rank has no memory for the whole, it must say so before the ranks
+                        # gather. What torch allocated once it keeps.
+                        own.new_empty(2, self.ranks.size, *own.shape)
                     read.append((request, own))
         self.failures.settle([prompt.request for prompt in group])
         prompts: list[tuple[SlotRequest, Prompt]] = []
@@ -122,12 +125,6 @@ class Learner:
 
     def _is_whole(self, rows: Tensor) -> bool:
         return rows.shape[1] == self.linear_head.head().hidden_size
-
-    def _make_room_for_whole(self, rows: Tensor) -> None:
-        """Where a rank has no memory for it, it must say so before the ranks gather. What torch
-        allocated once it keeps."""
-        if not self._is_whole(rows):
-            rows.new_empty(2, self.ranks.size, *rows.shape)
 
     def _prompt(self, request: SlotRequest, rows: Tensor) -> Prompt:
         device = self.linear_head.head().weight.device
@@ -146,8 +143,8 @@ class Learner:
             for (request, _), own in zip(prompts, learned, strict=True):
                 self.rows.finish(request, "applied", own)
                 self.statistics.counters["prompt_tokens"] += len(request.learns_from)
-            losses = [own.losses for own in learned]
-            self.failures.never_raise(lambda: self.statistics.observe_drops(losses))
+            with self.failures.updating():
+                self.statistics.observe_drops([own.losses for own in learned])
         elif len(prompts) == 1:
             self.failures.fail(prompts[0][0], learned)
         else:

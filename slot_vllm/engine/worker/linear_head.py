@@ -276,36 +276,26 @@ def _activated(head: Head, z: Tensor, own: Tensor, rows: Tensor) -> Tensor:
 def _watch(model: Any, probe: Tensor) -> tuple[list[tuple[Any, Any, Tensor | None]], Tensor | None]:
     """The (processor, lm_head, bias) of each logits processor that compute_logits calls."""
     calls: list[tuple[Any, Any, Tensor | None]] = []
+    takes = signature(LogitsProcessor.forward)
+
+    def record(processor: nn.Module, args: Any, kwargs: Any) -> None:
+        given = takes.bind(processor, *args, **kwargs).arguments
+        lm_head = given["lm_head"]
+        calls.append(
+            (processor, getattr(lm_head, "base_layer", lm_head), given.get("embedding_bias"))
+        )
+
     # A LoRA wrapper stands in for the processor and calls the processor's class, not the instance.
-    processors = [m for m in model.modules() if _is_processor(m)]
-    originals = [m.forward for m in processors]
-
-    def recorder(processor: nn.Module, original: Callable[..., Any]) -> Callable[..., Any]:
-        def forward(
-            lm_head: nn.Module,
-            hidden_states: Tensor,
-            embedding_bias: Tensor | None = None,
-            *rest: Any,
-            **options: Any,
-        ) -> Any:
-            calls.append((processor, getattr(lm_head, "base_layer", lm_head), embedding_bias))
-            return original(lm_head, hidden_states, embedding_bias, *rest, **options)
-
-        return forward
-
-    device = next(model.parameters()).device
+    hooks = [
+        module.register_forward_pre_hook(record, with_kwargs=True)
+        for module in model.modules()
+        if isinstance(module, LogitsProcessor)
+        or isinstance(getattr(module, "base_layer", None), LogitsProcessor)
+    ]
     try:
-        for processor, original in zip(processors, originals, strict=True):
-            processor.forward = recorder(processor, original)
         with torch.inference_mode():
-            logits = model.compute_logits(probe.to(device))
+            logits = model.compute_logits(probe.to(next(model.parameters()).device))
     finally:
-        for processor in processors:
-            del processor.forward
+        for hook in hooks:
+            hook.remove()
     return calls, logits
-
-
-def _is_processor(module: nn.Module) -> bool:
-    return isinstance(module, LogitsProcessor) or isinstance(
-        getattr(module, "base_layer", None), LogitsProcessor
-    )

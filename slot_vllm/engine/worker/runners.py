@@ -83,11 +83,8 @@ def hook_v1(runner: Any, step: Step, cache: "HiddenCache | None") -> None:
     def before_logits(output: Any, logits_indices: Callable[[], torch.Tensor]) -> None:
         hidden_states = output[0] if isinstance(output, tuple) else output
         if runner.input_batch.generators and runner.device.type == "cpu":
-            try:
+            with step.failures.contained("batch", "vLLM cannot rewind a seeded request"):
                 keep_states(runner)
-            except Exception as error:
-                failure = Failure.of(error, "batch")
-                step.failures.report(failure, "vLLM cannot rewind a seeded request")
         if cache is not None:
             write(cache, step, hidden_states, lambda: slots(cache))
         if step.registry.with_slot:

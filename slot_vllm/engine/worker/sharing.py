@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from slot_vllm.engine.wire.prompt_key import prompt_key
 from slot_vllm.engine.worker.delta_cache import DeltaCache
 from slot_vllm.engine.worker.delta_table import DeltaTable
-from slot_vllm.engine.worker.failure import Failure
 from slot_vllm.engine.worker.failures import Failures
 from slot_vllm.engine.worker.prompt_rows import PromptRows
 from slot_vllm.engine.worker.registry import Registry
@@ -74,10 +73,8 @@ class Sharing:
         for request in requests:
             if request.key is None or request.learned is None:
                 continue
-            try:
+            with self.failures.contained("table", "a delta is not shared"):
                 self.cache.put(request.key, request.learned)
-            except Exception as error:
-                self.failures.report(Failure.of(error, "table"), "a delta is not shared")
 
     def forget(self) -> None:
         """From now on no request uses a delta that was learned before: the weights changed."""

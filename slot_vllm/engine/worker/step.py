@@ -105,7 +105,8 @@ class Step:
         # Before anything else that may fail: vLLM names them once.
         self.registry.depart(scheduler_output.finished_req_ids)
         self._scheduled = scheduler_output.num_scheduled_tokens
-        self.failures.never_raise(lambda: self.statistics.log_not_finite(self.failures))
+        with self.failures.updating():
+            self.statistics.log_not_finite(self.failures)
         self.registry.restart(scheduler_output.preempted_req_ids or ())
         self.registry.arrive(scheduler_output.scheduled_new_reqs)
 
