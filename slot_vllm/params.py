@@ -299,13 +299,6 @@ class SlotConfig(SlotParams):
         _check_together(config, "slot.")
         return config
 
-    @classmethod
-    def load_for_all(
-        cls, settings: Mapping[str, Any], environment: Mapping[str, str]
-    ) -> "SlotConfig":
-        """``load`` where SLOT itself is asked for: the paper's steps if nothing says others."""
-        return cls.load(settings, {"CHOT_STEPS": str(PAPER_STEPS), **environment})
-
     def resolve(self, extra_args: Mapping[str, Any] | None) -> SlotParams:
         """One request's settings: its ``slot_*`` keys over the engine's defaults.
 

@@ -9,7 +9,6 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from slot_vllm.bench import floor
 from slot_vllm.bench.command_line import add_result_flags, give, positive, say
@@ -120,7 +119,7 @@ def measure(
             "peak_extra_bytes": peaks[name],
             "largest_difference": None
             if compared_with is None
-            else _difference(timings[name].result, compared_with),
+            else (timings[name].result.double() - compared_with).abs().max().item(),
         }
     ours = entries[OURS]
     return {
@@ -150,10 +149,6 @@ def _kernels(head: Head) -> str:
     if head.weight.device.type != "cpu":
         return head.weight.device.type
     return "torch" if library_for(head.weight) is None else "compiled"
-
-
-def _difference(deltas: Tensor, exact: Tensor) -> float:
-    return (deltas.double() - exact).abs().max().item()
 
 
 def _table(result: dict[str, Any]) -> str:

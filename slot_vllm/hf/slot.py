@@ -20,7 +20,7 @@ from slot_vllm.optim.fading import WHOLE, factors, limits
 from slot_vllm.optim.form import smallest_workspace
 from slot_vllm.optim.optimize import Prompt, optimize
 from slot_vllm.optim.workspace import Workspace, choose_size
-from slot_vllm.params import SlotConfig, SlotError, SlotParams
+from slot_vllm.params import PAPER_STEPS, SlotConfig, SlotError, SlotParams
 
 _ENGINE_ONLY = ("pending_mb", "keep_deltas", "receipts")
 # Arguments of generate that make it call the model in another way than prompt, token, token, ...
@@ -49,7 +49,8 @@ def slot(model: Any, tokenizer: Any = None, **settings: Any) -> "Slot":
     for name in _ENGINE_ONLY:
         if name in settings:
             raise SlotError(f"slot.{name}: only of a vLLM engine")
-    config = SlotConfig.load_for_all(settings, os.environ)
+    # SLOT itself is asked for: the paper's steps, if nothing says others.
+    config = SlotConfig.load(settings, {"CHOT_STEPS": str(PAPER_STEPS), **os.environ})
     if not isinstance(model, PreTrainedModel) or not model.can_generate():
         raise SlotError(
             f"SLOT needs a PreTrainedModel with generate(); this is a {type(model).__name__}"

@@ -25,7 +25,6 @@ from slot_vllm.optim.prompt import Prompt
 from slot_vllm.optim.shard import Exchange, Shard
 from slot_vllm.optim.two_pass_form import TwoPassForm
 from slot_vllm.optim.workspace import Workspace
-from slot_vllm.params import SlotParams
 
 
 @dataclass(frozen=True)
@@ -181,7 +180,8 @@ def _take_steps(
 ) -> tuple[Tensor, Tensor]:
     """Deltas (B, d) and mean losses (B, passes), float32."""
     device, count = head.weight.device, len(fits)
-    settings = to_device([_adamw_settings(fit.params) for fit in fits], torch.float32, device)
+    adamw = [[p.lr, *p.betas, p.eps, p.weight_decay] for p in (fit.params for fit in fits)]
+    settings = to_device(adamw, torch.float32, device)
     inverse_rows = to_device([[1.0 / fit.rows] for fit in fits], torch.float32, device)
     reductions = to_device([[_reduction(fit)] for fit in fits], torch.float32, device)
     state = AdamW.at_zero(settings, head.hidden_size)
@@ -215,10 +215,6 @@ def _gathered(
         if learning := _active(fits, t):
             shapes.append((learning, head.hidden_size))
     return [*shapes, (3, len(fits))] if with_last_kl else shapes
-
-
-def _adamw_settings(params: SlotParams) -> list[float]:
-    return [params.lr, *params.betas, params.eps, params.weight_decay]
 
 
 def _reduction(fit: Prompt) -> float:

@@ -108,7 +108,13 @@ class Admission:
         if not params.steps:
             return None, None
         spans, bypassed = self._spans_of_words(extra_args, params, tokens)
-        placeholders = [span for feature in features for span in _placeholders(feature)]
+        # Where embeddings of an image or the like take the places of tokens; vLLM names the first
+        # and the last.
+        placeholders = [
+            (first, last + 1)
+            for feature in features
+            for first, last in feature.mm_position.extract_embeds_range()
+        ]
         if bypassed is None and placeholders:
             length = len(tokens)
             spans = without([(0, length)] if spans is None else spans, placeholders, length)
@@ -130,11 +136,6 @@ class Admission:
                 raise VLLMValidationError(message) from None
         self._warn("loss_tokens")
         return None, "loss_tokens"
-
-    def check_params(self, params: Any) -> None:
-        """Refuse bad settings before vLLM works on the prompt."""
-        if isinstance(params, SamplingParams):
-            self.check(params.extra_args, None)
 
     def admit(self, request: Any, request_id: str) -> None:
         """Write the resolved settings into the engine's own copy of the request's parameters."""
@@ -174,12 +175,6 @@ class Admission:
         request.sampling_params = sampling_params
 
 
-def _placeholders(feature: Any) -> list[Span]:
-    """Where embeddings of an image or the like take the places of tokens."""
-    # vLLM names the first and the last.
-    return [(first, last + 1) for first, last in feature.mm_position.extract_embeds_range()]
-
-
 def admission_of(processor: Any, vllm_config: Any) -> Admission:
     """For the requests that pass through an InputProcessor."""
     obstacle = startup.obstacle_to_all(vllm_config)
@@ -203,7 +198,9 @@ def _hook(processor: Any, admission: Admission) -> None:
     assign_request_id = processor.assign_request_id
 
     def hooked_process_inputs(request_id: str, prompt: Any, params: Any, *a: Any, **k: Any) -> Any:
-        admission.check_params(params)
+        if isinstance(params, SamplingParams):
+            # Bad settings are refused before vLLM works on the prompt.
+            admission.check(params.extra_args, None)
         request = process_inputs(request_id, prompt, params, *a, **k)
         admission.admit(request, request_id)
         return request

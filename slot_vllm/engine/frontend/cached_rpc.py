@@ -27,12 +27,10 @@ class CachedRpc(Generic[T]):
 
     async def answer(self) -> T:
         """Raises what the call raises, and TimeoutError after ANSWER_SECONDS without an answer."""
-        if self._asked is None or (self._asked.done() and not self._fresh()):
+        old = monotonic() - self._answered >= FRESH_SECONDS
+        if self._asked is None or (self._asked.done() and old):
             self._asked = asyncio.create_task(self._ask())
         return await asyncio.wait_for(asyncio.shield(self._asked), ANSWER_SECONDS)
-
-    def _fresh(self) -> bool:
-        return monotonic() - self._answered < FRESH_SECONDS
 
     async def _ask(self) -> T:
         try:

@@ -139,16 +139,14 @@ def install(worker: Any) -> None:
     logger.info("%s", startup_table(config, v2, linear_head.describe(), state))
 
 
-def _wrap_load_model() -> None:
-    original = Worker.load_model
-
-    @functools.wraps(original)
-    def load_model(self: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
-        if asks_for_slot(self.vllm_config):
-            install(self)
-
-    Worker.load_model = load_model
+_load_model = Worker.load_model
 
 
-_wrap_load_model()
+@functools.wraps(_load_model)
+def load_model(self: Any, *args: Any, **kwargs: Any) -> None:
+    _load_model(self, *args, **kwargs)
+    if asks_for_slot(self.vllm_config):
+        install(self)
+
+
+Worker.load_model = load_model

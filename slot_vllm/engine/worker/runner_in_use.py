@@ -4,8 +4,11 @@ The configuration and the environment say which one is wanted; other plugins and
 force V2 have a say, too. So it is the runner that is asked.
 """
 
+import inspect
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
+from operator import is_
 from typing import Any
 
 from slot_vllm.params import SlotError
@@ -46,7 +49,8 @@ def check_in_use(worker: Any, runner: Any, methods: Mapping[str, Callable[..., A
     others = {
         name: now
         for name, ours in methods.items()
-        if (now := getattr(runner, name)) is not ours and not _wraps(now, ours)
+        # What it says that it calls, as functools.wraps has it.
+        if inspect.unwrap(now := getattr(runner, name), stop=partial(is_, ours)) is not ours
     }
     if others:
         logger.warning(
@@ -58,14 +62,6 @@ def check_in_use(worker: Any, runner: Any, methods: Mapping[str, Callable[..., A
 
 def _is_ours(method: Any) -> bool:
     return callable(method) and str(getattr(method, "__module__", "")).startswith("slot_vllm.")
-
-
-def _wraps(method: Any, ours: Callable[..., Any]) -> bool:
-    """Whether it says that it calls ours, as functools.wraps has it."""
-    while (method := getattr(method, "__wrapped__", None)) is not None:
-        if method is ours:
-            return True
-    return False
 
 
 def _name(value: Any) -> str:
