@@ -5,13 +5,13 @@ import triton.language as tl
 
 
 @triton.jit
-def activated(z, soft_cap, scale, CAPPED: tl.constexpr):
+def activated(z, soft_cap, scale):
     """f(z); z is float32.
 
     tanh is written with one exponential: tl has none, and the library one does not run under the
     interpreter. Its absolute error is a few units of 2^-24, so f's is that of float32 at the cap.
     """
-    if CAPPED:
+    if soft_cap is not None:
         e = tl.exp(-2.0 * tl.abs(z) / soft_cap)
         t = (1.0 - e) / (1.0 + e)
         z = soft_cap * tl.where(z < 0.0, -t, t)
@@ -19,9 +19,9 @@ def activated(z, soft_cap, scale, CAPPED: tl.constexpr):
 
 
 @triton.jit
-def activated_with_slope(z, soft_cap, scale, CAPPED: tl.constexpr):
+def activated_with_slope(z, soft_cap, scale):
     """f(z) and f'(z); 1 - tanh^2 without cancellation, as 4 e / (1 + e)^2."""
-    if CAPPED:
+    if soft_cap is not None:
         e = tl.exp(-2.0 * tl.abs(z) / soft_cap)
         r = 1.0 / (1.0 + e)
         t = (1.0 - e) * r

@@ -66,7 +66,7 @@ def add_column_sums(
         blocks = sum_blocks(vocabulary, longest, len(requests), processors)
     _add_column_sums[(-(-vocabulary // blocks.columns), len(requests))](
         logits,
-        logits if shifts is None else shifts,
+        shifts,
         lse,
         part.batch.offsets,
         part.targets,
@@ -79,10 +79,8 @@ def add_column_sums(
         logits.stride(0),
         0 if shifts is None else shifts.stride(0),
         sums.stride(0),
-        f.soft_cap or 0.0,
+        f.soft_cap,
         f.scale,
-        SHIFTED=shifts is not None,
-        CAPPED=f.soft_cap is not None,
         BLOCK_ROWS=blocks.rows,
         BLOCK_COLUMNS=blocks.columns,
         STAGES=blocks.stages,
@@ -108,8 +106,6 @@ def _add_column_sums(
     sums_stride,
     soft_cap,
     scale,
-    SHIFTED: tl.constexpr,
-    CAPPED: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     STAGES: tl.constexpr,
@@ -119,7 +115,7 @@ def _add_column_sums(
     stop = tl.minimum(tl.load(offsets + request + 1) - first, rows)
     column = tl.program_id(0) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     inside = column < vocabulary
-    if SHIFTED:
+    if shifts is not None:
         shift_row = shifts + request.to(tl.int64) * shifts_stride
         shift = tl.load(shift_row + column, mask=inside, other=0.0)
 
@@ -129,12 +125,12 @@ def _add_column_sums(
         here = row < stop
         pointers = logits + row.to(tl.int64)[:, None] * logits_stride + column[None, :]
         z = tl.load(pointers, mask=here[:, None] & inside[None, :], other=0.0).to(tl.float32)
-        if SHIFTED:
+        if shifts is not None:
             z += shift[None, :]
         # Beyond the end: a log-sum-exp of +inf makes the softmax zero.
         row_lse = tl.load(lse + row, mask=here, other=float("inf"))
         target = (tl.load(targets + row, mask=here, other=-1) - first_token).to(tl.int32)
-        y, slope = activated_with_slope(z, soft_cap, scale, CAPPED)
+        y, slope = activated_with_slope(z, soft_cap, scale)
         p = tl.exp(y - row_lse[:, None])
         p -= tl.where(column[None, :] == target[:, None], 1.0, 0.0)
         accumulator += p * slope

@@ -113,8 +113,8 @@ def head_product(
     _head_product[(row_tiles * splits,)](
         hidden,
         weight,
-        weight if bias is None else bias,
-        weight if shifts is None else shifts,
+        bias,
+        shifts,
         part.requests,
         out,
         maxima,
@@ -128,11 +128,8 @@ def head_product(
         0 if shifts is None else shifts.stride(0),
         out.stride(0),
         per_split,
-        f.soft_cap or 0.0,
+        f.soft_cap,
         f.scale,
-        BIASED=bias is not None,
-        SHIFTED=shifts is not None,
-        CAPPED=f.soft_cap is not None,
         # float32 models are promised float32 products.
         PRECISION="ieee" if weight.dtype == torch.float32 else "tf32",
         EVEN_DEPTH=hidden_size % blocks.depth == 0,
@@ -166,9 +163,6 @@ def _head_product(
     per_split,
     soft_cap,
     scale,
-    BIASED: tl.constexpr,
-    SHIFTED: tl.constexpr,
-    CAPPED: tl.constexpr,
     PRECISION: tl.constexpr,
     EVEN_DEPTH: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -187,7 +181,7 @@ def _head_product(
     hidden_tile = hidden + first_row.to(tl.int64) * hidden_stride
     hidden_tile += source_row[:, None] * hidden_stride + depth[None, :]
     out_tile = out + first_row.to(tl.int64) * out_stride + tile_row[:, None] * out_stride
-    if SHIFTED:
+    if shifts is not None:
         request = tl.load(requests + first_row + source_row).to(tl.int64)
         shift_tile = shifts + request[:, None] * shifts_stride
 
@@ -213,15 +207,15 @@ def _head_product(
                 w = tl.load(weight_tile + done, mask=left[:, None], other=0.0)
             z = tl.dot(h, w, z, input_precision=PRECISION)
 
-        if BIASED:
+        if bias is not None:
             z += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)[None, :]
         rounded = z.to(out.dtype.element_ty)
         mask = here[:, None] & inside[None, :]
         tl.store(out_tile + column[None, :], rounded, mask=mask)
         z = rounded.to(tl.float32)
-        if SHIFTED:
+        if shifts is not None:
             z += tl.load(shift_tile + column[None, :], mask=mask, other=0.0)
-        y = tl.where(inside[None, :], activated(z, soft_cap, scale, CAPPED), float("-inf"))
+        y = tl.where(inside[None, :], activated(z, soft_cap, scale), float("-inf"))
         new = tl.maximum(maximum, tl.max(y, axis=1))
         base = tl.where(new == float("-inf"), 0.0, new)
         total = total * tl.exp(maximum - base) + tl.sum(tl.exp(y - base[:, None]), axis=1)

@@ -75,7 +75,7 @@ def row_partials(
     totals = torch.empty_like(maxima)
     _row_partials[(len(owners), splits)](
         logits,
-        logits if shifts is None else shifts,
+        shifts,
         part.batch.offsets,
         owners,
         starts,
@@ -87,10 +87,8 @@ def row_partials(
         logits.stride(0),
         0 if shifts is None else shifts.stride(0),
         per_split,
-        f.soft_cap or 0.0,
+        f.soft_cap,
         f.scale,
-        SHIFTED=shifts is not None,
-        CAPPED=f.soft_cap is not None,
         BLOCK_ROWS=blocks.rows,
         BLOCK_COLUMNS=blocks.columns,
         num_warps=blocks.warps,
@@ -115,8 +113,6 @@ def _row_partials(
     per_split,
     soft_cap,
     scale,
-    SHIFTED: tl.constexpr,
-    CAPPED: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
@@ -129,7 +125,8 @@ def _row_partials(
     row = start + tl.arange(0, BLOCK_ROWS)
     here = row < stop
     pointers = logits + row.to(tl.int64)[:, None] * logits_stride
-    shift_pointers = shifts + request.to(tl.int64) * shifts_stride
+    if shifts is not None:
+        shift_pointers = shifts + request.to(tl.int64) * shifts_stride
     maximum = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_ROWS], tl.float32)
     begin = split * per_split * BLOCK_COLUMNS
@@ -139,9 +136,9 @@ def _row_partials(
         inside = column < vocabulary
         mask = here[:, None] & inside[None, :]
         z = tl.load(pointers + column[None, :], mask=mask, other=0.0).to(tl.float32)
-        if SHIFTED:
+        if shifts is not None:
             z += tl.load(shift_pointers + column, mask=inside, other=0.0)[None, :]
-        y = tl.where(inside[None, :], activated(z, soft_cap, scale, CAPPED), float("-inf"))
+        y = tl.where(inside[None, :], activated(z, soft_cap, scale), float("-inf"))
         new = tl.maximum(maximum, tl.max(y, axis=1))
         # Rows that are -inf throughout keep a total of 0.
         base = tl.where(new == float("-inf"), 0.0, new)
@@ -175,7 +172,7 @@ def finish_rows(
             maxima,
             totals,
             logits,
-            logits if shifts is None else shifts,
+            shifts,
             part.requests,
             part.targets,
             lse,
@@ -186,10 +183,8 @@ def finish_rows(
             first_token,
             logits.stride(0),
             0 if shifts is None else shifts.stride(0),
-            f.soft_cap or 0.0,
+            f.soft_cap,
             f.scale,
-            SHIFTED=shifts is not None,
-            CAPPED=f.soft_cap is not None,
             BLOCK_ROWS=_FINISH_ROWS,
             BLOCK_SPLITS=_FINISH_SPLITS,
             num_warps=1,
@@ -215,8 +210,6 @@ def _finish_rows(
     shifts_stride,
     soft_cap,
     scale,
-    SHIFTED: tl.constexpr,
-    CAPPED: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_SPLITS: tl.constexpr,
 ):
@@ -242,8 +235,8 @@ def _finish_rows(
     mine = here & (column >= 0) & (column < vocabulary)
     z = tl.load(logits + row.to(tl.int64) * logits_stride + column, mask=mine, other=0.0)
     z = z.to(tl.float32)
-    if SHIFTED:
+    if shifts is not None:
         request = tl.load(requests + row, mask=here, other=0).to(tl.int64)
         z += tl.load(shifts + request * shifts_stride + column, mask=mine, other=0.0)
-    y = activated(z, soft_cap, scale, CAPPED)
+    y = activated(z, soft_cap, scale)
     tl.store(target_logits + row, tl.where(mine, y, float("-inf")), mask=here)
