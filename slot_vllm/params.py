@@ -351,9 +351,12 @@ class SlotConfig(SlotParams):
         return max(0, length - self.max_prompt_tokens)
 
 
-def named(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The SLOT settings that a request names itself: its keys that start with ``slot_``."""
-    return {k: v for k, v in (extra_args or {}).items() if k.startswith(REQUEST_PREFIX)}
+def named(extra_args: Any) -> dict[str, Any]:
+    """The SLOT settings that a request names itself: its keys that start with ``slot_``. What is
+    no mapping has none."""
+    if not isinstance(extra_args, Mapping):
+        return {}
+    return {k: v for k, v in extra_args.items() if k.startswith(REQUEST_PREFIX)}
 
 
 def _check_together(params: SlotParams, prefix: str) -> None:

@@ -17,7 +17,7 @@ from slot_vllm.chat_turns import UndeterminedError
 from slot_vllm.engine.frontend import startup
 from slot_vllm.engine.frontend.lora import changes_the_head
 from slot_vllm.engine.frontend.origins import current_origin
-from slot_vllm.engine.frontend.wraps import wrap
+from slot_vllm.engine.vllm_contract.wraps import over, wrap
 from slot_vllm.engine.wire.engine_settings import asks_for_slot, read_config
 from slot_vllm.engine.wire.resolved import RESOLVED, Resolved, ResolvedDict
 from slot_vllm.loss_tokens import LossTokens, Span, without
@@ -194,22 +194,21 @@ def install() -> None:
 
 def _hook(processor: Any, admission: Admission) -> None:
     # On the instance, before its __init__ hands process_inputs to an executor.
-    process_inputs = processor.process_inputs
-    assign_request_id = processor.assign_request_id
-
-    def hooked_process_inputs(request_id: str, prompt: Any, params: Any, *a: Any, **k: Any) -> Any:
+    @over(processor, "process_inputs")
+    def process_inputs(
+        original: Any, request_id: str, prompt: Any, params: Any, *a: Any, **k: Any
+    ) -> Any:
         if isinstance(params, SamplingParams):
             # Bad settings are refused before vLLM works on the prompt.
             admission.check(params.extra_args, None)
-        request = process_inputs(request_id, prompt, params, *a, **k)
+        request = original(request_id, prompt, params, *a, **k)
         admission.admit(request, request_id)
         return request
 
-    def hooked_assign_request_id(request: Any) -> None:
+    @over(processor, "assign_request_id")
+    def assign_request_id(original: Any, request: Any) -> None:
         # A ready-made EngineCoreRequest did not come through process_inputs.
         admission.admit(request, request.request_id)
-        assign_request_id(request)
+        original(request)
 
-    processor.process_inputs = hooked_process_inputs
-    processor.assign_request_id = hooked_assign_request_id
     processor.slot_admission = admission

@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from slot_vllm.engine.frontend.origins import Origin, submitting
-from slot_vllm.engine.frontend.wraps import wrap
+from slot_vllm.engine.vllm_contract.wraps import wrap
 from slot_vllm.engine.wire.resolved import BEAM_SEARCH
 
 

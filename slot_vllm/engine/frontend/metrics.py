@@ -26,7 +26,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from slot_vllm.engine.frontend.cached_rpc import CachedRpc
-from slot_vllm.engine.frontend.wraps import wrap
+from slot_vllm.engine.vllm_contract.wraps import wrap
 from slot_vllm.engine.wire.engine_settings import asks_for_slot
 from slot_vllm.engine.wire.worker_metrics import HistogramSnapshot, WorkerMetrics
 

@@ -8,8 +8,8 @@ import logging
 from typing import Any
 
 from slot_vllm.engine.frontend import raw_settings, startup
-from slot_vllm.engine.frontend.wraps import wrap
 from slot_vllm.engine.vllm_contract import release
+from slot_vllm.engine.vllm_contract.wraps import wrap
 from slot_vllm.engine.wire.engine_settings import EXTENSION, asks_for_slot
 
 logger = logging.getLogger("vllm.slot_vllm")

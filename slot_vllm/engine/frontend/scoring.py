@@ -9,16 +9,15 @@ from typing import Any
 from vllm.exceptions import VLLMValidationError
 
 from slot_vllm.engine.frontend.origins import Origin, submitting
-from slot_vllm.engine.frontend.wraps import wrap
 from slot_vllm.engine.vllm_contract.server import SCORING_ENDPOINTS
+from slot_vllm.engine.vllm_contract.wraps import wrap
 from slot_vllm.params import named
 
 
 def check_scoring(request: Any) -> None:
     """Raise VLLMValidationError if a request to one of these endpoints names a setting."""
     beside = request.model_extra or {}
-    within = beside.get("vllm_xargs")
-    keys = [*named(beside), *named(within if isinstance(within, dict) else None)]
+    keys = [*named(beside), *named(beside.get("vllm_xargs"))]
     if keys:
         raise VLLMValidationError(
             f"{', '.join(keys)}: SLOT adapts answers, and this endpoint scores; allowed: no slot_* "

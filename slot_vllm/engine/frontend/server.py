@@ -11,7 +11,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
 
 from slot_vllm.engine.frontend.admission import AcceptedDict, Admission
-from slot_vllm.engine.frontend.wraps import wrap
+from slot_vllm.engine.vllm_contract.wraps import over, wrap
 from slot_vllm.engine.wire.engine_settings import asks_for_slot
 from slot_vllm.params import named
 
@@ -41,44 +41,43 @@ def install() -> None:
 def _hook(serving: Any, admission: Admission) -> None:
     for name in _ENTRIES:
         if hasattr(serving, name):
-            setattr(serving, name, _checked(getattr(serving, name), admission))
-    log_inputs = serving._log_inputs
+            over(serving, name)(functools.partial(_checked, admission))
 
-    def hooked_log_inputs(
-        request_id: str, inputs: Any, params: Any, lora_request: Any, *args: Any, **kwargs: Any
+    @over(serving, "_log_inputs")
+    def log_inputs(
+        original: Any,
+        request_id: str,
+        inputs: Any,
+        params: Any,
+        lora_request: Any,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
         check_inputs(admission, inputs, params, lora_request)
-        return log_inputs(request_id, inputs, params, lora_request, *args, **kwargs)
+        return original(request_id, inputs, params, lora_request, *args, **kwargs)
 
-    serving._log_inputs = hooked_log_inputs
     if not hasattr(serving, "_generate_with_builtin_tools"):
         return
-    generate = serving._generate_with_builtin_tools
 
     # /v1/responses calls _log_inputs only once the response has begun, for the prompt of each tool
     # call. Not async, so that it raises before the generator starts.
-    def checked_generate(
-        *args: Any, engine_input: Any, sampling_params: Any, lora_request: Any, **kwargs: Any
-    ) -> Any:
-        check_generation(admission, engine_input, sampling_params, lora_request)
-        return generate(
-            *args,
-            engine_input=engine_input,
-            sampling_params=sampling_params,
-            lora_request=lora_request,
-            **kwargs,
-        )
-
-    serving._generate_with_builtin_tools = checked_generate
+    @over(serving, "_generate_with_builtin_tools")
+    def generate(original: Any, *args: Any, **kwargs: Any) -> Any:
+        given = kwargs["engine_input"], kwargs["sampling_params"], kwargs["lora_request"]
+        check_generation(admission, *given)
+        return original(*args, **kwargs)
 
 
-def _checked(entry: Any, admission: Admission) -> Any:
-    @functools.wraps(entry)
-    async def checked(request: Any, raw_request: Any = None, *args: Any, **kwargs: Any) -> Any:
-        await check_entry(admission, request, raw_request)
-        return await entry(request, raw_request, *args, **kwargs)
-
-    return checked
+async def _checked(
+    admission: Admission,
+    entry: Any,
+    request: Any,
+    raw_request: Any = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    await check_entry(admission, request, raw_request)
+    return await entry(request, raw_request, *args, **kwargs)
 
 
 async def check_entry(admission: Admission, request: Any, raw_request: Any) -> None:
@@ -89,7 +88,7 @@ async def check_entry(admission: Admission, request: Any, raw_request: Any) -> N
         body = await raw_request.json()
         outside = body if isinstance(body, dict) else {}
         settings = outside.get("vllm_xargs")
-    within = named(settings) if isinstance(settings, dict) else {}
+    within = named(settings)
     if isinstance(getattr(request, "sampling_params", None), SamplingParams):
         # ``check_inputs`` reads those.
         _refuse_beside("sampling_params.extra_args", {**named(outside), **within})

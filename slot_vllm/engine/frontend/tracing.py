@@ -7,7 +7,7 @@ admission decided; whether a delta was learned or shared is known to the workers
 from contextvars import ContextVar
 from typing import Any
 
-from slot_vllm.engine.frontend.wraps import wrap
+from slot_vllm.engine.vllm_contract.wraps import wrap
 from slot_vllm.engine.wire.resolved import RESOLVED, ResolvedDict, read_resolved
 
 Attributes = dict[str, str | int | float]

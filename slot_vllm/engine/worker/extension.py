@@ -4,7 +4,6 @@ vLLM imports this module in a worker process when an engine names the extension.
 ``Worker.load_model``, a start-up function: a mixed-in extension class can only add methods.
 """
 
-import functools
 import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -13,6 +12,7 @@ from vllm.distributed.parallel_state import get_pp_group, get_tp_group
 from vllm.v1.worker.gpu_worker import Worker
 
 from slot_vllm.engine.vllm_contract import release
+from slot_vllm.engine.vllm_contract.wraps import wrap
 from slot_vllm.engine.wire.engine_settings import asks_for_slot
 from slot_vllm.engine.wire.receipt_dict import ReceiptDict
 from slot_vllm.engine.wire.worker_metrics import WorkerMetrics
@@ -139,14 +139,8 @@ def install(worker: Any) -> None:
     logger.info("%s", startup_table(config, v2, linear_head.describe(), state))
 
 
-_load_model = Worker.load_model
-
-
-@functools.wraps(_load_model)
-def load_model(self: Any, *args: Any, **kwargs: Any) -> None:
-    _load_model(self, *args, **kwargs)
+@wrap(Worker, "load_model")
+def load_model(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
+    original(self, *args, **kwargs)
     if asks_for_slot(self.vllm_config):
         install(self)
-
-
-Worker.load_model = load_model

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from slot_vllm.engine.vllm_contract.wraps import over
 from slot_vllm.engine.worker.batch import BatchView
 from slot_vllm.engine.worker.cpu_generators import keep_states
 from slot_vllm.engine.worker.failure import Failure
@@ -59,26 +60,7 @@ class Hook:
 
 def hook_v1(runner: Any, step: Step, cache: "HiddenCache | None") -> None:
     """``vllm.v1.worker.gpu_model_runner.GPUModelRunner``."""
-    execute_model = runner.execute_model
-    prepare_inputs = runner._prepare_inputs
-    model_forward = runner._model_forward
     prepared: list[Any] = []
-
-    def hooked_execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-        step.begin_step(scheduler_output)
-        return execute_model(scheduler_output, *args, **kwargs)
-
-    def hooked_prepare_inputs(*args: Any, **kwargs: Any) -> Any:
-        result = prepare_inputs(*args, **kwargs)
-        prepared[:] = [result]
-        return result
-
-    def hooked_model_forward(*args: Any, **kwargs: Any) -> Any:
-        output = model_forward(*args, **kwargs)
-        inputs = prepared.copy()
-        prepared.clear()
-        before_logits(output, lambda: inputs[0][0])
-        return output
 
     def before_logits(output: Any, logits_indices: Callable[[], torch.Tensor]) -> None:
         hidden_states = output[0] if isinstance(output, tuple) else output
@@ -126,29 +108,28 @@ def hook_v1(runner: Any, step: Step, cache: "HiddenCache | None") -> None:
             step.unstage,
         )
         return
-    runner.execute_model = hooked_execute_model
-    runner._prepare_inputs = hooked_prepare_inputs
-    runner._model_forward = hooked_model_forward
+
+    @over(runner, "execute_model")
+    def execute_model(original: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        step.begin_step(scheduler_output)
+        return original(scheduler_output, *args, **kwargs)
+
+    @over(runner, "_prepare_inputs")
+    def prepare_inputs(original: Any, *args: Any, **kwargs: Any) -> Any:
+        prepared[:] = [original(*args, **kwargs)]
+        return prepared[0]
+
+    @over(runner, "_model_forward")
+    def model_forward(original: Any, *args: Any, **kwargs: Any) -> Any:
+        output = original(*args, **kwargs)
+        inputs = prepared.copy()
+        prepared.clear()
+        before_logits(output, lambda: inputs[0][0])
+        return output
 
 
 def hook_v2(runner: Any, step: Step, cache: "HiddenCache | None") -> None:
     """``vllm.v1.worker.gpu.model_runner.GPUModelRunner``."""
-    execute_model = runner.execute_model
-    sample = runner.sample
-
-    def hooked_execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-        if not kwargs.get("dummy_run"):
-            step.begin_step(scheduler_output)
-        return execute_model(scheduler_output, *args, **kwargs)
-
-    def hooked_sample(
-        hidden_states: torch.Tensor, input_batch: Any, *args: Any, **kwargs: Any
-    ) -> Any:
-        before_logits(hidden_states, input_batch)
-        try:
-            return sample(hidden_states, input_batch, *args, **kwargs)
-        finally:
-            step.unstage()
 
     def before_logits(hidden_states: torch.Tensor, input_batch: Any) -> None:
         if cache is not None and cache.allocated:
@@ -189,8 +170,22 @@ def hook_v2(runner: Any, step: Step, cache: "HiddenCache | None") -> None:
     if has_own_hooks(type(runner), V2_CALLS):
         runner.slot_hook = Hook(step.begin_step, before_logits, step.unstage)
         return
-    runner.execute_model = hooked_execute_model
-    runner.sample = hooked_sample
+
+    @over(runner, "execute_model")
+    def execute_model(original: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        if not kwargs.get("dummy_run"):
+            step.begin_step(scheduler_output)
+        return original(scheduler_output, *args, **kwargs)
+
+    @over(runner, "sample")
+    def sample(
+        original: Any, hidden_states: torch.Tensor, input_batch: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        before_logits(hidden_states, input_batch)
+        try:
+            return original(hidden_states, input_batch, *args, **kwargs)
+        finally:
+            step.unstage()
 
 
 def write(
@@ -217,43 +212,37 @@ def watch(worker: Any, state: RunnerState, cache: "HiddenCache | None") -> None:
 
     runner = worker.model_runner
     replaced = replaced_methods(runner)
-    warm_up = worker.compile_or_warm_up_model
-    initialize_kv_cache = runner.initialize_kv_cache
-    add_lora = worker.add_lora
 
-    def hooked_initialize_kv_cache(kv_cache_config: Any, *args: Any, **kwargs: Any) -> None:
-        initialize_kv_cache(kv_cache_config, *args, **kwargs)
+    @over(runner, "initialize_kv_cache")
+    def initialize_kv_cache(original: Any, kv_cache_config: Any, *args: Any, **kwargs: Any) -> None:
+        original(kv_cache_config, *args, **kwargs)
         # Before 0.29 the V2 runner takes nothing else.
         profiles = kwargs.get("is_profiling", args[0] if args else False)
         if cache is not None and not profiles:
             cost = cache.measure(kv_cache_config)
             logger.info("SLOT keeps hidden states in the KV cache: %s", cost.describe())
 
-    def hooked_warm_up(*args: Any, **kwargs: Any) -> Any:
+    @over(worker, "compile_or_warm_up_model")
+    def warm_up(original: Any, *args: Any, **kwargs: Any) -> Any:
         # The end of start-up, for every worker.
         check_in_use(worker, runner, replaced)
         state.step.serving = False
         try:
-            return warm_up(*args, **kwargs)
+            return original(*args, **kwargs)
         finally:
             state.step.serving = True
 
-    def hooked_add_lora(lora_request: Any) -> Any:
+    @over(worker, "add_lora")
+    def add_lora(original: Any, lora_request: Any) -> Any:
         if lora_request.load_inplace:
             state.registry.change_adapter(lora_request.lora_name)
-        return add_lora(lora_request)
+        return original(lora_request)
 
-    def forgetting(method: Callable[..., Any]) -> Callable[..., Any]:
-        def hooked(*args: Any, **kwargs: Any) -> Any:
-            state.sharing.forget()
-            return method(*args, **kwargs)
+    def change_weights(original: Any, *args: Any, **kwargs: Any) -> Any:
+        state.sharing.forget()
+        return original(*args, **kwargs)
 
-        return hooked
-
-    runner.initialize_kv_cache = hooked_initialize_kv_cache
-    worker.compile_or_warm_up_model = hooked_warm_up
-    worker.add_lora = hooked_add_lora
     for name in CHANGES_WEIGHTS:
         # There is no reset_weights before 0.32.
         if hasattr(worker, name):
-            setattr(worker, name, forgetting(getattr(worker, name)))
+            over(worker, name)(change_weights)
