@@ -21,8 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slot_vllm.engine.vllm_contract.contact import PARTS, Contact
-from slot_vllm.engine.vllm_contract.contacts import CONTACTS
-from slot_vllm.engine.vllm_contract.release import missing_in
+from slot_vllm.engine.vllm_contract.release import CONTACTS, missing_in
 from slot_vllm.engine.vllm_contract.source import Source
 
 OLDEST = (0, 26)

@@ -14,8 +14,7 @@ import vllm
 from slot_vllm.engine.frontend import plugin
 from slot_vllm.engine.vllm_contract import release
 from slot_vllm.engine.vllm_contract.contact import PARTS, Contact
-from slot_vllm.engine.vllm_contract.contacts import CONTACTS
-from slot_vllm.engine.vllm_contract.release import TESTED
+from slot_vllm.engine.vllm_contract.release import CONTACTS, TESTED
 from slot_vllm.engine.vllm_contract.source import Source
 from slot_vllm.engine.worker.runner_in_use import V2
 from slot_vllm.params import SlotConfig, SlotError

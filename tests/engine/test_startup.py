@@ -16,7 +16,7 @@ from slot_vllm import __version__
 from slot_vllm.engine.frontend.hidden_cache_choice import choose
 from slot_vllm.engine.frontend.startup import refuse_what_cannot_work
 from slot_vllm.engine.vllm_contract import release
-from slot_vllm.engine.vllm_contract.contacts import CONTACTS
+from slot_vllm.engine.vllm_contract.release import CONTACTS
 from slot_vllm.engine.vllm_contract.source import Source
 from slot_vllm.engine.wire.engine_settings import EXTENSION, asks_for_slot, read_config
 from slot_vllm.params import SlotConfig, SlotError

@@ -1,7 +1,8 @@
 """Which releases of vLLM this package works with, found out by looking.
 
-A release is judged by what it has (``contacts``), not by its number alone: the same contacts are
-looked for in the vLLM that runs and, without importing it, in the source of any other.
+A release is judged by what it has, not by its number alone: all of vLLM that is relied on is looked
+for in the vLLM that runs and, without importing it, in the source of any other
+(``scripts/check_vllm.py``, which also writes docs/contacts.md from it).
 """
 
 import ast
@@ -17,11 +18,17 @@ from typing import Any
 
 from slot_vllm.engine.vllm_contract import source
 from slot_vllm.engine.vllm_contract.contact import Contact, Part
-from slot_vllm.engine.vllm_contract.contacts import CONTACTS
+from slot_vllm.engine.vllm_contract.front_end import FRONT_END
+from slot_vllm.engine.vllm_contract.hidden_cache import HIDDEN_CACHE
+from slot_vllm.engine.vllm_contract.scheduler import SCHEDULER
+from slot_vllm.engine.vllm_contract.server import SERVER
 from slot_vllm.engine.vllm_contract.source import Source
+from slot_vllm.engine.vllm_contract.worker import WORKER
 from slot_vllm.params import SlotError
 
 logger = logging.getLogger("vllm.slot_vllm")
+
+CONTACTS = (*FRONT_END, *SERVER, *WORKER, *HIDDEN_CACHE, *SCHEDULER)
 
 # Whose methods other plugins wrap, too.
 _WRAPPED_BY_OTHERS = ("worker", "V1 runner", "V2 runner")
