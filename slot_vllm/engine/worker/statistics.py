@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from slot_vllm.engine.wire.worker_metrics import HistogramSnapshot
-from slot_vllm.engine.worker.device_counts import DeviceCounts
 from slot_vllm.engine.worker.failure import REASONS
 from slot_vllm.engine.worker.failures import Failures
 from slot_vllm.engine.worker.histogram import Histogram
@@ -94,3 +93,26 @@ class Statistics:
 
 def _not_finite(outcome: str) -> str:
     return f"non_finite.{outcome}"
+
+
+class DeviceCounts:
+    """Counters, one per name, of what only the device knows, without a step that waits for it."""
+
+    def __init__(self, names: Sequence[str], device: torch.device) -> None:
+        self._index = {name: i for i, name in enumerate(names)}
+        self._counts = torch.zeros(len(names), dtype=torch.int64, device=device)
+        self._arrived = torch.zeros(len(names), dtype=torch.int64, pin_memory=device.type == "cuda")
+
+    def add(self, name: str, flags: Sequence[Tensor]) -> None:
+        """Count those of ``flags``, () bool on the device, that are true."""
+        self._counts[self._index[name]] += torch.stack(list(flags)).sum()
+        # On its way to the host; what is there until it comes is an earlier count.
+        self._arrived.copy_(self._counts, non_blocking=True)
+
+    def arrived(self, name: str) -> int:
+        """What the host knows by now."""
+        return int(self._arrived[self._index[name]])
+
+    def read(self, name: str) -> int:
+        """Waits for the device."""
+        return int(self._counts[self._index[name]])
