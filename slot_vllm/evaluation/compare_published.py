@@ -111,6 +111,11 @@ def compare(results: Path, table: Path | None = None) -> BesidePublished:
     return BesidePublished(lines, alone, _needed([row for row in of_model if row.task in tasks]))
 
 
+def command(results: Path, published: Path | None) -> None:
+    """``slot-vllm compare-published``. Raises ConfigError."""
+    show(compare(results, published))
+
+
 def show(found: BesidePublished) -> None:
     """Prints the table, what stands alone, and how to read it."""
     console = terminal()

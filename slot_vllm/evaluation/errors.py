@@ -33,3 +33,12 @@ def writing(where: object) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(f"{where}: cannot be written: {error.strerror}") from None
+
+
+@contextmanager
+def of_file(path: object) -> Iterator[None]:
+    """Puts the name of the file that asked for it before what a ConfigError says."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error

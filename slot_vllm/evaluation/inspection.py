@@ -1,9 +1,9 @@
 """What delta does: prompts read again with SLOT, and the tokens that W delta raises and lowers."""
 
-import argparse
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from lighteval.models.abstract_model import ModelConfig
@@ -13,7 +13,7 @@ from slot_vllm.evaluation import config as configuration
 from slot_vllm.evaluation import inspection_view, tasks, unicode_text
 from slot_vllm.evaluation.config import RunConfig
 from slot_vllm.evaluation.console import say
-from slot_vllm.evaluation.errors import ConfigError
+from slot_vllm.evaluation.errors import ConfigError, of_file
 from slot_vllm.evaluation.generation import Engine, Request, check_option_names
 from slot_vllm.evaluation.inspection_record import Inspection, PromptShifts
 from slot_vllm.evaluation.lighteval_model import SlotModel
@@ -62,32 +62,37 @@ def inspect(
     )
 
 
-def command(options: argparse.Namespace) -> None:
-    """``slot-vllm inspect``: prints tables, and draws a chart if ``options.output`` names a file.
+def command(
+    config: Path,
+    set: Sequence[str],
+    prompt: str | None,
+    arm: str | None,
+    top: int,
+    output: Path | None,
+) -> None:
+    """``slot-vllm inspect``: prints tables, and draws a chart if ``output`` names a file.
 
     Raises ConfigError, and RunFailed if the engine does not start.
     """
-    if options.top < 1:
-        raise ConfigError(f"--top {options.top}: allowed: 1 or more")
-    if options.output is not None:
-        inspection_view.check_output(options.output)
-    fault = unicode_text.fault(options.prompt)
+    if top < 1:
+        raise ConfigError(f"--top {top}: allowed: 1 or more")
+    if output is not None:
+        inspection_view.check_output(output)
+    fault = unicode_text.fault(prompt)
     if fault is not None:
         raise ConfigError(f"--prompt: {fault}")
-    config = configuration.load(options.config, options.set)
-    try:
-        if options.prompt is not None:
+    run = configuration.load(config, set)
+    with of_file(config):
+        if prompt is not None:
             # The tasks, and so their data, are not needed.
-            config = changed(config, tasks=[])
-        configuration.check_paths(config)
-        arms = _arms(config, options.arm)
+            run = changed(run, tasks=[])
+        configuration.check_paths(run)
+        arms = _arms(run, arm)
         say()
-        inspections = _inspections(config, arms, options.prompt, options.top)
-    except ConfigError as error:
-        raise ConfigError(f"{options.config}: {error}") from error
+        inspections = _inspections(run, arms, prompt, top)
     inspection_view.show(inspections)
-    if options.output is not None:
-        inspection_view.write_chart(inspections, options.output)
+    if output is not None:
+        inspection_view.write_chart(inspections, output)
 
 
 def _arms(config: RunConfig, name: str | None) -> list[Arm]:

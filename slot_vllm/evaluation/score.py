@@ -1,6 +1,5 @@
 """``slot-vllm score``: answers from elsewhere, scored as a run scores its own."""
 
-import argparse
 import contextlib
 import sys
 from collections import defaultdict
@@ -25,12 +24,19 @@ from slot_vllm.validation_errors import describe
 _WARM = {"temperature": 1.0}
 
 
-def command(options: argparse.Namespace) -> None:
+def command(
+    task: str,
+    data: Path,
+    answers: Path,
+    answers_per_problem: int | None,
+    custom_tasks: str | None,
+    json: bool,
+) -> None:
     """Runs it. Raises ConfigError, and RunFailed at the end if a scorer failed on some answers."""
     with contextlib.redirect_stdout(sys.stderr):  # what lighteval and its libraries print
-        task = load(options.task, options.data, options.answers_per_problem, options.custom_tasks)
-        scored = score(task, read(task, options.answers))
-    if options.json:
+        loaded = load(task, data, answers_per_problem, custom_tasks)
+        scored = score(loaded, read(loaded, answers))
+    if json:
         print(scored.model_dump_json())
     else:
         Console().print(_table(scored))

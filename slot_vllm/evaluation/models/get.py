@@ -22,6 +22,11 @@ def make_model(model: str) -> None:
         get(find(model.removeprefix(PREFIX)))
 
 
+def by_name(name: str, output: Path | None) -> Path:
+    """``slot-vllm get-model``: as ``get``."""
+    return get(find(name), output)
+
+
 def get(model: Model, output: Path | None = None) -> Path:
     """The directory of a model, made if it is not there. Raises ConfigError, RunFailed.
 
