@@ -2,7 +2,7 @@
 
 import pytest
 
-from slot_vllm.evaluation.time_left import TimeLeft
+from slot_vllm.evaluation.answering import TimeLeft
 
 
 class Clock:
