@@ -14,10 +14,7 @@ from slot_vllm.evaluation.config import AS_IT_RAN, RunConfig, Task
 from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.inspection_record import Inspection
 from slot_vllm.evaluation.record import SCHEMA, RunRecord, schema_of
-from slot_vllm.evaluation.run_settings import (
-    changed,
-    without_system_prompt,
-)
+from slot_vllm.evaluation.run_settings import changed, differences, without_system_prompt
 from slot_vllm.evaluation.samples import SAMPLES, SampleFile, write_whole
 from slot_vllm.removed import of_stored_run
 from slot_vllm.validation_errors import describe, first_fault
@@ -125,8 +122,8 @@ class RunDirectory:
             return here
         now = _without_places(_part(config, here))
         there = _without_places(here)
-        differences = [_first_difference(one, there) for one in (now, without_system_prompt(now))]
-        return None if None in differences else differences[0]
+        found = [differences(one, there) for one in (now, without_system_prompt(now))]
+        return "{}={!r}, there {!r}".format(*found[0][0]) if all(found) else None
 
     def _recorded(self) -> RunConfig | str:
         """The configuration that is here, with the defaults of settings that an earlier release did
@@ -208,16 +205,3 @@ def _validated(path: Path, kind: TypeAdapter[_Model], values: Any) -> _Model:
 
 def _plain(config: RunConfig | Task) -> dict[str, Any]:
     return config.model_dump(mode="json")
-
-
-def _first_difference(now: Any, here: Any, key: str = "") -> str | None:
-    if now == here:
-        return None
-    if isinstance(now, dict) and isinstance(here, dict):
-        pairs = [(name, now.get(name), here.get(name)) for name in {**now, **here}]
-    elif isinstance(now, list) and isinstance(here, list) and len(now) == len(here):
-        pairs = [(str(i), *pair) for i, pair in enumerate(zip(now, here, strict=True))]
-    else:
-        return f"{key}={now!r}, there {here!r}"
-    below = (_first_difference(a, b, f"{key}.{name}" if key else name) for name, a, b in pairs)
-    return next((difference for difference in below if difference is not None), None)

@@ -1,7 +1,7 @@
 """The configuration of a run as its record holds it, whichever release wrote it."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -28,10 +28,14 @@ def changed(model: _Model, **values: Any) -> _Model:
     return model.model_copy(update=values)
 
 
-class RecordedGeneration(BaseModel):
-    """What a record is asked of the run's ``generation``; it holds all of it."""
+class _Whole(BaseModel):
+    """Its fields are what a record is asked for; it holds all that the configuration said."""
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+
+class RecordedGeneration(_Whole):
+    """The run's ``generation``."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -42,19 +46,15 @@ class RecordedGeneration(BaseModel):
     stop: list[str] = []
 
 
-class TaskOfRun(BaseModel):
+class TaskOfRun(_Whole):
     """An item of the run's ``tasks``."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
     name: str
     data: str | None = None
 
 
-class RunSettings(BaseModel):
-    """The run's configuration. It holds all of it; these are what a record is asked for."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+class RunSettings(_Whole):
+    """The run's configuration."""
 
     name: str | None = None
     model: str | None = None
@@ -78,9 +78,23 @@ class RunSettings(BaseModel):
         return self.model_dump(mode="json", exclude_unset=True)
 
 
-def name_of(item: Mapping[str, Any], default: Any) -> Any:
-    """What an item of a list in the configuration is called."""
-    return item.get("name", default)
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """The keys of two configurations that differ, with both values: ``arms.slot.lr``. What one of
+    them lacks is None there."""
+    ours, theirs = dict(_flat(one)), dict(_flat(other))
+    pairs = [(key, ours.get(key), theirs.get(key)) for key in {**ours, **theirs}]
+    return [pair for pair in pairs if pair[1] != pair[2]]
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """By dotted keys; the items of a list by their ``name`` or their index, as ``--set`` has it."""
+    if isinstance(value, list) and all(isinstance(item, Mapping) for item in value):
+        value = {item.get("name", index): item for index, item in enumerate(value)}
+    if not isinstance(value, Mapping):
+        yield key, value
+        return
+    for name, inner in value.items():
+        yield from _flat(inner, f"{key}.{name}" if key else str(name))
 
 
 def without_system_prompt(config: Mapping[str, Any]) -> dict[str, Any]:

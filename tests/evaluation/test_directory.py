@@ -28,9 +28,9 @@ def test_a_resumed_run_may_have_further_arms(tmp_path: Path) -> None:
     check(more)
     with pytest.raises(ConfigError, match="holds a finished run; --resume adds arms or problems"):
         check(more, resume=False)
-    with pytest.raises(ConfigError, match=r"another configuration \(arms="):
+    with pytest.raises(ConfigError, match=r"another configuration \(arms\.baseline\."):
         check(more[1:])
-    with pytest.raises(ConfigError, match=r"another configuration \(arms\.1\.lr=0\.7"):
+    with pytest.raises(ConfigError, match=r"another configuration \(arms\.slot\.lr=0\.7"):
         check([ARMS[0], {**ARMS[1], "lr": 0.7}, more[2]])
     # What was inspected had fewer arms.
     directory.write_inspection([])
@@ -55,7 +55,7 @@ def test_a_resumed_run_may_have_more_problems(tmp_path: Path) -> None:
     directory.write_inspection([])
     for count in (5, 6, None):
         check(run(count))
-    with pytest.raises(ConfigError, match=r"\(tasks\.0\.max_samples=4, there 5\)"):
+    with pytest.raises(ConfigError, match=r"\(tasks\.aime24\.max_samples=4, there 5\)"):
         check(run(4))
     # The best of a sweep was selected by some of those problems.
     sweep: dict[str, Any] = {"steps": [1], "lr": [0.1]}
@@ -82,9 +82,9 @@ def test_other_problems_are_another_run(tmp_path: Path) -> None:
     check(skip=2, max_samples=5)
     check(skip=2, max_samples=None)
     for other in (0, 1, 3):
-        with pytest.raises(ConfigError, match=rf"\(tasks\.0\.skip={other}, there 2\)"):
+        with pytest.raises(ConfigError, match=rf"\(tasks\.aime24\.skip={other}, there 2\)"):
             check(skip=other, max_samples=5)
-        with pytest.raises(ConfigError, match=rf"\(tasks\.0\.skip={other}, there 2\)"):
+        with pytest.raises(ConfigError, match=rf"\(tasks\.aime24\.skip={other}, there 2\)"):
             check(skip=other, max_samples=3)
 
 
@@ -177,7 +177,8 @@ def test_a_run_of_the_last_release_is_resumed(tmp_path: Path) -> None:
     directory = RunDirectory(path)
     directory.check(config, resume=True, overwrite=False)
     other = load(path / "config.yaml", ["arms.1.reduction=mean_over_rows"])
-    with pytest.raises(ConfigError, match=r"\(arms\.1\.reduction='mean_over_rows', there 'mean'\)"):
+    said = r"\(arms\.slot\.reduction='mean_over_rows', there 'mean'\)"
+    with pytest.raises(ConfigError, match=said):
         directory.check(other, resume=True, overwrite=False)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from slot_vllm.evaluation.comparison import compare
 from slot_vllm.evaluation.record import CONDUCT, Comparison, Result
-from slot_vllm.evaluation.run_settings import name_of
+from slot_vllm.evaluation.run_settings import differences
 from slot_vllm.evaluation.stored_run import StoredPart, StoredRun
 from slot_vllm.removed import REMOVED
 
@@ -46,11 +46,12 @@ class TwoRuns:
 def compare_runs(first: StoredRun, second: StoredRun) -> TwoRuns:
     """Task by task; a task that only one run has is remarked on."""
     tasks = list(dict.fromkeys([*first.tasks, *second.tasks]))
+    settings = differences(*(run.results.config.as_written() for run in (first, second)))
     return TwoRuns(
         first=first.label,
         second=second.label,
         tasks=[_task(task, first, second) for task in tasks],
-        settings=_settings(first, second),
+        settings=[found for found in settings if found[0] != "name"],
     )
 
 
@@ -67,57 +68,32 @@ def _task(task: str, first: StoredRun, second: StoredRun) -> TaskAcrossRuns:
     refused = {name: remark for name, pair in pairs.items() if (remark := _apart(*pair))}
     remarks += [f"{name}: {remark}" for name, remark in refused.items()]
     pairs = {name: pair for name, pair in pairs.items() if name not in refused}
+    named = dict.fromkeys(m for pair in pairs.values() for part in pair for m in part.metrics)
+    between = f"{second.label} against {first.label}"
     arms = []
-    for metric in _metrics(pairs):
-        other = _other_scorer(task, metric, first, second)
-        if other:
+    for metric in [*named, *CONDUCT] if pairs else []:
+        if other := _other_scorer(task, metric, first, second):
             remarks.append(f"{metric}: {other}")
             continue
-        found, said = _in_metric(metric, pairs)
-        remarks += said
-        between = f"{second.label} against {first.label}"
-        arms += [
-            ArmAcrossRuns(
-                *pairs[name],
-                metric,
-                problems,
-                comparison,
-                f"{task}, {name}, {between}, {metric}: {comparison.words}",
-            )
-            for name, (problems, comparison) in found.items()
-        ]
+        here: dict[str, dict[str, float]] = {}
+        there: dict[str, float] = {}
+        for name, pair in pairs.items():
+            if remark := _incomparable(metric, *pair):
+                remarks.append(f"{name}: {metric} {remark}")
+                continue
+            # An arm's own name before each problem's: every arm has a reference of its own, and
+            # all of them are corrected together.
+            before, after = (part.scores_in(metric) for part in pair)
+            shared = _shared(*pair) & before.keys() & after.keys()
+            here[name] = {f"{name} {problem}": after[problem] for problem in shared}
+            there |= {f"{name} {problem}": before[problem] for problem in shared}
+        for name, found in compare(here, there).items():
+            words = f"{task}, {name}, {between}, {metric}: {found.words}"
+            arms.append(ArmAcrossRuns(*pairs[name], metric, len(here[name]), found, words))
     return TaskAcrossRuns(task, arms, remarks)
 
 
-_Pairs = Mapping[str, tuple[StoredPart, StoredPart]]
-
-
-def _metrics(pairs: _Pairs) -> list[str]:
-    """Of either run."""
-    named = dict.fromkeys(m for pair in pairs.values() for part in pair for m in part.metrics)
-    return [*named, *CONDUCT] if pairs else []
-
-
-def _in_metric(metric: str, pairs: _Pairs) -> tuple[dict[str, tuple[int, Comparison]], list[str]]:
-    remarks: list[str] = []
-    here: dict[str, dict[str, float]] = {}
-    there: dict[str, float] = {}
-    for name, (first, second) in pairs.items():
-        remark = _incomparable(metric, first, second)
-        if remark:
-            remarks.append(f"{name}: {metric} {remark}")
-            continue
-        # An arm's own name before each problem's: every arm has a reference of its own, and all
-        # of them are corrected together.
-        before, after = first.scores_in(metric), second.scores_in(metric)
-        shared = [i for i in _shared(first, second) if i in before and i in after]
-        here[name] = {f"{name} {problem}": after[problem] for problem in shared}
-        there |= {f"{name} {problem}": before[problem] for problem in shared}
-    compared = compare(here, there)
-    return {name: (len(here[name]), found) for name, found in compared.items()}, remarks
-
-
-def _other_settings(pairs: _Pairs) -> list[str]:
+def _other_settings(pairs: Mapping[str, tuple[StoredPart, StoredPart]]) -> list[str]:
     """What else than its name differs between an arm of the one run and of the other."""
     remarks = []
     for name, (first, second) in pairs.items():
@@ -195,19 +171,3 @@ def _shared(first: StoredPart, second: StoredPart) -> set[str]:
     return {
         i for i in ours.keys() & theirs.keys() if ours[i].prompt_sha256 == theirs[i].prompt_sha256
     }
-
-
-def _settings(first: StoredRun, second: StoredRun) -> list[tuple[str, Any, Any]]:
-    ours, theirs = (dict(_flat(run.results.config.as_written())) for run in (first, second))
-    keys = [key for key in {**ours, **theirs} if key != "name"]
-    return [(k, ours.get(k), theirs.get(k)) for k in keys if ours.get(k) != theirs.get(k)]
-
-
-def _flat(value: Any, key: str = "") -> list[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        items = list(value.items())
-    elif isinstance(value, list) and all(isinstance(item, Mapping) for item in value):
-        items = [(name_of(item, index), item) for index, item in enumerate(value)]
-    else:
-        return [(key, value)]
-    return [pair for k, v in items for pair in _flat(v, f"{key}.{k}" if key else str(k))]
