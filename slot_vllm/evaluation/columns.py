@@ -90,7 +90,7 @@ def _row(place: str, row: Row, columns: Sequence[Column]) -> Row:
     known = {column.name: _cell(place, row, column, columns) for column in columns}
     also = [found for name in (*GROUPS, *IDS) if (found := _find(row, (name,), place))]
     for name in also if columns else row:
-        encodable(place, name, row[name])
+        unicode_text.check(f"{place}: {name}", row[name])
     own = _find(row, IDS, place)
     if own is not None and (_is_nan(row[own]) or not _is_scalar(row[own])):
         raise ConfigError(f"{place}: {own}={row[own]!r}: an id is a text or a number")
@@ -122,7 +122,7 @@ def _cell(place: str, row: Row, column: Column, columns: Sequence[Column]) -> An
     if not _is_scalar(value):
         raise ConfigError(f"{place}: {found}={value!r}: a text is required")
     text = _as_text(value)
-    encodable(place, found, text)
+    unicode_text.check(f"{place}: {found}", text)
     return f"$\\boxed{{{text}}}$" if bare else text
 
 
@@ -134,7 +134,7 @@ def _list(place: str, name: str, value: Any) -> list[Any]:
             value = None
     if not isinstance(value, list):
         raise ConfigError(f"{place}: {name}: a list is required")
-    encodable(place, name, value)
+    unicode_text.check(f"{place}: {name}", value)
     if any(_is_nan(inner) for inner in unicode_text.inside(value)):
         raise ConfigError(f"{place}: {name}: the list holds NaN or infinity")
     return value
@@ -183,10 +183,3 @@ def _is_blank(value: Any) -> bool:
 
 def _is_nan(value: Any) -> bool:
     return isinstance(value, float | Decimal) and not math.isfinite(value)
-
-
-def encodable(place: str, name: str, value: Any) -> None:
-    """Raises ConfigError for a text in the cell that UTF-8 cannot hold."""
-    fault = unicode_text.fault(value)
-    if fault is not None:
-        raise ConfigError(f"{place}: {name}: {fault}")

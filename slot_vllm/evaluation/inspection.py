@@ -78,9 +78,7 @@ def command(
         raise ConfigError(f"--top {top}: allowed: 1 or more")
     if output is not None:
         inspection_view.check_output(output)
-    fault = unicode_text.fault(prompt)
-    if fault is not None:
-        raise ConfigError(f"--prompt: {fault}")
+    unicode_text.check("--prompt", prompt)
     run = configuration.load(config, set)
     with of_file(config):
         if prompt is not None:

@@ -162,19 +162,19 @@ class SlotModel(LightevalModel):
         if system is None:
             system = benchmarks.SYSTEM_PROMPTS.get(doc.task_name.split("|")[0])
         manager = PromptManager(self._use_chat_template, self._tokenizer, system)
+        where = f"{doc.task_name}, problem {doc.id}"
         try:
             asked = self._with_control(doc, arm.control if arm else None)
             text: str = manager.prepare_prompt(asked)
         except Exception as error:  # whatever a model's template raises
             reason = f"{type(error).__name__}: {one_line(error)}"
-            where = f"{doc.task_name}, problem {doc.id}"
             if not self._use_chat_template:
                 raise ConfigError(f"{where}: its prompt cannot be made: {reason}") from None
             raise ConfigError(
                 f"{where}: the model's chat template refuses its prompt: {reason}; allowed: "
                 "chat_template=False, or a prompt and a system prompt (or none) that it takes"
             ) from None
-        _check_text(doc, "its prompt", text)
+        unicode_text.check(f"{where}: its prompt", text)
         return text
 
     def _with_control(self, doc: Doc, control: Control | None) -> Doc:
@@ -214,19 +214,18 @@ class SlotModel(LightevalModel):
         """limit: of prompt and answer, in tokens; None where only the engine knows it."""
         text = self.prompt(doc, arm)
         prompt = self.tokens(text)
+        where = f"{doc.task_name}, problem {doc.id}"
         if not prompt:
-            raise ConfigError(
-                f"{doc.task_name}, problem {doc.id}: its prompt has no token; required: one or more"
-            )
+            raise ConfigError(f"{where}: its prompt has no token; required: one or more")
         room = None if limit is None else limit - len(prompt)
         if room is not None and room < 1:
             raise ConfigError(
-                f"engine.max_model_len={limit}: the prompt of {doc.task_name}, problem "
-                f"{doc.id}, has {len(prompt)} tokens; allowed: more than that"
+                f"engine.max_model_len={limit}: the prompt of {where}, has {len(prompt)} tokens; "
+                "allowed: more than that"
             )
         generation = self.run.generation
         stop = [] if self._use_chat_template else list(doc.stop_sequences or ())
-        _check_text(doc, "its stop strings", stop)
+        unicode_text.check(f"{where}: its stop strings", stop)
         wanted = generation.max_new_tokens or doc.generation_size or room
         sampling: dict[str, Any] = {
             **generation.model_dump(exclude={"max_new_tokens", "seed", "stop"}),
@@ -291,12 +290,6 @@ def _described(run: RunConfig, arm: Arm) -> dict[str, Any]:
     generation["temperature"] = arm.temperature(run.generation.temperature)
     parameters = GenerationParameters(**generation, stop_tokens=run.generation.stop)
     return {"system_prompt": system_prompt(run), "generation_parameters": parameters}
-
-
-def _check_text(doc: Doc, what: str, text: Any) -> None:
-    fault = unicode_text.fault(text)
-    if fault is not None:
-        raise ConfigError(f"{doc.task_name}, problem {doc.id}: {what}: {fault}")
 
 
 def _load_tokenizer(run: RunConfig) -> PreTrainedTokenizerBase:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from slot_vllm.evaluation import columns, data_files, ready_files, scoring, tasks
+from slot_vllm.evaluation import data_files, ready_files, scoring, tasks, unicode_text
 from slot_vllm.evaluation.config import RunConfig, Task
 from slot_vllm.evaluation.data_files import Item
 from slot_vllm.evaluation.errors import ConfigError, RunFailed
@@ -128,8 +128,8 @@ def _answer(item: Item) -> tuple[str, str, str]:
         raise ConfigError(f"{place}: id={name!r}: a text or an integer is required")
     if not isinstance(completion, str):
         raise ConfigError(f"{place}: completion={completion!r}: a text is required")
-    columns.encodable(place, "id", name)
-    columns.encodable(place, "completion", completion)
+    unicode_text.check(f"{place}: id", name)
+    unicode_text.check(f"{place}: completion", completion)
     return place, str(name), completion
 
 

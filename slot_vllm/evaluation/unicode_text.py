@@ -4,6 +4,8 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from slot_vllm.evaluation.errors import ConfigError
+
 # Separators, control characters and format characters such as a zero-width space.
 _INVISIBLE = {"Zs", "Zl", "Zp", "Cc", "Cf"}
 
@@ -21,6 +23,13 @@ def fault(value: Any) -> str | None:
                 f"(U+{ord(text[error.start]):04X}, half of a character)"
             )
     return None
+
+
+def check(where: str, value: Any) -> None:
+    """Raises ConfigError, which begins with ``where``, for what ``fault`` finds."""
+    found = fault(value)
+    if found is not None:
+        raise ConfigError(f"{where}: {found}")
 
 
 def encoded(text: str) -> str:

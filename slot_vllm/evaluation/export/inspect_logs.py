@@ -4,7 +4,26 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from inspect_ai.log import (
+    EvalConfig,
+    EvalDataset,
+    EvalLog,
+    EvalMetric,
+    EvalResults,
+    EvalSample,
+    EvalScore,
+    EvalSpec,
+    write_eval_log,
+)
+from inspect_ai.model import (
+    ChatMessageAssistant,
+    ChatMessageUser,
+    GenerateConfig,
+    ModelOutput,
+    ModelUsage,
+)
+from inspect_ai.scorer import Score
 
 from slot_vllm.evaluation import stored_tasks
 from slot_vllm.evaluation.directory import RESULTS, read_results
@@ -14,23 +33,14 @@ from slot_vllm.evaluation.samples import SAMPLES, SampleFile
 from slot_vllm.evaluation.stored_run import StoredRun
 from slot_vllm.evaluation.unicode_text import encoded
 
-if TYPE_CHECKING:
-    from inspect_ai.log import EvalLog, EvalResults, EvalSample
-
 SUFFIX = ".eval"
 
 
 def write(directory: Path, output: Path) -> list[Path]:
     """Writes the logs of a run's directory into the directory ``output``.
 
-    Raises ConfigError, also where Inspect is not installed.
+    Raises ConfigError.
     """
-    try:
-        from inspect_ai.log import write_eval_log
-    except ImportError:
-        raise ConfigError(
-            "--format inspect: inspect_ai is not installed; the extra slot-vllm[eval] brings it"
-        ) from None
     if output.exists() and not output.is_dir():
         raise ConfigError(f"{output}: it is a file; Inspect has a log per arm: a directory")
     results = read_results(directory / RESULTS)
@@ -48,10 +58,7 @@ def write(directory: Path, output: Path) -> list[Path]:
     return written
 
 
-def _log(results: RunRecord, row: Result, answers: Sequence[Sample], when: datetime) -> "EvalLog":
-    from inspect_ai.log import EvalConfig, EvalDataset, EvalLog, EvalSpec
-    from inspect_ai.model import GenerateConfig
-
+def _log(results: RunRecord, row: Result, answers: Sequence[Sample], when: datetime) -> EvalLog:
     generation = results.config.generation
     model = f"vllm/{results.config.model}"
     ids = list(dict.fromkeys(answer.id for answer in answers))
@@ -77,9 +84,7 @@ def _log(results: RunRecord, row: Result, answers: Sequence[Sample], when: datet
     )
 
 
-def _results(row: Result) -> "EvalResults":
-    from inspect_ai.log import EvalMetric, EvalResults, EvalScore
-
+def _results(row: Result) -> EvalResults:
     scores = []
     for name, metric in row.metrics.items():
         if metric.value is None:
@@ -95,11 +100,7 @@ def _results(row: Result) -> "EvalResults":
     return EvalResults(total_samples=row.samples, completed_samples=row.samples, scores=scores)
 
 
-def _sample(answer: Sample, model: str) -> "EvalSample":
-    from inspect_ai.log import EvalSample
-    from inspect_ai.model import ChatMessageAssistant, ChatMessageUser, ModelOutput, ModelUsage
-    from inspect_ai.scorer import Score
-
+def _sample(answer: Sample, model: str) -> EvalSample:
     prompt, text = encoded(answer.prompt or ""), encoded(answer.completion)
     output = ModelOutput.from_content(
         model, text, stop_reason="max_tokens" if answer.cut_off else "stop"

@@ -1,15 +1,28 @@
-"""``report.html``: one self-contained page about one run or several."""
+"""``report.html``: one self-contained page about one run or several, from its template."""
 
+import base64
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
 from slot_vllm.evaluation import stored_run
 from slot_vllm.evaluation.errors import ConfigError, writing
-from slot_vllm.evaluation.report.page import render
+from slot_vllm.evaluation.report import figures, sample_browser
+from slot_vllm.evaluation.report.across_runs import compare_runs
+from slot_vllm.evaluation.report.sections import section
 from slot_vllm.evaluation.samples import write_whole
+from slot_vllm.evaluation.stored_run import StoredRun
 from slot_vllm.evaluation.unicode_text import encoded
 
 __all__ = ["write"]
+
+_HERE = Path(__file__).parent
+
+# What delta does to single prompts is shown for the first few.
+_PROMPTS = 20
 
 
 def write(runs: Sequence[Path], output: Path | None = None) -> Path:
@@ -30,3 +43,34 @@ def write(runs: Sequence[Path], output: Path | None = None) -> Path:
     with writing(output):
         write_whole(output, encoded(html))
     return output
+
+
+def render(runs: Sequence[StoredRun]) -> str:
+    """The HTML about these runs; the first of several is what the others are compared with."""
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # The page allows no other script than this one, whatever a completion holds.
+    script = (_HERE / "sample_browser.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template("report.html.jinja").render(
+        runs=runs,
+        sections=[section(run, task) for run in runs for task in run.tasks],
+        comparisons=[compare_runs(runs[0], other) for other in runs[1:]],
+        inspections=[
+            (run, inspection, figures.logit_shifts(inspection))
+            for run in runs
+            for inspection in run.inspections
+        ],
+        browser=sample_browser.content(runs),
+        problems_shown=sample_browser.PROBLEMS,
+        answers_shown=sample_browser.ANSWERS,
+        prompts_shown=_PROMPTS,
+        style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_digest=digest,
+    )

@@ -50,11 +50,12 @@ def test_a_packed_run_gets_its_texts_from_the_data(tmp_path: Path) -> None:
 
 
 def test_without_inspect_the_extra_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "inspect_ai.log", None)
-    with pytest.raises(ConfigError, match=r"the extra slot-vllm\[eval\] brings it"):
-        export(tmp_path, "inspect")
+    monkeypatch.delitem(sys.modules, "slot_vllm.evaluation.export.inspect_logs", raising=False)
+    assert cli.main(["export", str(tmp_path), "--format", "inspect"]) == 1
+    assert "needs inspect_ai, which is not installed; slot-vllm[eval]" in capsys.readouterr().err
 
 
 def test_a_file_in_the_way(tmp_path: Path) -> None:
