@@ -225,13 +225,13 @@ def test_another_control_is_another_run(tmp_path: Path) -> None:
 
     check(arms[2], {"name": "new", "control": {"append": "y"}})
     for control, said in [
-        ({**arms[2]["control"], "append": "y"}, r"arms\.2\.control\.append='y', there 'x'"),
+        ({**arms[2]["control"], "append": "y"}, r"arms\.other\.control\.append='y', there 'x'"),
         ({**arms[2]["control"], "temperature": 0.5}, r"control\.temperature=0\.5, there None"),
         ({"append": "x", "bias": {"strength": 2.0, "pseudo_count": 1.0}}, r"bias\.strength=2\.0"),
     ]:
         with pytest.raises(ConfigError, match=said):
             check(_arm(**control))
-    with pytest.raises(ConfigError, match=r"examples="):
+    with pytest.raises(ConfigError, match=r"examples\.0\.problem="):
         directory.check(
             RunConfig.model_validate({**values, "examples": [EXAMPLE]}),
             resume=True,
