@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from slot_vllm.evaluation import ready_files, unicode_text
 from slot_vllm.evaluation.control import Example
-from slot_vllm.evaluation.errors import ConfigError, bad_input, one_line
+from slot_vllm.evaluation.errors import ConfigError, bad_input, of_file, one_line, valid
 from slot_vllm.evaluation.models.catalog import path as model_path
 from slot_vllm.evaluation.overrides import override
 from slot_vllm.evaluation.record import BASELINE, Arm, Name
+from slot_vllm.evaluation.run_settings import Generation, Positive, Strict
 from slot_vllm.params import SlotConfig, SlotError, SlotParams
 from slot_vllm.removed import REMOVED, of_stored_run, removed_from_run
 from slot_vllm.setting import Integer, Number
@@ -40,7 +41,6 @@ def _template(value: Any) -> Any:
 
 
 LocalPath = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]
-Positive = Annotated[Integer, Field(ge=1)]
 ChatTemplate = Annotated[bool | Literal["auto"], BeforeValidator(_template)]
 
 
@@ -62,31 +62,6 @@ def _of_all_cells(values: dict[str, Any]) -> dict[str, Any]:
 
 _OF_ONE_CELL = ("steps", "lr")
 CellSettings = Annotated[dict[str, Any], AfterValidator(_of_all_cells)]
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Generation(Strict):
-    """How answers are sampled. ``temperature: 0`` is greedy decoding.
-
-    max_new_tokens: at most; without it the task's own limit. What the prompt leaves of the
-        model's context is a limit too.
-    seed: every problem's seed is derived from this one, its task and its id: all arms answer a
-        problem with the same seed.
-    stop: strings that end an answer, besides the task's own (lighteval drops those of the task
-        when a chat template is in use).
-    """
-
-    temperature: Annotated[Number, Field(ge=0)] = 0.0
-    top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[Integer, Field(ge=0)] = 0
-    min_p: Annotated[Number, Field(ge=0, le=1)] = 0.0
-    repetition_penalty: Annotated[Number, Field(gt=0, le=2)] = 1.0
-    max_new_tokens: Positive | None = None
-    seed: Annotated[Integer, Field(ge=0)] = 0
-    stop: list[Annotated[str, Field(min_length=1)]] = []
 
 
 class Task(Strict):
@@ -153,7 +128,7 @@ class Ray(Strict):
 
     replicas: Positive
     address: str | None = None
-    resources: dict[str, Annotated[Number, Field(ge=0)]] = {}
+    resources: dict[str, Annotated[Number, Field(ge=0)]] = Field(default={})
 
 
 class RunConfig(Strict):
@@ -178,7 +153,7 @@ class RunConfig(Strict):
     name: Name
     model: LocalPath
     backend: Literal["vllm", "transformers"] = "vllm"
-    engine: dict[str, Any] = {}
+    engine: dict[str, Any] = Field(default={})
     slot: SlotLimits = SlotLimits()
     generation: Generation = Generation()
     ray: Ray | None = None
@@ -186,12 +161,12 @@ class RunConfig(Strict):
     system_prompt: str | None = None
     system_prompt_file: LocalPath | None = None
     system_prompt_sha256: str | None = None
-    examples: list[Example] = []
+    examples: list[Example] = Field(default=[])
     published_model: str | None = None
     custom_tasks: LocalPath | None = None
     inspect: bool = True
     tasks: Annotated[list[Task], Field(min_length=1)]
-    arms: list[Arm] = []
+    arms: list[Arm] = Field(default=[])
     sweep: SweepSettings | None = None
     select: Select | None = None
 
@@ -249,7 +224,7 @@ def load(path: Path, settings: Sequence[str] = ()) -> RunConfig:
     Raises ConfigError, naming the file and the key.
     """
     values = _read(path)
-    try:
+    with of_file(path, SlotError), valid(RunConfig):
         for setting in settings:
             override(values, setting, _parse)
         _check_texts(values)
@@ -257,10 +232,6 @@ def load(path: Path, settings: Sequence[str] = ()) -> RunConfig:
             raise ConfigError(said)
         config = _with_sha256(RunConfig(**values))
         _check(config)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {describe(error, RunConfig)}") from None
-    except (ConfigError, SlotError) as error:
-        raise ConfigError(f"{path}: {error}") from None
     return config
 
 
@@ -333,7 +304,9 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     except yaml.MarkedYAMLError as error:
-        raise ConfigError(f"{path}:{_position(error)}: not YAML: {error.problem}") from None
+        mark = error.problem_mark
+        place = f"{mark.line + 1}:{mark.column + 1}" if mark else "?"
+        raise ConfigError(f"{path}:{place}: not YAML: {error.problem}") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
         raise ConfigError(f"{path}: not YAML: {one_line(error)}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -341,16 +314,9 @@ def _read(path: Path) -> dict[str, Any]:
     return of_stored_run(values) if text.startswith(AS_IT_RAN) else values
 
 
-def _position(error: yaml.MarkedYAMLError) -> str:
-    mark = error.problem_mark
-    return f"{mark.line + 1}:{mark.column + 1}" if mark else "?"
-
-
 def _check(config: RunConfig) -> None:
-    try:
+    with valid(Arm, "sweep: "):
         arms = config.all_arms
-    except ValidationError as error:
-        raise ConfigError(f"sweep: {describe(error, Arm)}") from None
     if not arms:
         raise ConfigError("arms: no arm; required: at least one, here or in `sweep`")
     for key, names in {

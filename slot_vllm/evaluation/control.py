@@ -2,8 +2,9 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from slot_vllm.evaluation.run_settings import Strict
 from slot_vllm.evaluation.unicode_text import blank
 from slot_vllm.setting import Number
 
@@ -17,18 +18,14 @@ def _not_blank(text: str) -> str:
 Text = Annotated[str, AfterValidator(_not_blank)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Example(_Strict):
+class Example(Strict):
     """A worked example: a turn of the user and the assistant's answer to it."""
 
     problem: Text
     answer: Text
 
 
-class Bias(_Strict):
+class Bias(Strict):
     """The prompt's own token frequencies in closed form, as a bias on the logits.
 
     Token v is c_v of the n - 1 targets x_2, ..., x_n of the prompt; the model itself predicts it
@@ -41,7 +38,7 @@ class Bias(_Strict):
     pseudo_count: Annotated[Number, Field(gt=0)]
 
 
-class Control(_Strict):
+class Control(Strict):
     """One of these or several at once.
 
     append: a text put behind the user's turn, after a blank line.

@@ -3,6 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pydantic import BaseModel, ValidationError
+
+from slot_vllm.validation_errors import describe
+
 
 class ConfigError(ValueError):
     """Bad input of a run: one line that says what, where and what is allowed."""
@@ -36,9 +40,20 @@ def writing(where: object) -> Iterator[None]:
 
 
 @contextmanager
-def of_file(path: object) -> Iterator[None]:
-    """Puts the name of the file that asked for it before what a ConfigError says."""
+def valid(model: type[BaseModel], where: str = "") -> Iterator[None]:
+    """Raises ConfigError, which begins with ``where``, for values that are none of the model."""
     try:
         yield
-    except ConfigError as error:
+    except ValidationError as error:
+        raise ConfigError(f"{where}{describe(error, model)}") from None
+
+
+@contextmanager
+def of_file(path: object, *others: type[Exception]) -> Iterator[None]:
+    """Puts the name of the file that asked for it before what a ConfigError says, or an error of
+    these others."""
+    kinds: tuple[type[Exception], ...] = (ConfigError, *others)
+    try:
+        yield
+    except kinds as error:
         raise ConfigError(f"{path}: {error}") from error

@@ -8,15 +8,15 @@ import re
 from pathlib import Path
 
 import yaml
-from pydantic import ValidationError
+from jinja2 import Template
 from vllm.platforms import current_platform
 
 from slot_vllm.evaluation import benchmarks, columns, data_files, ready_files, tasks
 from slot_vllm.evaluation.config import RunConfig, check_paths
-from slot_vllm.evaluation.errors import ConfigError, writing
+from slot_vllm.evaluation.errors import ConfigError, valid, writing
 from slot_vllm.evaluation.models.catalog import PREFIX
-from slot_vllm.validation_errors import describe
 
+_TEMPLATE = Path(__file__).with_name("first_run.yaml.jinja")
 # For editors.
 SCHEMA = Path(__file__).parents[1] / "configs" / "schema.json"
 # At most, of a prompt and its answer.
@@ -38,41 +38,6 @@ _PROBLEMS = (
 )
 _NAMED = "On the hub's data, unless `data:` names a local file or directory."
 
-_TEXT = """\
-# yaml-language-server: $schema={schema}
-# {model}, without SLOT and with it:
-#   slot-vllm eval --config {file}
-# docs/evaluation.md of slot-vllm has all that may stand here. Paths start at the directory in
-# which it is run.
-name: {name}
-# A directory, a hub's name, or get:NAME (slot-vllm get-model --help).
-model: {model}
-engine: # options of vLLM
-  # Tokens of a prompt and its answer together.
-  max_model_len: {length}
-{cache}generation:
-  # Greedy.
-  temperature: 0
-  max_new_tokens: 512
-tasks:
-  # {about}
-  - name: {task}
-{data}    # A first look; without this line all problems.
-    max_samples: 50
-arms:
-  # The model as it is: what the others are compared with.
-  - name: baseline
-    steps: 0
-  # The paper's setting.
-  - name: slot
-    steps: 5
-    lr: 0.1
-"""
-_CACHE = """\
-  # Memory for the prompts and answers at work, in bytes.
-  kv_cache_memory_bytes: 1073741824
-"""
-
 
 def write(model: str, data: str, output: Path | None) -> Path:
     """Writes the file, by default NAME.yaml here, and returns its path.
@@ -86,21 +51,20 @@ def write(model: str, data: str, output: Path | None) -> Path:
     of_model = Path(model.removeprefix(PREFIX)).name
     name = re.sub(r"[^A-Za-z0-9._]+", "-", f"{of_model}-{stem}").strip("-._")
     output = output or Path(f"{name}.yaml")
-    text = _TEXT.format(
+    template = Template(_TEMPLATE.read_text("utf-8"), trim_blocks=True, keep_trailing_newline=True)
+    text = template.render(
         schema=os.path.relpath(SCHEMA.resolve(), output.expanduser().absolute().parent),
         file=output,
         name=_scalar(name),
         model=_scalar(model),
         length=_length(model),
-        cache=_CACHE if current_platform.is_cpu() else "",
+        on_cpu=current_platform.is_cpu(),
         about=about,
         task=_scalar(task),
-        data=f"    data: {_scalar(data)}\n" if local else "",
+        data=_scalar(data) if local else None,
     )
-    try:
+    with valid(RunConfig):
         config = RunConfig(**yaml.safe_load(text))
-    except ValidationError as error:
-        raise ConfigError(describe(error, RunConfig)) from None
     check_paths(config)
     if local:
         tasks.load(config)

@@ -1,12 +1,13 @@
-"""The configuration of a run as its record holds it, whichever release wrote it."""
+"""A run's configuration as its record holds it, whichever release wrote it."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from slot_vllm.removed import of_stored_run
+from slot_vllm.setting import Integer, Number
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -28,22 +29,46 @@ def changed(model: _Model, **values: Any) -> _Model:
     return model.model_copy(update=values)
 
 
+Positive = Annotated[Integer, Field(ge=1)]
+
+
+class Strict(BaseModel):
+    """What a user writes: of these types, and nothing that is not known."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Generation(Strict):
+    """How answers are sampled. ``temperature: 0`` is greedy decoding.
+
+    max_new_tokens: at most; without it the task's own limit. What the prompt leaves of the
+        model's context is a limit too.
+    seed: every problem's seed is derived from this one, its task and its id: all arms answer a
+        problem with the same seed.
+    stop: strings that end an answer, besides the task's own (lighteval drops those of the task
+        when a chat template is in use).
+    """
+
+    temperature: Annotated[Number, Field(ge=0)] = 0.0
+    top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[Integer, Field(ge=0)] = 0
+    min_p: Annotated[Number, Field(ge=0, le=1)] = 0.0
+    repetition_penalty: Annotated[Number, Field(gt=0, le=2)] = 1.0
+    max_new_tokens: Positive | None = None
+    seed: Annotated[Integer, Field(ge=0)] = 0
+    stop: list[Annotated[str, Field(min_length=1)]] = []
+
+
 class _Whole(BaseModel):
     """Its fields are what a record is asked for; it holds all that the configuration said."""
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
 
-class RecordedGeneration(_Whole):
+class RecordedGeneration(Generation):
     """The run's ``generation``."""
 
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    max_new_tokens: int | None = None
-    stop: list[str] = []
+    model_config = ConfigDict(extra="allow", strict=False, allow_inf_nan=False)
 
 
 class TaskOfRun(_Whole):

@@ -7,18 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lighteval.models.model_output import ModelResponse
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from slot_vllm.evaluation import data_files, ready_files, scoring, tasks, unicode_text
 from slot_vllm.evaluation.config import RunConfig, Task
 from slot_vllm.evaluation.data_files import Item
-from slot_vllm.evaluation.errors import ConfigError, RunFailed
+from slot_vllm.evaluation.errors import ConfigError, RunFailed, valid
 from slot_vllm.evaluation.record import Estimate, Scored
 from slot_vllm.evaluation.table import new_table
 from slot_vllm.evaluation.tasks import EvaluationTask
-from slot_vllm.validation_errors import describe
 
 # Whoever drew several answers to a problem did so at a temperature.
 _WARM = {"temperature": 1.0}
@@ -55,10 +53,8 @@ def load(
         raise ConfigError(f"--data {data}: no such path (from {Path.cwd()})")
     if custom_tasks is not None:
         _check_file("--custom-tasks", Path(custom_tasks))
-    try:
+    with valid(Task, "--task: "):
         named = Task(name=name, data=str(data), answers=answers)
-    except ValidationError as error:
-        raise ConfigError(f"--task: {describe(error, Task)}") from None
     values = {"name": "score", "model": "none", "tasks": [named.model_dump()]}
     run = RunConfig.model_validate({**values, "custom_tasks": custom_tasks, "generation": _WARM})
     try:
@@ -85,7 +81,7 @@ def read(task: EvaluationTask, path: Path) -> dict[str, list[str]]:
         if len(completions[problem]) == counts[problem]:
             raise ConfigError(f"{place}: id={name!r} again; required: {_times(counts[problem])}")
         completions[problem].append(completion)
-    for problem in sorted(counts, key=_position):
+    for problem in sorted(counts, key=lambda position: [*map(int, position.split("."))]):
         if len(completions[problem]) < counts[problem]:
             own = task.own_ids.get(problem)
             called = f"{own!r} (position {problem})" if own is not None else repr(problem)
@@ -154,10 +150,6 @@ def _problems(task: EvaluationTask, named: Sequence[tuple[str, str]]) -> list[st
             known = "their own ids" if by_own else f"positions from 0 to {len(positions) - 1}"
             raise ConfigError(f"{place}: id={name!r} is of no problem; the others are {known}")
     return [own[name][0] for _, name in named]
-
-
-def _position(problem: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in problem.split("."))
 
 
 def _times(count: int) -> str:

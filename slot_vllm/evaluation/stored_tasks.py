@@ -4,26 +4,22 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lighteval.tasks.requests import Doc
-from pydantic import ValidationError
 
 from slot_vllm.evaluation import tasks
 from slot_vllm.evaluation.config import RunConfig
-from slot_vllm.evaluation.errors import ConfigError
+from slot_vllm.evaluation.errors import ConfigError, valid
 from slot_vllm.evaluation.record import RunRecord, Sample
 from slot_vllm.evaluation.run_settings import changed
 from slot_vllm.evaluation.task_definition import item_hash
 from slot_vllm.evaluation.tasks import EvaluationTask
 from slot_vllm.removed import of_stored_run
-from slot_vllm.validation_errors import describe
 
 
 def configuration(run: RunRecord, where: Path) -> RunConfig:
     """The run's, as ``where`` says it, without settings of its arms that were removed since.
     Raises ConfigError."""
-    try:
+    with valid(RunConfig, f"{where}: config: "):
         return RunConfig(**of_stored_run(run.config.as_written(), used=False))
-    except ValidationError as error:
-        raise ConfigError(f"{where}: config: {describe(error, RunConfig)}") from None
 
 
 def with_texts(run: RunRecord, samples: Sequence[Sample], where: Path) -> list[Sample]:
@@ -52,12 +48,14 @@ def documents(
         doc = by_id.get((sample.task, sample.id))
         problem = f"{where}: {sample.task}, problem {sample.id}"
         if doc is None:
-            raise ConfigError(f"{problem}: the task's data have no such problem today")
+            raise ConfigError(
+                f"{problem}, which was answered, is not among today's; the same data are needed"
+            )
         same_text = sample.item_sha256 in (None, item_hash(doc))
         if not same_text or sample.gold not in (None, doc.get_golds()):
             raise ConfigError(
                 f"{problem}: the task's data have another text or gold answer than what was "
-                "answered"
+                "answered; the same data are needed"
             )
         found.append(doc)
     return found
