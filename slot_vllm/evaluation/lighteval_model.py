@@ -12,7 +12,7 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -118,8 +118,7 @@ class SlotModel(LightevalModel):
 
     def greedy_until(self, docs: list[Doc]) -> list[ModelResponse]:
         """The arm's answers to the documents, in their order."""
-        self.check([self.draft(doc, self.arm) for doc in docs])
-        self.prepare((doc, self.arm) for doc in docs)
+        self.prepare([(doc, self.arm) for doc in docs])
         requests = [self.request(doc, self.arm) for doc in docs]
         found = {}
         with Answering(self.arm.name, requests) as progress:
@@ -144,9 +143,11 @@ class SlotModel(LightevalModel):
         if self.run.backend == "vllm":
             check_sampling(requests)
 
-    def prepare(self, asked: Iterable[tuple[Doc, Arm]]) -> None:
-        """Reads the prompts of arms whose control is a bias, with transformers. An engine that has
-        started is ended: the model need not fit twice. Raises ConfigError and RunFailed."""
+    def prepare(self, asked: Collection[tuple[Doc, Arm]]) -> None:
+        """Checks what is to be asked, and reads the prompts of arms whose control is a bias, with
+        transformers. An engine that has started is then ended: the model need not fit twice.
+        Raises ConfigError and RunFailed."""
+        self.check([self.draft(*pair) for pair in asked])
         biased = (pair for pair in asked if pair[1].control and pair[1].control.bias)
         prompts = dict.fromkeys(tuple(self.tokens(self.prompt(*pair))) for pair in biased)
         new = [prompt for prompt in prompts if prompt not in self._frequencies]

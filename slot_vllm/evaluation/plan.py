@@ -10,7 +10,7 @@ from slot_vllm.evaluation.config import RunConfig
 from slot_vllm.evaluation.generation import Request
 from slot_vllm.evaluation.record import BASELINE, Arm, Result, RunRecord, Sample
 from slot_vllm.evaluation.results import compared, record, result
-from slot_vllm.evaluation.scoring import Scores
+from slot_vllm.evaluation.scoring import Scores, graded, score_stored
 from slot_vllm.evaluation.sweep import Grid
 from slot_vllm.evaluation.tasks import EvaluationTask
 
@@ -37,6 +37,13 @@ class Part:
     def answered(self) -> list[Sample]:
         """In the order of the problems, whatever order they finished in."""
         return [sample for doc in self.docs for sample in self.samples[doc.id]]
+
+    def score_stored(self) -> None:
+        """Scores the answers that there are, by today's scorers."""
+        for doc in self.docs:
+            if answers := self.samples.get(doc.id):
+                self.scores[doc.id] = score_stored(self.task, doc, answers)
+                self.samples[doc.id] = graded(answers, self.scores[doc.id])
 
     def result(self) -> Result:
         scores = [self.scores[doc.id] for doc in self.docs]

@@ -7,11 +7,11 @@ from slot_vllm.evaluation import stored_tasks, tasks
 from slot_vllm.evaluation.config import RunConfig
 from slot_vllm.evaluation.directory import RESULTS, read_results, write_results
 from slot_vllm.evaluation.errors import ConfigError
-from slot_vllm.evaluation.plan import Part, Plan
-from slot_vllm.evaluation.record import RunRecord, Sample, TaskDefinition
+from slot_vllm.evaluation.plan import Plan
+from slot_vllm.evaluation.record import RunRecord, Sample
 from slot_vllm.evaluation.run_settings import changed
 from slot_vllm.evaluation.samples import SAMPLES, SampleFile
-from slot_vllm.evaluation.scoring import graded, score_stored, unscored
+from slot_vllm.evaluation.scoring import unscored
 from slot_vllm.evaluation.tasks import EvaluationTask
 
 RESCORED = "results.rescored.json"
@@ -41,7 +41,7 @@ def rescore(directory: Path, task: str | None = None) -> list[str]:
     asking = {one.name: by.name for one, by in zip(scored, asked, strict=True)}
     plan = Plan(config, scored, samples)
     for part in plan.parts:
-        _score(part)
+        part.score_stored()
     for part in plan.wanted:
         if part.pending:
             raise ConfigError(
@@ -49,10 +49,14 @@ def rescore(directory: Path, task: str | None = None) -> list[str]:
                 f"{len(part.docs)} problems of {part.task.name}; rescore needs all of them"
             )
     today = plan.record()
-    definitions = {
-        name: _asked_as(old.tasks.get(asking[name]), definition)
-        for name, definition in today.tasks.items()
-    }
+    # Today's scorers, with the prompt and the limit that the answers were asked with.
+    definitions = {}
+    for name, definition in today.tasks.items():
+        asked_as = old.tasks.get(asking[name])
+        prompt, limit = (
+            (asked_as.prompt, asked_as.token_limit) if asked_as else (NOT_RECORDED, None)
+        )
+        definitions[name] = changed(definition, prompt=prompt, token_limit=limit)
     removed = {row.name: row.removed for row in old.arms}
     new = changed(
         today,
@@ -82,21 +86,6 @@ def _as(
     if missing:
         raise ConfigError(f"--task {name}: it has no problem {min(missing)}, which {there} has")
     return other, found
-
-
-def _asked_as(old: TaskDefinition | None, today: TaskDefinition) -> TaskDefinition:
-    """Today's scorers, with the prompt and the limit that the answers were asked with."""
-    if old is None:
-        return changed(today, prompt=NOT_RECORDED, token_limit=None)
-    return changed(today, prompt=old.prompt, token_limit=old.token_limit)
-
-
-def _score(part: Part) -> None:
-    docs = {doc.id: doc for doc in part.docs}
-    for problem, answers in part.samples.items():
-        scores = score_stored(part.task, docs[problem], answers)
-        part.scores[problem] = scores
-        part.samples[problem] = graded(answers, scores)
 
 
 def _changes(

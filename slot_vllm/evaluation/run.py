@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from lighteval.models.abstract_model import ModelConfig
 from lighteval.tasks.requests import Doc
 
-from slot_vllm.evaluation import inspection, report, scoring, tasks
+from slot_vllm.evaluation import inspection, report, scoring, stored_tasks, tasks
 from slot_vllm.evaluation.answering import Answering
 from slot_vllm.evaluation.config import RunConfig
 from slot_vllm.evaluation.directory import RunDirectory, write_results
@@ -19,9 +19,8 @@ from slot_vllm.evaluation.phases import Phases
 from slot_vllm.evaluation.plan import Part, Plan
 from slot_vllm.evaluation.record import RunRecord, Sample
 from slot_vllm.evaluation.run_settings import changed, text_hash
-from slot_vllm.evaluation.scoring import graded, number, score, score_stored
+from slot_vllm.evaluation.scoring import graded, number, score
 from slot_vllm.evaluation.task_definition import item_hash
-from slot_vllm.evaluation.tasks import EvaluationTask
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ def run(config: RunConfig, directory: RunDirectory, resume: bool) -> RunRecord:
     stored = directory.samples.read() if resume else []
     with Phases("reading the problems"):
         loaded = tasks.load(config)
-    _require_problems(stored, loaded)
+    stored_tasks.documents(loaded, stored, directory.path)
     plan = Plan(config, loaded, stored)
     for task in {part.task.name: part.task for part in plan.parts if part.pending}.values():
         scoring.check(task)
@@ -51,7 +50,6 @@ def run(config: RunConfig, directory: RunDirectory, resume: bool) -> RunRecord:
             for part in plan.parts
             for doc in part.pending
         }
-        model.check([model.draft(doc, arm) for doc, arm in asked.values()])
         model.prepare(asked.values())
         model.start()
         for part in plan.parts:
@@ -80,42 +78,28 @@ def run(config: RunConfig, directory: RunDirectory, resume: bool) -> RunRecord:
     return results
 
 
-def _require_problems(stored: Sequence[Sample], loaded: Sequence[EvaluationTask]) -> None:
-    """Raises ConfigError if a stored answer's problem is not there: the answer would be lost."""
-    there = {(task.name, doc.id) for task in loaded for doc in task.docs}
-    for sample in stored:
-        if (sample.task, sample.id) not in there:
-            raise ConfigError(
-                f"{sample.task}: problem {sample.id}, which the run that is here answered, is not "
-                "among today's; --resume needs the same data"
-            )
-
-
 def _recall(part: Part, model: SlotModel) -> None:
-    """Scores the answers that an interrupted run left. Raises ConfigError if they answer other
-    problems than today's."""
-    docs = {doc.id: doc for doc in part.task.docs}
-    for problem, samples in part.samples.items():
-        doc = docs[problem]
+    """Scores the answers that an interrupted run left. Raises ConfigError if they were asked
+    otherwise."""
+    for doc in (doc for doc in part.docs if doc.id in part.samples):
+        samples = part.samples[doc.id]
         prompt, item, golds = model.prompt(doc, part.arm), item_hash(doc), doc.get_golds()
-        asked = (text_hash(prompt), item, part.arm.steps, part.arm.lr)
+        asked = (text_hash(prompt), part.arm.steps, part.arm.lr)
         seed = model.seed(doc)
         if any(
-            (s.prompt_sha256, s.item_sha256 or item, s.steps, s.lr) != asked
+            (s.prompt_sha256, s.steps, s.lr) != asked
             or s.seed != seed + s.sample
             or s.prompt not in (None, prompt)
-            or s.gold not in (None, golds)
             for s in samples
         ):
             raise ConfigError(
-                f"{part.task.name}, problem {problem}: it is not what the unfinished run was "
+                f"{part.task.name}, problem {doc.id}: it is not what the unfinished run was "
                 "asked; --resume needs the same data, model and settings"
             )
-        scores = score_stored(part.task, doc, samples)
-        part.scores[problem] = scores
-        part.samples[problem] = [
-            changed(s, prompt=prompt, gold=golds, item_sha256=item) for s in graded(samples, scores)
+        part.samples[doc.id] = [
+            changed(s, prompt=prompt, gold=golds, item_sha256=item) for s in samples
         ]
+    part.score_stored()
 
 
 def _answer(parts: Sequence[Part], plan: Plan, model: SlotModel, directory: RunDirectory) -> None:
