@@ -7,14 +7,7 @@ or goes on from them takes their fields from here.
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from slot_vllm.evaluation.control import Control
 from slot_vllm.evaluation.run_settings import RunSettings, changed, text_hash
@@ -155,20 +148,12 @@ class Comparison(Recorded):
 
 
 class Compared(Estimate):
-    """An estimate, and a comparison's numbers where there is one."""
+    """An estimate, and a comparison's numbers, None where there is none."""
 
     difference: float | None = None
     difference_interval: Bounds | None = None
     p_value: float | None = None
     p_value_holm: float | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_comparison(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values: dict[str, Any] = handler(self)
-        if self.difference is None:
-            for key in Comparison.model_fields:
-                values.pop(key, None)
-        return values
 
 
 class Metric(Compared):
@@ -249,12 +234,6 @@ class Cell(Compared):
     last_loss: float | None = None
     truncated: float | None = None
     unscored: int = 0
-
-    @model_serializer(mode="wrap")
-    def _without_comparison(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # All cells of a sweep have the same keys.
-        values: dict[str, Any] = handler(self)
-        return values
 
     @classmethod
     def of(cls, row: Result) -> "Cell":
