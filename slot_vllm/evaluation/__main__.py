@@ -10,7 +10,6 @@ from pathlib import Path
 
 from slot_vllm.evaluation import config as configuration
 from slot_vllm.evaluation.command_line import Parser, add_config, exit_code, leave
-from slot_vllm.evaluation.config import RunConfig
 from slot_vllm.evaluation.errors import RunFailed, of_file
 
 
@@ -25,10 +24,28 @@ def evaluate(
     config: Path, set: Sequence[str], output_dir: Path | None, resume: bool, overwrite: bool
 ) -> None:
     """Runs as ``add_options`` says. Raises ConfigError and RunFailed."""
-    run = configuration.load(config, set)
+    asked = configuration.load(config, set)
     with of_file(config):
-        configuration.check_paths(run)
-        _run(run, output_dir, resume, overwrite)
+        configuration.check_paths(asked)
+        # Here, not above: importing lighteval takes seconds, and bad input needs none of it.
+        from slot_vllm.evaluation.console import run_log
+        from slot_vllm.evaluation.directory import RunDirectory
+        from slot_vllm.evaluation.phases import Phases
+
+        directory = RunDirectory(output_dir or Path("logs") / asked.name)
+        directory.check(asked, resume, overwrite)
+        with run_log(directory.log):
+            with Phases("importing lighteval and vLLM"):
+                from slot_vllm.evaluation.run import run
+                from slot_vllm.evaluation.scoring import unscored
+                from slot_vllm.evaluation.table import show
+            results = run(asked, directory, resume)
+        show(results)
+        if results.unscored[0]:
+            raise RunFailed(
+                f"{unscored(*results.unscored)}. All answers are kept: `slot-vllm rescore "
+                f"{directory.path}`, or --resume, scores them once the scorer can"
+            )
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -46,28 +63,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="replace the run that the directory holds, once this one is done",
     )
-
-
-def _run(config: RunConfig, output_dir: Path | None, resume: bool, overwrite: bool) -> None:
-    # Here, not above: importing lighteval takes seconds, and bad input needs none of it.
-    from slot_vllm.evaluation.console import RunLog
-    from slot_vllm.evaluation.directory import RunDirectory
-    from slot_vllm.evaluation.phases import Phases
-
-    directory = RunDirectory(output_dir or Path("logs") / config.name)
-    directory.check(config, resume, overwrite)
-    with RunLog(directory.log):
-        with Phases("importing lighteval and vLLM"):
-            from slot_vllm.evaluation.run import run
-            from slot_vllm.evaluation.scoring import unscored
-            from slot_vllm.evaluation.table import show
-        results = run(config, directory, resume)
-    show(results)
-    if results.unscored[0]:
-        raise RunFailed(
-            f"{unscored(*results.unscored)}. All answers are kept: "
-            f"`slot-vllm rescore {directory.path}`, or --resume, scores them once the scorer can"
-        )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -33,34 +34,30 @@ def say(*more: logging.Handler) -> None:
     logging.getLogger("lighteval.metrics").setLevel(logging.ERROR)
 
 
-class RunLog:
+@contextlib.contextmanager
+def run_log(path: Path) -> Iterator[None]:
     """``run.log``, which each run in a directory adds to. It is there as soon as it is entered, and
     is told where it is. Bad input (ConfigError) leaves it as it was.
 
     Raises ConfigError if it cannot be written.
     """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._new = [folder for folder in path.parents if not folder.exists()]
-        self._length = path.stat().st_size if path.exists() else 0
-
-    def __enter__(self) -> None:
-        with writing(self._path):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = logging.FileHandler(self._path, encoding="utf-8")
-        self._file.setFormatter(logging.Formatter(_FORMAT))
-        say(self._file)
-        logger.info("log: %s", self._path)
-
-    def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
-        if not isinstance(error, ConfigError):
-            return
-        logging.getLogger().removeHandler(self._file)
-        self._file.close()
-        os.truncate(self._path, self._length)
-        if not self._length:
-            self._path.unlink()
+    new = [folder for folder in path.parents if not folder.exists()]
+    length = path.stat().st_size if path.exists() else 0
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(path, encoding="utf-8")
+    file.setFormatter(logging.Formatter(_FORMAT))
+    say(file)
+    logger.info("log: %s", path)
+    try:
+        yield
+    except ConfigError:
+        logging.getLogger().removeHandler(file)
+        file.close()
+        os.truncate(path, length)
+        if not length:
+            path.unlink()
         with contextlib.suppress(OSError):  # it holds something else
-            for folder in self._new:
+            for folder in new:
                 folder.rmdir()
+        raise

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from slot_vllm.evaluation.__main__ import main
-from slot_vllm.evaluation.console import RunLog
+from slot_vllm.evaluation.console import run_log
 from slot_vllm.evaluation.errors import ConfigError, RunFailed
 from tests.evaluation.conftest import WriteConfig
 
@@ -25,13 +25,13 @@ def own_logging() -> Iterator[None]:
 
 def test_the_log_is_there_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "a" / "b" / "run.log"
-    with RunLog(path):
+    with run_log(path):
         assert capsys.readouterr().err == f"log: {path}\n"
         logging.getLogger("vllm").info("a detail")
         assert "a detail" in path.read_text()
         assert capsys.readouterr().err == ""
     # The next run adds to it.
-    with pytest.raises(RunFailed), RunLog(path):
+    with pytest.raises(RunFailed), run_log(path):
         raise RunFailed("memory")
     assert path.read_text().count("log: ") == 2
 
@@ -42,7 +42,7 @@ def test_bad_input_leaves_no_trace(earlier: str | None, tmp_path: Path) -> None:
     if earlier is not None:
         path.parent.mkdir(parents=True)
         path.write_text(earlier)
-    with pytest.raises(ConfigError), RunLog(path):
+    with pytest.raises(ConfigError), run_log(path):
         logging.getLogger("vllm").info("a detail")
         raise ConfigError("a typo")
     if earlier is None:
@@ -53,7 +53,7 @@ def test_bad_input_leaves_no_trace(earlier: str | None, tmp_path: Path) -> None:
 
 def test_what_others_wrote_beside_it_stays(tmp_path: Path) -> None:
     path = tmp_path / "a" / "run.log"
-    with pytest.raises(ConfigError), RunLog(path):
+    with pytest.raises(ConfigError), run_log(path):
         (tmp_path / "a" / "notes").write_text("mine")
         raise ConfigError("a typo")
     assert [file.name for file in path.parent.iterdir()] == ["notes"]
@@ -63,7 +63,7 @@ def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("a file")
     with (
         pytest.raises(ConfigError, match=r"run\.log: cannot be written: "),
-        RunLog(tmp_path / "a" / "b" / "run.log"),
+        run_log(tmp_path / "a" / "b" / "run.log"),
     ):
         pass
 
