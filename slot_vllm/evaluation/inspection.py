@@ -15,13 +15,12 @@ from slot_vllm.evaluation.config import RunConfig
 from slot_vllm.evaluation.console import say
 from slot_vllm.evaluation.errors import ConfigError, of_file
 from slot_vllm.evaluation.generation import Engine, Request, check_option_names
-from slot_vllm.evaluation.inspection_record import Inspection, PromptShifts
+from slot_vllm.evaluation.inspection_record import Inspection, PromptShifts, extremes
 from slot_vllm.evaluation.lighteval_model import SlotModel
 from slot_vllm.evaluation.models.get import make_model
 from slot_vllm.evaluation.progress import Stage
 from slot_vllm.evaluation.record import Arm
 from slot_vllm.evaluation.run_settings import changed
-from slot_vllm.evaluation.token_shifts import Vector, extremes
 from slot_vllm.evaluation.token_text import TokenText
 
 logger = logging.getLogger(__name__)
@@ -122,19 +121,13 @@ def _inspections(
     # Without a control, prompts are those of the problem, whatever the arm.
     for arm in {arm.name if arm.control else None: arm for arm in arms}.values():
         for docs in asked.values():
-            if prompt is not None:
-                _check_length(model, docs[0], arm)
+            if prompt is not None and len(read := model.tokens(model.prompt(docs[0], arm))) < 2:
+                raise ConfigError(
+                    f"--prompt {prompt!r}: {'a single token' if read else 'no token'}, from which "
+                    "nothing can be learned, so all shifts are zero; allowed: two tokens or more"
+                )
             model.check([_one_token(model.draft(doc, _reading(arm))) for doc in docs])
     return [inspect(model, arm, name, docs, top) for arm in arms for name, docs in asked.items()]
-
-
-def _check_length(model: SlotModel, doc: Doc, arm: Arm) -> None:
-    read = model.tokens(model.prompt(doc, arm))
-    if len(read) < 2:
-        raise ConfigError(
-            f"--prompt {doc.query!r}: {'a single token' if read else 'no token'}, from which "
-            "nothing can be learned, so all shifts are zero; allowed: two tokens or more"
-        )
 
 
 def _reading(arm: Arm) -> Arm:
@@ -146,7 +139,7 @@ def _one_token(request: Request) -> Request:
     return replace(request, sampling={**request.sampling, "n": 1, "max_tokens": 1})
 
 
-def _in_order(engine: Engine, requests: Sequence[Request]) -> Iterator[Vector | None]:
+def _in_order(engine: Engine, requests: Sequence[Request]) -> Iterator[np.ndarray | None]:
     """W delta of each request, in their order, whatever order they finish in."""
     for start in range(0, len(requests), _TOGETHER):
         together = requests[start : start + _TOGETHER]

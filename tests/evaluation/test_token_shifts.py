@@ -9,9 +9,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from slot_vllm.evaluation import inspection_view
-from slot_vllm.evaluation.inspection_record import Inspection, Shifts, TokenShift
+from slot_vllm.evaluation.inspection_record import Inspection, Shifts, TokenShift, extremes
 from slot_vllm.evaluation.report import figures
-from slot_vllm.evaluation.token_shifts import extremes
 from slot_vllm.evaluation.token_text import TokenText
 
 
