@@ -79,25 +79,22 @@ class Answering(Progress):
     done: how many were answered before."""
 
     def __init__(self, label: str, requests: Sequence[Request], done: int = 0) -> None:
-        self._total = done + len(requests)
-        self._done = done
         limits = {one.id: one.sampling["n"] * one.sampling["max_tokens"] for one in requests}
         self._left = TimeLeft(limits)
-        super().__init__(label, self._total, done)
+        super().__init__(label, done + len(requests), done)
 
     def add_tokens(self, request_id: str, count: int) -> None:
         """The engine's ``OnTokens``."""
         self._left.add(request_id, count)
-        self.show(self._done, self._say, last=False)
+        self.show()
 
     def finish(self, request_id: str) -> None:
         self._left.finish(request_id)
-        self._done += 1
-        self.show(self._done, self._say, last=self._done == self._total)
+        self.reach(self._work.completed + 1)
 
     def _say(self) -> str:
-        said = f"{self._done}/{self._total} finished"
+        said = f"{self._work.completed:.0f}/{self._work.total:.0f} finished"
         rate = f"{self._left.tokens_per_second:.0f} tok/s"
-        if self._done == self._total:
+        if self._work.finished:
             return f"{said}, {rate}"
         return f"{said}, {self._left.running} running, {rate}, {time_left(self._left.seconds())}"

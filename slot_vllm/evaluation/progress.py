@@ -1,7 +1,7 @@
 """How far work is: a bar on a terminal, plain lines elsewhere. Both on standard error."""
 
 import time
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from typing import Self
 
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
@@ -13,7 +13,7 @@ SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_UPDATES = 0.25
 
 
-class Progress:
+class Progress(ABC):
     """total, done: of the work, in whatever unit; they move the bar."""
 
     def __init__(self, label: str, total: float, done: int = 0) -> None:
@@ -28,6 +28,7 @@ class Progress:
             disable=not console.is_terminal,
         )
         self._row = self._bar.add_task(label, total=total, completed=done, said="")
+        self._work = self._bar.tasks[0]
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -36,19 +37,27 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def show(self, done: float, say: Callable[[], str], last: bool) -> None:
-        """``say``, which is called only if it is time, gives the words beside the bar. last:
-        whether it is shown in any case."""
+    @abstractmethod
+    def _say(self) -> str:
+        """The words beside the bar."""
+
+    def reach(self, done: float) -> None:
+        """Shows that so much is done."""
+        self._bar.update(self._row, completed=done)
+        self.show()
+
+    def show(self) -> None:
+        """Says how far it is, if it is time or all is done."""
         terminal = console.is_terminal
         pause = SECONDS_BETWEEN_UPDATES if terminal else SECONDS_BETWEEN_LINES
         now = time.monotonic()
-        if not last and now - self._shown <= pause:
+        if not self._work.finished and now - self._shown <= pause:
             return
         self._shown = now
         if terminal:
-            self._bar.update(self._row, completed=done, said=say())
+            self._bar.update(self._row, said=self._say())
         else:
-            console.print(f"{self._label}: {say()}", soft_wrap=True, highlight=False)
+            console.print(f"{self._label}: {self._say()}", soft_wrap=True, highlight=False)
 
 
 class Stage(Progress):
@@ -56,13 +65,10 @@ class Stage(Progress):
 
     def __init__(self, label: str) -> None:
         super().__init__(label, total=1)
-        self._work = self._bar.tasks[0]
 
-    def reach(self, share: float) -> None:
-        """Shows that this share is done."""
-        if share > self._work.completed:
-            self._bar.update(self._row, completed=share)
-            self.show(share, self._say, last=share == 1)
+    def reach(self, done: float) -> None:
+        if done > self._work.completed:
+            super().reach(done)
 
     def _say(self) -> str:
         if self._work.finished:
