@@ -77,7 +77,7 @@ def checked(items: Iterable[Item], columns: Sequence[Column]) -> list[Row]:
 def own_id(row: Mapping[str, Any]) -> str | None:
     """What the data calls a problem; None if it does not say."""
     name = _find(row, IDS)
-    return None if name is None or _is_blank(row[name]) else _as_text(row[name])
+    return None if name is None else group(row, name)
 
 
 def group(row: Mapping[str, Any], column: str) -> str | None:
@@ -88,13 +88,13 @@ def group(row: Mapping[str, Any], column: str) -> str | None:
 
 def _row(place: str, row: Row, columns: Sequence[Column]) -> Row:
     known = {column.name: _cell(place, row, column, columns) for column in columns}
-    also = [found for name in (*GROUPS, *IDS) if (found := _find(row, (name,), place))]
-    for name in also if columns else row:
-        unicode_text.check(f"{place}: {name}", row[name])
-    own = _find(row, IDS, place)
-    if own is not None and (_is_nan(row[own]) or not _is_scalar(row[own])):
-        raise ConfigError(f"{place}: {own}={row[own]!r}: an id is a text or a number")
     groups = {name: found for name in GROUPS if (found := _find(row, (name,), place))}
+    ids = [found for name in IDS if (found := _find(row, (name,), place))]
+    for name in [*groups.values(), *ids] if columns else row:
+        unicode_text.check(f"{place}: {name}", row[name])
+    for own in ids[:1]:
+        if _is_nan(row[own]) or not _is_scalar(row[own]):
+            raise ConfigError(f"{place}: {own}={row[own]!r}: an id is a text or a number")
     for found in groups.values():
         allowed = f"a text or a number is required, or a row without {found!r}"
         if _is_blank(row[found]):

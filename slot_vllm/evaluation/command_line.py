@@ -60,21 +60,16 @@ def exit_code(run: Callable[[], None]) -> int:
         if interruption.happened:
             print("interrupted", file=sys.stderr)
             return EXIT_INTERRUPTED
-        known = isinstance(error, ConfigError | RunFailed)
-        said = str(error) if known else _lacking(error)
-        if said is None:
+        if isinstance(error, ModuleNotFoundError) and "slot_vllm" not in str(error.name):
+            # Commands work without the extra `eval` until they need it.
+            said = requirements.missing(error)
+        elif isinstance(error, ConfigError | RunFailed):
+            said = str(error)
+        else:
             raise
         print(f"error: {said}", file=sys.stderr)
         return EXIT_BAD_INPUT if isinstance(error, ConfigError) else EXIT_FAILED
     return 0
-
-
-def _lacking(error: BaseException) -> str | None:
-    """A package that is not installed, and what brings it: commands work without the extra `eval`
-    until they need it."""
-    if not isinstance(error, ModuleNotFoundError) or error.name is None:
-        return None
-    return None if error.name.partition(".")[0] == "slot_vllm" else requirements.missing(error)
 
 
 def leave(code: int) -> NoReturn:

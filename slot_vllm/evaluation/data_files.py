@@ -171,38 +171,38 @@ def _twice(names: Sequence[str]) -> str | None:
 
 
 def _csv(path: Path) -> Iterator[tuple[int, Any]]:
-    csv.field_size_limit(_LARGEST_CELL)
-    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
-    columns: list[str] | None = None
-    heading, rows = 0, 0
-    line = 1
-    while True:
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            raise ValueError(f"line {line}: {error}") from None
-        if cells is None:
-            if columns is not None and not rows:
-                raise ValueError(
-                    f"line {heading}: the first line is the heading, and no row stands below it"
-                )
-            return
-        start, line = line, reader.line_num + 1
-        if not any(cell.strip() for cell in cells) and len(cells) < 2:  # a blank line
-            continue
-        if columns is None:
-            columns, heading = [cell.strip() for cell in cells], start
-            twice = _twice(columns)
-            if twice is not None:
-                raise ValueError(f"line {start}: two columns are named {twice!r}")
-            continue
+    lines = _csv_lines(_text(path))
+    heading, cells = next(lines, (0, []))
+    columns = [cell.strip() for cell in cells]
+    twice = _twice(columns)
+    if twice is not None:
+        raise ValueError(f"line {heading}: two columns are named {twice!r}")
+    line = heading
+    for line, cells in lines:
         if len(cells) != len(columns):
             raise ValueError(
-                f"line {start}: {len(cells)} cells; the heading names {len(columns)} columns"
+                f"line {line}: {len(cells)} cells; the heading names {len(columns)} columns"
             )
-        _check_cells(start, columns, cells)
-        rows += 1
-        yield start, dict(zip(columns, cells, strict=True))
+        _check_cells(line, columns, cells)
+        yield line, dict(zip(columns, cells, strict=True))
+    if columns and line == heading:
+        raise ValueError(
+            f"line {heading}: the first line is the heading, and no row stands below it"
+        )
+
+
+def _csv_lines(text: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows that are not blank, and the lines that they begin in."""
+    csv.field_size_limit(_LARGEST_CELL)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    line = 1
+    try:
+        for cells in reader:
+            if len(cells) > 1 or any(cell.strip() for cell in cells):
+                yield line, cells
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(f"line {line}: {error}") from None
 
 
 def _check_cells(line: int, columns: Sequence[str], cells: Sequence[str]) -> None:

@@ -50,7 +50,10 @@ def logged(see: Callable[[str], None] = lambda line: None) -> Iterator[None]:
         if console.file is ours:
             console.file = sys.stderr
         ours.close()
-        _adopt_logger()
+        # vLLM's logger has a handler of its own, for standard output; the root's are enough.
+        vllm = logging.getLogger("vllm")
+        vllm.handlers.clear()
+        vllm.propagate = True
 
 
 def _log(source: int, lines: deque[str], see: Callable[[str], None]) -> None:
@@ -72,10 +75,3 @@ def _restore(terminal: list[tuple[int, int]]) -> None:
 def _flush() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
-
-
-def _adopt_logger() -> None:
-    """vLLM's logger has a handler of its own, for standard output; the root's are enough."""
-    vllm = logging.getLogger("vllm")
-    vllm.handlers.clear()
-    vllm.propagate = True

@@ -32,7 +32,10 @@ class SampleFile:
         an interruption and is then left out. Raises ConfigError for any other unreadable line."""
         if not self.found.exists():
             return []
-        *lines, _cut_off = self._text().split("\n")
+        with bad_input(f"{self.found}: cannot be read", OSError, EOFError, UnicodeDecodeError):
+            content = self.found.read_bytes()
+            content = gzip.decompress(content) if self.found == self.packed else content
+            *lines, _cut_off = content.decode("utf-8").split("\n")
         return [self._sample(number, line) for number, line in enumerate(lines, 1)]
 
     def append(self, samples: Iterable[Sample]) -> None:
@@ -43,12 +46,6 @@ class SampleFile:
         """Replaces what the file holds."""
         write_whole(self.path, _lines(samples))
         self.packed.unlink(missing_ok=True)
-
-    def _text(self) -> str:
-        with bad_input(f"{self.found}: cannot be read", OSError, EOFError, UnicodeDecodeError):
-            content = self.found.read_bytes()
-            content = gzip.decompress(content) if self.found == self.packed else content
-            return content.decode("utf-8")
 
     def _sample(self, number: int, line: str) -> Sample:
         try:

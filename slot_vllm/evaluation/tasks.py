@@ -5,10 +5,11 @@ import copy
 import difflib
 import importlib
 import io
+import itertools
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -21,9 +22,9 @@ from lighteval.tasks.lighteval_task import LightevalTask, LightevalTaskConfig
 from lighteval.tasks.registry import Registry
 from lighteval.tasks.requests import Doc, SamplingMethod
 
-from slot_vllm.evaluation import benchmarks, columns, data, ready_files, requirements
+from slot_vllm.evaluation import benchmarks, data, ready_files, requirements
+from slot_vllm.evaluation.columns import GROUPS, group, own_id
 from slot_vllm.evaluation.config import RunConfig, Task
-from slot_vllm.evaluation.data_files import Row
 from slot_vllm.evaluation.errors import ConfigError, bad_input, one_line
 
 # The seed of lighteval's own pipeline: GPQA's choices come in the order that it gives them.
@@ -89,8 +90,12 @@ def _load(key: str, named: Task, config: RunConfig) -> Iterator[EvaluationTask]:
         # Of several splits, positions do not tell the rows.
         splits = task.evaluation_split
         rows = [*dataset[splits[0]]] if len(splits) == 1 else []
-        own = {str(i): found for i, row in enumerate(rows) if (found := columns.own_id(row))}
-        yield EvaluationTask(name, task, docs, _groups(rows), own)
+        own = {str(i): found for i, row in enumerate(rows) if (found := own_id(row))}
+        groups: dict[str, dict[str, str]] = {}
+        for column, (i, row) in itertools.product(GROUPS, enumerate(rows)):
+            if found := group(row, column):
+                groups.setdefault(column, {})[str(i)] = found
+        yield EvaluationTask(name, task, docs, groups, own)
 
 
 def definitions(name: str, key: str, custom_tasks: str | None = None) -> list[LightevalTaskConfig]:
@@ -112,7 +117,13 @@ def definitions(name: str, key: str, custom_tasks: str | None = None) -> list[Li
         modules = [_import(file, key, name) for file in files if spelled.search(files[file])]
         registry = _Registry(name, [*modules, *own])
     if not registry.knows(base):
-        registry = _Registry(name, [*_importable(files), *own])
+        modules = []
+        for file in files:
+            # Where one of lighteval's extras is missing it is not one of its tasks.
+            with contextlib.suppress(Exception):
+                if not _downloads(file):
+                    modules.append(_module(file))
+        registry = _Registry(name, [*modules, *own])
     # Of files that are not imported: what they spell; others also spell what they do not offer.
     left_out = "".join(text for file, text in files.items() if _downloads(file))
     known = {*registry.names, *re.findall(r'\bname="([^"{}]+)"', left_out)}
@@ -137,13 +148,10 @@ class _Registry(Registry):
         self._task_registry: dict[str, LightevalTaskConfig] = {}
         for module in modules:
             self._task_registry.update(Registry._extract_configs(module))
-
-    @property
-    def names(self) -> list[str]:
-        return list(self._task_registry)
+        self.names = list(self._task_registry)
 
     def knows(self, base: str) -> bool:
-        return any(name.split(":")[0] == base for name in self._task_registry)
+        return any(name.split(":")[0] == base for name in self.names)
 
     def resolve(self) -> list[LightevalTaskConfig]:
         return [config for configs in self._update_task_configs().values() for config in configs]
@@ -194,16 +202,6 @@ def _custom(file: str) -> ModuleType:
                 f"allowed: names that do not begin with {' or '.join(sorted(ours))}"
             )
     return module
-
-
-def _importable(files: Iterable[Path]) -> list[ModuleType]:
-    modules = []
-    for file in files:
-        # Where one of lighteval's extras is missing it is not one of its tasks.
-        with contextlib.suppress(Exception):
-            if not _downloads(file):
-                modules.append(_module(file))
-    return modules
 
 
 def _draw(definition: LightevalTaskConfig, answers: int, key: str) -> None:
@@ -302,12 +300,3 @@ def _docs(key: str, name: str, task: LightevalTask, named: Task) -> list[Doc]:
             f"{key}.skip={named.skip}: {name} has {len(docs)} problems; allowed: fewer than that"
         )
     return docs[named.skip :]
-
-
-def _groups(rows: Sequence[Row]) -> dict[str, dict[str, str]]:
-    groups: dict[str, dict[str, str]] = {}
-    for column in columns.GROUPS:
-        for i, row in enumerate(rows):
-            if found := columns.group(row, column):
-                groups.setdefault(column, {})[str(i)] = found
-    return groups

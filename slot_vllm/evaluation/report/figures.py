@@ -101,15 +101,8 @@ def sorted_differences(pairs: Mapping[str, Pair]) -> Markup:
             for side, colour in ((np.maximum, MORE), (np.minimum, LESS)):
                 panel.fill_between(edges, side(steps, 0), step="post", color=colour, linewidth=0)
             panel.axhline(0, color=MUTED, linewidth=1)
-            panel.set_title(svg.shortened(name, 18))
-            panel.text(
-                0.97,
-                0.93,
-                f"{(gains > 0).sum()} up, {(gains < 0).sum()} down",
-                transform=panel.transAxes,
-                ha="right",
-                va="top",
-            )
+            moved = f"{(gains > 0).sum()} up, {(gains < 0).sum()} down"
+            panel.set_title(f"{svg.shortened(name, 18)}\n{moved}")
         figure.supxlabel("problems, sorted", fontsize="medium")
         figure.supylabel("difference in score", fontsize="medium")
         return svg.inline(figure, "Differences to the baseline, problem by problem")
@@ -132,7 +125,7 @@ def heat_map(sweep: Sweep) -> Markup:
         for cell, value in zip(sweep.scored, values, strict=True):
             column, row = rates.index(cell.lr or 0.0), steps.index(cell.steps)
             colour = colours(scale(value))
-            dark = _luminance(colour[:3]) < 0.45
+            dark = np.dot((0.2126, 0.7152, 0.0722), colour[:3]) < 0.45  # its luminance
             best = cell.arm == sweep.best
             axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, color=colour, ec=PAPER, lw=1))
             if best:
@@ -265,7 +258,3 @@ def _cell_text(cell: Cell, best: bool) -> str:
         told = cell.p_value_holm is not None and cell.p_value_holm <= ALPHA
         lines.append(f"{cell.difference:+.3f}{'*' if told else ''}")
     return "\n".join([*lines, *(["best"] if best else [])])
-
-
-def _luminance(colour: Sequence[float]) -> float:
-    return float(np.dot((0.2126, 0.7152, 0.0722), colour))

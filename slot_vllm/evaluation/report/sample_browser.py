@@ -73,42 +73,29 @@ class _Texts:
 def content(runs: Iterable[StoredRun]) -> dict[str, Any]:
     """The data of the browser: largest differences first; where not all fits, every arm is shown
     equally deep."""
-    ranked = [
-        (run, part, _ranked(part, run.baseline(task)))
-        for run in runs
-        for task in run.tasks
-        for part in run.of_task(task)
-        if part.arm != BASELINE or len(run.of_task(task)) == 1
-    ]
+    arms: list[dict[str, Any]] = []
+    ranked: list[tuple[list[dict[str, Any]], list[_Problem]]] = []
+    for run in runs:
+        for part in (part for task in run.tasks for part in run.of_task(task)):
+            if part.arm != BASELINE or len(run.of_task(part.task)) == 1:
+                problems = _ranked(part, run.baseline(part.task))
+                shown: list[dict[str, Any]] = []
+                about = {"run": run.label, "task": part.task, "arm": part.arm}
+                arms.append({**about, "problems": shown, "all": len(problems)})
+                ranked.append((shown, problems))
     texts = _Texts()
-    shown: list[list[dict[str, Any]]] = [[] for _ in ranked]
     for rank in range(PROBLEMS):
         if texts.characters > ALL_CHARACTERS:
             break
-        for kept, (_, _, problems) in zip(shown, ranked, strict=True):
-            kept.extend(_entry(problem, texts) for problem in problems[rank : rank + 1])
-    return {
-        "prompts": texts.prompts,
-        "answers": texts.answers,
-        "arms": [
-            {
-                "run": run.label,
-                "task": part.task,
-                "arm": part.arm,
-                "problems": kept,
-                "all": len(problems),
-            }
-            for kept, (run, part, problems) in zip(shown, ranked, strict=True)
-        ],
-    }
+        for shown, problems in ranked:
+            shown.extend(_entry(problem, texts) for problem in problems[rank : rank + 1])
+    return {"prompts": texts.prompts, "answers": texts.answers, "arms": arms}
 
 
 def _ranked(part: StoredPart, baseline: StoredPart | None) -> list[_Problem]:
-    if baseline is None or baseline is part:
-        return [_Problem(i, None, [], answers) for i, answers in part.answers.items()]
     problems = []
     for i, answers in part.answers.items():
-        beside = baseline.answers.get(i, [])
+        beside = baseline.answers.get(i, []) if baseline and baseline is not part else []
         after, before = answers[0].score, beside[0].score if beside else None
         difference = None if after is None or before is None else after - before
         problems.append(_Problem(i, difference, beside, answers))

@@ -137,15 +137,20 @@ def section(run: StoredRun, task: str) -> TaskSection:
     others = [part for part in parts if part.arm != BASELINE]
     pairs = {part.arm: paired(part.scores, baseline.scores) for part in others if baseline}
     losses = {part.arm: _losses(part) for part in others}
+    entries: dict[str | None, Result] = {part.arm: part.entry for part in parts if part.entry}
     return TaskSection(
         run=run,
         task=task,
-        entries=[part.entry for part in parts if part.entry],
+        entries=list(entries.values()),
         pairs={arm: pair for arm, pair in pairs.items() if len(pair[0])},
         losses={arm: pair for arm, pair in losses.items() if len(pair[0])},
         answers=[_answers(part) for part in parts],
         sweeps=[
-            _sweep(sweep, parts)
+            SweepSection(
+                sweep,
+                figures.heat_map(sweep),
+                None if sweep.on_test_data else entries.get(sweep.best),
+            )
             for sweep in run.results.sweeps
             if sweep.task == task and sweep.scored
         ],
@@ -171,9 +176,3 @@ def _answers(part: StoredPart) -> Answers:
         truncated=sum(sample.cut_off for sample in part.samples),
         truncated_interval=statistics.mean_interval(np.array(shares)),
     )
-
-
-def _sweep(sweep: Sweep, parts: list[StoredPart]) -> SweepSection:
-    entries = [part.entry for part in parts if part.entry and part.arm == sweep.best]
-    rest = None if sweep.on_test_data else next(iter(entries), None)
-    return SweepSection(sweep, figures.heat_map(sweep), rest)
