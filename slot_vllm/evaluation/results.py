@@ -4,7 +4,6 @@ import os
 import platform
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,7 @@ from slot_vllm.evaluation.record import (
     Sample,
     Sweep,
 )
+from slot_vllm.evaluation.requirements import installed
 from slot_vllm.evaluation.run_settings import RunSettings, changed
 from slot_vllm.evaluation.scoring import Scores, aggregate, averaged, interval, mean
 from slot_vllm.evaluation.statistics import difference_interval, mean_interval
@@ -51,6 +51,10 @@ def result(
         value = mean(shares)
         found = interval(shares, value)
         metrics[name] = Metric(value=value, interval=found, lower_is_better=True)
+    by_reason = {}
+    for reason in sorted({sample.finish_reason for sample in samples}):
+        scored = [sample.score for sample in samples if sample.finish_reason == reason]
+        by_reason[reason] = Group(value=mean(scored), samples=len(scored))
     return Result(
         **dict(metrics[first]),
         name=arm.name,
@@ -67,7 +71,7 @@ def result(
         metrics=metrics,
         pass_at_k=_pass_at_k(metrics, samples),
         truncated=metrics[CUT_OFF].value,
-        breakdown={"finish_reason": _by_answers([(s.finish_reason, s.score) for s in samples])},
+        breakdown={"finish_reason": by_reason},
     )
 
 
@@ -83,7 +87,10 @@ def compared(
     """
     scores = {
         metric: {
-            row.name: _problem_scores(samples[row.name], metric, row.metrics[metric].value)
+            row.name: averaged(  # nothing if the value is not the mean of the problems' scores
+                {sample.id: sample.scores.get(metric) for sample in samples[row.name]},
+                row.metrics[metric].value,
+            )
             for row in results
         }
         for metric in results[0].metrics
@@ -126,17 +133,6 @@ def _with_comparisons(
     )
 
 
-def _by_answers(scored: Sequence[tuple[str, float | None]]) -> Breakdown:
-    """The mean score and the number of answers per group, from pairs of group and score."""
-    groups: dict[str, list[float | None]] = defaultdict(list)
-    for group, value in scored:
-        groups[group].append(value)
-    return {
-        group: Group(value=mean(values), samples=len(values))
-        for group, values in sorted(groups.items())
-    }
-
-
 def _by_problems(
     groups: Mapping[str, str], scores: ProblemScores, baseline: ProblemScores | None = None
 ) -> Breakdown:
@@ -149,20 +145,18 @@ def _by_problems(
     for problem, group in groups.items():
         if problem in scores:
             members[group].append(problem)
-    return {group: _group(ids, scores, baseline) for group, ids in members.items()}
-
-
-def _group(ids: Sequence[str], scores: ProblemScores, baseline: ProblemScores | None) -> Group:
-    values = np.array([scores[i] for i in ids], float)
-    group = Group(value=float(values.mean()), samples=len(ids), interval=mean_interval(values))
-    arm, own = paired({i: scores[i] for i in ids}, baseline or {})
-    if not len(arm):
-        return group
-    return changed(
-        group,
-        difference=float((arm - own).mean()),
-        difference_interval=difference_interval(arm, own),
-    )
+    found = {}
+    for group, ids in members.items():
+        values = np.array([scores[i] for i in ids], float)
+        arm, own = paired({i: scores[i] for i in ids}, baseline or {})
+        found[group] = Group(
+            value=float(values.mean()),
+            interval=mean_interval(values),
+            samples=len(ids),
+            difference=float((arm - own).mean()) if len(arm) else None,
+            difference_interval=difference_interval(arm, own) if len(arm) else None,
+        )
+    return found
 
 
 def record(
@@ -180,14 +174,10 @@ def record(
         config=RunSettings.model_validate(config.model_dump(mode="json")),
         tasks={task.name: definition(task) for task in tasks},
         seconds=seconds,
-        versions=_versions(),
+        versions={"python": platform.python_version()}
+        | {name: found for name in _DISTRIBUTIONS if (found := installed(name))},
         machine=_machine(),
     )
-
-
-def _problem_scores(samples: Iterable[Sample], metric: str, value: float | None) -> ProblemScores:
-    """The metric by problem id; nothing if its value is not the mean of them."""
-    return averaged({sample.id: sample.scores.get(metric) for sample in samples}, value)
 
 
 def _pass_at_k(metrics: Iterable[str], samples: Sequence[Sample]) -> dict[str, Estimate]:
@@ -201,16 +191,6 @@ def _pass_at_k(metrics: Iterable[str], samples: Sequence[Sample]) -> dict[str, E
                 for k, scores in estimates.items()
             }
     return {}
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in _DISTRIBUTIONS:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions
 
 
 def _machine() -> dict[str, Any]:

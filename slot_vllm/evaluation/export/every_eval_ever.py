@@ -64,6 +64,15 @@ def _log(results: RunRecord, when: int) -> dict[str, Any]:
 
 
 def _result(results: RunRecord, row: Result, name: str, metric: Metric) -> dict[str, Any]:
+    uncertainty: dict[str, Any] = {"num_samples": row.samples}
+    if metric.stderr is not None:
+        uncertainty["standard_error"] = {"value": metric.stderr}
+    if metric.interval is not None:
+        bounds = dict(zip(("lower", "upper"), metric.interval, strict=True))
+        uncertainty["confidence_interval"] = {**bounds, "confidence_level": 0.95}
+    generation = results.config.generation
+    # Here 0 and None say that there is no limit.
+    limits = {"top_k": generation.top_k, "max_tokens": generation.max_new_tokens}
     return {
         "evaluation_result_id": f"{row.task}/{row.name}/{name}",
         "evaluation_name": row.task,
@@ -87,33 +96,16 @@ def _result(results: RunRecord, row: Result, name: str, metric: Metric) -> dict[
                     "words": metric.words,
                 }
             ),
-            "uncertainty": _uncertainty(row, metric),
+            "uncertainty": uncertainty,
         },
         "generation_config": {
-            "generation_args": _generation(results, row),
+            "generation_args": {
+                "temperature": row.temperature(generation.temperature),
+                "top_p": generation.top_p,
+                **{key: limit for key, limit in limits.items() if limit},
+            },
             "additional_details": {"slot_arm": row.name, **_settings(row)},
         },
-    }
-
-
-def _uncertainty(row: Result, metric: Metric) -> dict[str, Any]:
-    found: dict[str, Any] = {"num_samples": row.samples}
-    if metric.stderr is not None:
-        found["standard_error"] = {"value": metric.stderr}
-    if metric.interval is not None:
-        lower, upper = metric.interval
-        found["confidence_interval"] = {"lower": lower, "upper": upper, "confidence_level": 0.95}
-    return found
-
-
-def _generation(results: RunRecord, row: Result) -> dict[str, Any]:
-    generation = results.config.generation
-    # Here 0 and None say that there is no limit.
-    limits = {"top_k": generation.top_k, "max_tokens": generation.max_new_tokens}
-    return {
-        "temperature": row.temperature(generation.temperature),
-        "top_p": generation.top_p,
-        **{key: limit for key, limit in limits.items() if limit},
     }
 
 
