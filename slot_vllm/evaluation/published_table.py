@@ -1,11 +1,11 @@
 """The published runs: ``logs/published_results.csv``, read."""
 
-import csv
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from slot_vllm.evaluation import data_files
+from slot_vllm.evaluation.data_files import Row
 from slot_vllm.evaluation.errors import ConfigError, bad_input
 
 TABLE = Path(__file__).with_name("published_results.csv")
@@ -72,19 +72,14 @@ def read(path: Path | None = None) -> list[PublishedRun]:
             f"{path}: no such file; --published FILE names the table of published runs, and "
             "without it the package's own is read"
         )
-    kinds = (OSError, UnicodeDecodeError, csv.Error)
-    with bad_input(f"{path}: cannot be read", *kinds), path.open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    if not rows:
-        raise ConfigError(f"{path}: no rows")
-    return [_run(f"{path}:{number}", row) for number, row in enumerate(rows, 2)]
+    return [_run(place, row) for place, row in data_files.read(path, of="rows")]
 
 
-def _run(where: str, row: Mapping[str, str | None]) -> PublishedRun:
+def _run(where: str, row: Row) -> PublishedRun:
     values = [row.get(column) for column in COLUMNS]
-    task, model, steps, lr, accuracy = (value or "" for value in values)
-    if not all(values):
+    if any(value in (None, "") for value in values):
         raise ConfigError(f"{where}: a row needs {', '.join(COLUMNS)}")
+    task, model, steps, lr, accuracy = map(str, values)
     if task not in PROBLEMS:
         raise ConfigError(f"{where}: task={task!r}; allowed: {', '.join(PROBLEMS)}")
     with bad_input(where, ValueError):

@@ -452,9 +452,12 @@ def test_bad_results(
     ("text", "said"),
     [
         (None, "no such file; --published FILE names the table"),
-        ("task,model,steps,lr,accuracy\n", "no rows"),
-        ("task,model\naime24,x\n", ":2: a row needs task, model, steps, lr, accuracy"),
-        ("task,model,steps,lr,accuracy\naime25,x,0,1,0.5\n", ":2: task='aime25'; allowed: aime24"),
+        ("task,model,steps,lr,accuracy\n", "no row stands below it"),
+        ("task,model\naime24,x\n", "line 2, item 1: a row needs task, model, steps, lr, accuracy"),
+        (
+            "task,model,steps,lr,accuracy\naime25,x,0,1,0.5\n",
+            "item 1: task='aime25'; allowed: aime24",
+        ),
         ("task,model,steps,lr,accuracy\naime24,x,0,1,good\n", "'good'"),
         ("task,model,steps,lr,accuracy\naime24,x,0,1,56.7\n", "accuracy=56.7; allowed: from 0 to"),
     ],
