@@ -193,17 +193,19 @@ def test_a_second_server_that_is_told_to_stop(
 
     async def stop_while_they_run(second: Server) -> list[Any]:
         async with second.asynchronous() as client:
-            running = [
-                asyncio.ensure_future(client.completions.create(**body(case))) for case in long
-            ]
             deadline = time.monotonic() + 60
             names = ("num_requests_running", "num_requests_waiting", "request_success_total")
-            before = second.metric("vllm:request_success_total")
             wanted = len(long) if drain else 1
-            while sum(second.metric(f"vllm:{name}") for name in names) - before < wanted:
-                assert time.monotonic() < deadline
-                await asyncio.sleep(0.05)
-            assert not all(request.done() for request in running)
+            running: list[asyncio.Future[Any]] = []
+            # A busy machine may see them only when they are done, and then they are asked again.
+            while all(request.done() for request in running):
+                before = second.metric("vllm:request_success_total")
+                running = [
+                    asyncio.ensure_future(client.completions.create(**body(case))) for case in long
+                ]
+                while sum(second.metric(f"vllm:{name}") for name in names) - before < wanted:
+                    assert time.monotonic() < deadline
+                    await asyncio.sleep(0.05)
             second.process.send_signal(signal.SIGTERM)
             if not drain:
                 # vLLM may end its engine before the last outputs are out, and then waits for its
