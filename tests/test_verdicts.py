@@ -146,6 +146,25 @@ def test_the_claim_by_loops_fails() -> None:
     assert -1 / 3 < (small.difference or 0) / (found[BASELINE].metrics[LOOPS].value or 1) < 0
 
 
+def test_the_claim_by_form_fails() -> None:
+    stands(STUDY, "**It fails, by its third condition.**")
+    found = arms("claim/gsm8k")
+    names = ("steps5-window4", "regex", "regex-steps5-window4")
+    slot, regex, both = (found[name].metrics for name in names)
+    assert set(found) == {BASELINE, *names} and found[BASELINE].samples == 500
+    assert (found[names[0]].steps, found[names[0]].lr) == (5, 0.1)
+    stands(STUDY, "the form is kept more often, by more than ten points, and right numbers do not")
+    assert told(slot["format"]) == 1 and (slot["format"].difference or 0) > 0.1
+    assert (slot["answer"].difference or -1) >= -0.015 and bounds(slot["answer"])[0] > -0.04
+    stands(STUDY, "A regular expression gives the form nearly always, and with it more than twice")
+    stands(README, "gives it nearly always and more right answers in it than SLOT")
+    assert (regex["format"].value or 0) > 0.95
+    assert (regex["answer_and_format"].value or 0) > 2 * (slot["answer_and_format"].value or 1)
+    stands(STUDY, "SLOT added to it gives no more.")
+    stands(README, "SLOT added to that gives no more.")
+    assert (both["answer_and_format"].value or 1) <= (regex["answer_and_format"].value or 0)
+
+
 def test_loops_in_ordinary_chats() -> None:
     stands(STUDY, "**The paper's setting harms plain chats on this model.**")
     stands(STUDY, "With five steps of lr 0.1 most answers go round in circles")
