@@ -46,14 +46,19 @@ class BatchedRpc(Generic[T]):
             asked = {future: name for future, name in self._waiting.items() if name in names}
             for future in asked:
                 del self._waiting[future]
-            if not asked:
-                continue
-            (answers,) = await asyncio.gather(self._call(names), return_exceptions=True)
-            self._next = monotonic() + PAUSE_SECONDS
+            if asked:
+                await self._put(names, asked)
+
+    async def _put(self, names: list[str], asked: dict[asyncio.Future[T], str]) -> None:
+        try:
+            answers = await self._call(names)
             for future, name in asked.items():
-                if future.done():
-                    continue  # who waited may be gone
-                if isinstance(answers, BaseException):
-                    future.set_exception(answers)
-                else:
+                # Who waited may be gone.
+                if not future.done():
                     future.set_result(answers[name])
+        except Exception as error:
+            for future in asked:
+                if not future.done():
+                    future.set_exception(error)
+        finally:
+            self._next = monotonic() + PAUSE_SECONDS
