@@ -21,6 +21,8 @@ class StepTime:
     def __init__(self, prompts: int, cuda: bool) -> None:
         self.prompts = prompts
         self.host_seconds: float | None = None
+        self._cuda = cuda
+        self._seconds: float | None = None
         self._began = time.perf_counter()
         self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2 if cuda else 0)]
         for begin in self._events[:1]:
@@ -33,10 +35,11 @@ class StepTime:
 
     @property
     def seconds(self) -> float | None:
-        if not self._events:
-            return self.host_seconds
-        begin, end = self._events
-        return begin.elapsed_time(end) / 1000 if end.query() else None
+        if self._events and self._events[1].query():
+            begin, end = self._events
+            # A receipt may keep this for long, and needs no events for it.
+            self._seconds, self._events = begin.elapsed_time(end) / 1000, []
+        return self._seconds if self._cuda else self.host_seconds
 
 
 class StepTimer:
