@@ -146,8 +146,8 @@ def test_the_claim_by_loops_fails() -> None:
     assert -1 / 3 < (small.difference or 0) / (found[BASELINE].metrics[LOOPS].value or 1) < 0
 
 
-def test_the_claim_by_form_fails() -> None:
-    stands(STUDY, "**It fails, by its third condition.**")
+def test_the_claim_by_form_does_not_succeed() -> None:
+    stands(STUDY, "**It does not succeed.** The first two conditions hold:")
     found = arms("claim/gsm8k")
     names = ("steps5-window4", "regex", "regex-steps5-window4")
     slot, regex, both = (found[name].metrics for name in names)
@@ -163,6 +163,45 @@ def test_the_claim_by_form_fails() -> None:
     stands(STUDY, "SLOT added to it gives no more.")
     stands(README, "SLOT added to that gives no more.")
     assert (both["answer_and_format"].value or 1) <= (regex["answer_and_format"].value or 0)
+    stands(STUDY, "333 of the 500 answers are the same with SLOT and without.")
+    one, other = (completions("claim/gsm8k")[name] for name in names[1:])
+    assert sum(one[problem] == other[problem] for problem in one) == 333
+    stands(STUDY, "[six settings of a smaller model](#ifeval) do not raise strict adherence.")
+    ifeval = [row.metrics[STRICT] for row in with_slot("study/ifeval_135m")]
+    assert len(ifeval) == 6 and all(told(metric) < 1 for metric in ifeval)
+
+
+def test_where_the_form_is_lost() -> None:
+    stands(STUDY, "(378 of 500, 392 without it)")
+    stands(STUDY, "leave it open to the end (159, without SLOT 235)")
+    found = completions("claim/gsm8k")
+    assert [opened(found[name]) for name in ("steps5-window4", BASELINE)] == [378, 392]
+    assert [left_open(found[name]) for name in ("steps5-window4", BASELINE)] == [159, 235]
+    stands(STUDY, "(456, 427 and 389 of 500 with one, three and five steps, 392 without SLOT)")
+    stands(STUDY, "fewer of the answers that open the tag leave it open.")
+    found = completions("study/gsm8k")
+    by_steps = [found[name] for name in (BASELINE, "steps1", "steps3", "steps5")]
+    assert [opened(answers) for answers in by_steps] == [392, 456, 427, 389]
+    shares = [left_open(answers) / opened(answers) for answers in by_steps]
+    assert shares == sorted(shares, reverse=True)
+
+
+def completions(run: str) -> dict[str, dict[str, str]]:
+    """By arm and problem."""
+    found: dict[str, dict[str, str]] = {}
+    for sample in SampleFile(REFERENCE / run / SAMPLES).read():
+        found.setdefault(sample.arm, {})[sample.id] = sample.completion
+    return found
+
+
+def opened(answers: dict[str, str]) -> int:
+    return sum(answer.startswith("<think>") for answer in answers.values())
+
+
+def left_open(answers: dict[str, str]) -> int:
+    return sum(
+        answer.startswith("<think>") and "</think>" not in answer for answer in answers.values()
+    )
 
 
 def test_loops_in_ordinary_chats() -> None:
@@ -272,7 +311,7 @@ def test_published_differences_need_more_problems_than_there_are() -> None:
 
 def test_the_screen_of_settings() -> None:
     for sentence in (
-        "Among 1, 3 and 5 steps it has the right order.",
+        "one step makes the first tag less likely, three a little, and five more likely;",
         "with `window: 1` or `4` the first tag gains all that five steps give",
         "Learning from one role or the last tokens alone makes the first tag less likely",
         "`guard` and `safe` leave nothing, and `max_kl` leaves less of what five steps do.",
@@ -284,7 +323,7 @@ def test_the_screen_of_settings() -> None:
     found = json.loads(path.read_text(encoding="utf-8"))["scores"]
     opens = {name: scores["opens"]["gain"] for name, scores in found.items()}
     five = opens["steps5"]
-    assert opens["steps1"] < opens["steps3"] < five
+    assert opens["steps1"] < opens["steps3"] < 0 < five
     assert min(opens["window1"], opens["window4"]) >= five > 0
     none = ("holdout", "safe", "sgd10", "sgd100", "lbfgs", "cosine", "linear", "bias")
     assert max(opens[name] for name in (*none, "system", "user", "last32")) <= 0

@@ -109,6 +109,11 @@ def test_streaming_gives_the_same_text(client: openai.OpenAI, ask: Any) -> None:
         ({"slot_lr": "x"}, ["slot_lr='x'", "a number is required"]),
         ({"slot_step": 3}, ["slot_step: unknown key", "slot_steps"]),
         ({"slot_optimizer": "sgd"}, ["slot_optimizer: removed in 0.2.0 (", "use slot_lr and slot"]),
+        (
+            {"slot_guard": "holdout"},
+            ["slot_guard: removed in 0.2.0 (", "use fewer slot_steps or a"],
+        ),
+        ({"slot_preset": "safe"}, ["slot_preset=safe: removed in 0.2.0 (", "use fewer slot_steps"]),
         ({"slot": 3}, ["slot: unknown key"]),
         ({"slot_betas": [0.9]}, ["slot_betas=[0.9]", "two numbers"]),
         ({"slot_betas": [0.9, 1]}, ["slot_betas.1=1", "less than or equal to 0.9999999"]),

@@ -11,11 +11,13 @@ from slot_vllm.evaluation import config as configuration
 from slot_vllm.evaluation import tasks
 from slot_vllm.evaluation.benchmarks.gsm8k_rules import is_format_correct
 from slot_vllm.evaluation.config import RunConfig
+from slot_vllm.evaluation.samples import SAMPLES, SampleFile
 from tests.conftest import ROOT
 
 CONFIGS = ROOT / "configs"
 CLAIMS = sorted((CONFIGS / "claim").glob("*.yaml"))
-DATA = {"published:gsm8k": "gsm8k_test.jsonl", "published:math_500": "math500.jsonl"}
+# Of a task, its benchmark items, and how many problems a claim on it takes.
+DATA = {"published:gsm8k": ("gsm8k_test.jsonl", 500)}
 # By model and task, the ids of problems.
 Problems = dict[tuple[str, str], set[str]]
 
@@ -26,7 +28,7 @@ def _problems(runs: Iterable[RunConfig], benchmarks: Path) -> Problems:
         for task in run.tasks:
             if task.name not in DATA:
                 continue
-            local = task.model_copy(update={"data": str(benchmarks / DATA[task.name])})
+            local = task.model_copy(update={"data": str(benchmarks / DATA[task.name][0])})
             [loaded] = tasks.load(run.model_copy(update={"tasks": [local]}))
             found.setdefault((run.model, task.name), set()).update(d.id for d in loaded.docs)
     return found
@@ -40,11 +42,28 @@ def test_choice_and_claim_have_no_problem_in_common(benchmarks: Path) -> None:
     assert read == {"logs/reference/study/gsm8k"}
     chosen_by = [path for path in chosen_by if path not in screens]
     choice = _problems(map(configuration.load, chosen_by), benchmarks)
-    claim = _problems(map(configuration.load, CLAIMS), benchmarks)
+    claims = [configuration.load(path) for path in CLAIMS]
+    claim = _problems(claims, benchmarks)
+    assert {task.name for run in claims for task in run.tasks} <= DATA.keys()
     assert ("get:qwen2.5-coder-1.5b", "published:gsm8k") in choice.keys() & claim.keys()
-    for of_what, problems in claim.items():
-        assert not problems & choice.get(of_what, set())
-        assert len(problems) >= (500 if of_what[1] == "published:gsm8k" else 250)
+    for (model, task), problems in claim.items():
+        assert not problems & choice.get((model, task), set())
+        assert len(problems) >= DATA[task][1]
+
+
+def test_the_runs_of_choice_and_claim_have_no_problem_in_common() -> None:
+    items: dict[str, dict[tuple[str, str], set[str]]] = {}
+    for kind in ("study", "claim"):
+        found = items.setdefault(kind, {})
+        for run in (ROOT / "logs" / "reference" / kind).iterdir():
+            model = configuration.load(run / "config.yaml").model
+            for sample in SampleFile(run / SAMPLES).read():
+                found.setdefault((model, sample.task), set()).add(sample.item_sha256)
+    assert {task for _, task in items["claim"]} <= DATA.keys()
+    assert items["study"].keys() & items["claim"].keys()
+    for (model, task), problems in items["claim"].items():
+        assert not problems & items["study"].get((model, task), set())
+        assert len(problems) >= DATA[task][1]
 
 
 @pytest.mark.parametrize("path", CLAIMS, ids=lambda p: p.stem)
@@ -65,8 +84,7 @@ def test_a_claim_sets_controls_beside_slot(path: Path) -> None:
 def test_a_claim_s_regex_and_examples_have_the_asked_form() -> None:
     controls = [arm.control for path in CLAIMS for arm in configuration.load(path).arms]
     examples = [e for c in controls if c and c.examples for e in c.examples]
-    tagged = [e.answer for e in examples if "\\boxed" not in e.answer]
-    assert len(tagged) == len(examples) == 2
-    assert all(is_format_correct(answer) for answer in tagged)
+    assert len(examples) == 2
+    assert all(is_format_correct(example.answer) for example in examples)
     [regex] = {c.regex for c in controls if c and c.regex}
-    assert all(re.fullmatch(regex, answer) for answer in tagged)
+    assert all(re.fullmatch(regex, example.answer) for example in examples)

@@ -224,7 +224,8 @@ def test_torch_and_compiled_are_equal(form: str) -> None:
 
 class TestChoice:
     @pytest.fixture(autouse=True)
-    def fresh(self) -> Iterator[None]:
+    def form(self) -> Iterator[None]:
+        """Each test chooses its own."""
         compiled.library.cache_clear()
         yield
         compiled.library.cache_clear()

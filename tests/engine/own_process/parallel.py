@@ -616,10 +616,14 @@ def test_a_data_parallel_server(tiny_model: str, tmp_path: Path) -> None:
     cases = [case for case in cases_of(VOCABULARY) if len(case.tokens) > 1]
     options = ("--dtype", "float32", "--max-model-len", "320", "--data-parallel-size", "2")
     plugins = {"VLLM_PLUGINS": "slot_vllm,slot_stats"}
-    with serving(tiny_model, {}, tmp_path / "log", *options, environment=plugins) as server:
+    slot = {"receipts": 100}
+    with serving(tiny_model, slot, tmp_path / "log", *options, environment=plugins) as server:
 
-        def complete(case: Case, **xargs: Any) -> list[int]:
-            completion: Any = server.client.completions.create(
+        def get(path: str) -> Any:
+            return httpx.get(server.url + path, timeout=60, trust_env=False).json()
+
+        def complete(case: Case, **xargs: Any) -> Any:
+            return server.client.completions.create(
                 model=MODEL,
                 prompt=list(case.tokens),
                 temperature=0,
@@ -630,18 +634,26 @@ def test_a_data_parallel_server(tiny_model: str, tmp_path: Path) -> None:
                     "return_token_ids": True,
                 },
             )
-            return list(completion.choices[0].token_ids)
 
         with ThreadPoolExecutor(8) as pool:
-            tokens = list(pool.map(complete, cases))
-        assert_tokens_equal(tokens, reference(tiny_model, cases))
+            completions = list(pool.map(complete, cases))
+        tokens = [list(completion.choices[0].token_ids) for completion in completions]
+        expected = reference(tiny_model, cases)
+        assert_tokens_equal(tokens, expected)
+        for case, answer, completion in zip(cases, expected, completions, strict=True):
+            # Whichever engine has it.
+            [receipt] = get(f"/slot/requests/{completion.id}")["receipts"]
+            assert receipt["outcome"] == ("applied" if case.steps else "plain")
+            if case.steps:
+                assert receipt["loss_before"] == pytest.approx(answer.losses[0], rel=1e-4)
         # Whichever of the front end's processes it reaches.
         for _ in range(6):
             with pytest.raises(openai.BadRequestError, match="slot_step"):
                 complete(cases[0], slot_step=3)
         assert server.said().count("SLOT 0.2.0 on the") == 2
-        answer = httpx.get(f"{server.url}/slot/stats", timeout=60, trust_env=False).json()
-        learned = {worker["engine"]: worker["optimized"] for worker in answer["workers"]}
+        learned = {
+            worker["engine"]: worker["optimized"] for worker in get("/slot/stats")["workers"]
+        }
         assert len(learned) == 2 and all(learned.values())
 
 
