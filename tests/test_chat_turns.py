@@ -33,7 +33,8 @@ TEMPLATES = {
         "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     ),
-    # The day in every system turn, messages without white space around them.
+    # The day in every system turn, tools in the first user's turn, messages without white space
+    # around them.
     "llama3": (
         "{% macro head(role) %}<|start_header_id|>{{ role }}<|end_header_id|>\n\n{% endmacro %}"
         "<|begin_of_text|>{{ head('system') }}Today: {{ strftime_now('%d %b %Y') }}\n\n"
@@ -42,7 +43,10 @@ TEMPLATES = {
         "{{ head('ipython') }}{{ m.content | tojson }}<|eot_id|>"
         "{% elif m.tool_calls %}{{ head('assistant') }}{{ m.tool_calls | tojson }}<|eot_id|>"
         "{% elif not (loop.first and m.role == 'system') %}"
-        "{{ head(m.role) }}{{ m.content | trim }}<|eot_id|>{% endif %}{% endfor %}"
+        "{{ head(m.role) }}"
+        "{% if tools and loop.index0 == (messages[0].role == 'system') | int %}"
+        "You may call:\n{{ tools | tojson }}\n\n{% endif %}"
+        "{{ m.content | trim }}<|eot_id|>{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}{{ head('assistant') }}{% endif %}"
     ),
     # A system message in the user's turn, roles that alternate, another name for the model.
@@ -176,8 +180,12 @@ def test_tools(tokenizer: Any) -> None:
         pytest.skip("the template has no tools")
     for called in ((TOOL,), (TOOL, TOOL)):
         chat = (SYSTEM, SHOT, CALL, *called, ANSWER, USER)
-        found = words(tokenizer, "user", *chat, tools=TOOLS)
-        assert found == ["One plus one?", "Two plus\ntwo?"]
+        first, last = words(tokenizer, "user", *chat, tools=TOOLS)
+        assert last == "Two plus\ntwo?"
+        if tokenizer.name == "llama3":
+            assert first.startswith("You may call:") and first.endswith("\n\nOne plus one?")
+        else:
+            assert first == "One plus one?"
         assert words(tokenizer, "assistant", *chat, tools=TOOLS)[-1] == "Two."
         (system,) = words(tokenizer, "system", *chat, tools=TOOLS)
         assert "Be brief." in system

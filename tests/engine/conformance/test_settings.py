@@ -15,6 +15,7 @@ from tests.engine.cases import (
     random_tokens,
     reference,
 )
+from tests.engine.engines import SMALL
 from tests.engine.generate import delta_of, run, stats_of, tokens_of
 from tests.engine.runner import V2
 
@@ -116,8 +117,28 @@ def test_tokens_that_only_the_tokenizer_can_tell(
 
     llm = engine(tiny_model, slot={}, skip_tokenizer_init=False)
     tokenizer = llm.get_tokenizer()
+    cases = told_by(tokenizer)
+    outputs = run(llm, cases)
+    answers = reference(tiny_model, cases)
+    assert_tokens_equal(tokens_of(outputs), answers)
+    for output, answer in zip(outputs, answers, strict=True):
+        error = (torch.tensor(delta_of(llm, output)) - torch.tensor(answer.delta)).abs().max()
+        assert error <= 2e-4
+    # What is no rendered chat has no user turn.
+    words = tuple(tokenizer.encode("How many?", add_special_tokens=False))
+    plain = Case(words, 5, 0.1, NEW, settings=(("loss_tokens", "user"),))
+    with pytest.raises(VLLMValidationError, match=r"slot_loss_tokens='user': .*no user turn"):
+        run(llm, [plain])
+    params = SamplingParams(temperature=0, max_tokens=2)
+    by_default = engine(tiny_model, slot={"loss_tokens": "user"}, skip_tokenizer_init=False)
+    by_default.generate([{"prompt_token_ids": list(plain.tokens)}], params, use_tqdm=False)
+    assert stats_of(by_default)["bypassed.loss_tokens"] == 1
+
+
+def told_by(tokenizer: Any) -> list[Case]:
+    """A chat longer than a step's tokens, learned from by roles and as text."""
     chat = [
-        {"role": "system", "content": "Be brief."},
+        {"role": "system", "content": "Be brief, and count the apples."},
         {"role": "user", "content": "One?"},
         {"role": "assistant", "content": "Yes: 1."},
         {"role": "user", "content": "How many?"},
@@ -134,22 +155,8 @@ def test_tokens_that_only_the_tokenizer_can_tell(
                 start = len(tokenizer.encode(before, add_special_tokens=False))
                 stop = start + len(message["content"])  # a token per character
                 counted[wanted][start:stop] = [True] * (stop - start)
-    cases = [
+    assert len(tokens) > SMALL["max_num_batched_tokens"]
+    return [
         Case(tokens, 5, 0.1, NEW, settings=(("loss_tokens", wanted),), counts=tuple(counts))
         for wanted, counts in counted.items()
     ]
-    outputs = run(llm, cases)
-    answers = reference(tiny_model, cases)
-    assert_tokens_equal(tokens_of(outputs), answers)
-    for output, answer in zip(outputs, answers, strict=True):
-        error = (torch.tensor(delta_of(llm, output)) - torch.tensor(answer.delta)).abs().max()
-        assert error <= 2e-4
-    # What is no rendered chat has no user turn.
-    words = tuple(tokenizer.encode("How many?", add_special_tokens=False))
-    plain = Case(words, 5, 0.1, NEW, settings=(("loss_tokens", "user"),))
-    with pytest.raises(VLLMValidationError, match=r"slot_loss_tokens='user': .*no user turn"):
-        run(llm, [plain])
-    params = SamplingParams(temperature=0, max_tokens=2)
-    by_default = engine(tiny_model, slot={"loss_tokens": "user"}, skip_tokenizer_init=False)
-    by_default.generate([{"prompt_token_ids": list(plain.tokens)}], params, use_tqdm=False)
-    assert stats_of(by_default)["bypassed.loss_tokens"] == 1

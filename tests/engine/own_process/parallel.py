@@ -33,7 +33,7 @@ from tests.engine.cases import (
     reference,
 )
 from tests.engine.conformance.test_receipts import last_kl
-from tests.engine.conformance.test_settings import mixed
+from tests.engine.conformance.test_settings import mixed, told_by
 from tests.engine.engines import SLOT, SMALL, assert_nothing_left, scheduler_of
 from tests.engine.generate import run, sampling_params, tokens_of
 from tests.engine.runner import V2
@@ -90,7 +90,13 @@ def parallel(engine: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
         with pytest.MonkeyPatch.context() as patch, dynamo.patch(disable=forks() and not traced):
             if traced:
                 patch.delenv("TORCHDYNAMO_DISABLE", raising=False)
-            return engine(model, slot, distributed_executor_backend="mp", **options)
+            return engine(
+                model,
+                slot,
+                distributed_executor_backend="mp",
+                skip_tokenizer_init=False,
+                **options,
+            )
 
     yield get
 
@@ -210,6 +216,8 @@ def test_every_option_in_one_batch(
         )
         for case in [*mixed(9), *long, *fading]
     ]
+    if vocabulary is None:
+        cases += [replace(case, new_tokens=6) for case in told_by(llm.get_tokenizer())]
     expected = reference(model, cases)
     before = llm.collective_rpc("slot_stats")
     outputs = run(llm, cases)
