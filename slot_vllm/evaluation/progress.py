@@ -1,6 +1,5 @@
 """How far work is: a bar on a terminal, plain lines elsewhere. Both on standard error."""
 
-import time
 from abc import ABC, abstractmethod
 from typing import Self
 
@@ -18,7 +17,6 @@ class Progress(ABC):
 
     def __init__(self, label: str, total: float, done: int = 0) -> None:
         self._label = label
-        self._shown = time.monotonic()
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -29,6 +27,7 @@ class Progress(ABC):
         )
         self._row = self._bar.add_task(label, total=total, completed=done, said="")
         self._work = self._bar.tasks[0]
+        self._shown = self._bar.get_time()
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -50,7 +49,7 @@ class Progress(ABC):
         """Says how far it is, if it is time or all is done."""
         terminal = console.is_terminal
         pause = SECONDS_BETWEEN_UPDATES if terminal else SECONDS_BETWEEN_LINES
-        now = time.monotonic()
+        now = self._bar.get_time()
         if not self._work.finished and now - self._shown <= pause:
             return
         self._shown = now
@@ -71,9 +70,11 @@ class Stage(Progress):
             super().reach(done)
 
     def _say(self) -> str:
+        done, elapsed = self._work.completed, self._work.elapsed or 0.0
         if self._work.finished:
-            return f"100% in {self._work.elapsed:.1f} s"
-        return f"{self._work.percentage:.0f}%, {time_left(self._work.time_remaining)}"
+            return f"100% in {elapsed:.1f} s"
+        # At the pace since the start, not the last 30 s' as rich has it: work may come in bursts.
+        return f"{done:.0%}, {time_left(elapsed / done * (1 - done))}"
 
 
 def time_left(seconds: float | None) -> str:

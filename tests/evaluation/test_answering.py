@@ -1,7 +1,7 @@
 """What a run says while it answers, on a terminal and elsewhere."""
 
 import io
-import re
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -70,15 +70,27 @@ def test_a_terminal_has_the_same_words_beside_a_bar(monkeypatch: pytest.MonkeyPa
     assert "1/2 finished, 1 running, " in file.getvalue()
 
 
-def test_a_stage_shows_its_share(said: Callable[[], list[str]]) -> None:
+def test_a_stage_shows_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bursts further apart than what rich remembers of the pace."""
+    file, clock = io.StringIO(), itertools.count(0, 60)
+    now = [next(clock)]
+    timed = Console(file=file, width=200, get_time=lambda: now[0])
+    monkeypatch.setattr(progress, "console", timed)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1.0)
     with Stage("download") as stage:
-        for share in (0.5, 0.75, 0.75, 1.0):
-            stage.reach(share)
-    lines = said()
-    assert lines[0] == "download: 50%, left: ?"
-    assert lines[1].startswith("download: 75%, left: ") and lines[1].endswith(" s")
-    assert len(lines) == 3
-    assert re.fullmatch(r"download: 100% in \d+\.\d s", lines[2])
+        for burst in ((0.125, 0.25, 0.25), (0.375, 0.5), (0.625, 0.75), (1.0,)):
+            now[0] = next(clock)
+            for share in burst:
+                stage.reach(share)
+    assert file.getvalue().splitlines() == [
+        "download: 12%, left: 420 s",
+        "download: 25%, left: 180 s",
+        "download: 38%, left: 200 s",
+        "download: 50%, left: 120 s",
+        "download: 62%, left: 108 s",
+        "download: 75%, left: 60 s",
+        "download: 100% in 240.0 s",
+    ]
 
 
 def test_a_stage_of_one_step(said: Callable[[], list[str]]) -> None:
