@@ -151,9 +151,10 @@ def _part(now: RunConfig, here: RunConfig) -> RunConfig:
     what it selects by: they stay."""
     known = {arm.name for arm in here.arms}
     arms = [arm for arm in now.arms if arm.name in known]
-    if now.select is not None or len(now.tasks) != len(here.tasks):
+    if now.select is not None:
         return changed(now, arms=arms)
-    tasks = [_first_problems(*pair) for pair in zip(now.tasks, here.tasks, strict=True)]
+    there = {task.name: task for task in here.tasks}
+    tasks = [_first_problems(task, there.get(task.name, task)) for task in now.tasks]
     return changed(now, arms=arms, tasks=tasks)
 
 

@@ -1,7 +1,7 @@
 """A run's configuration as its record holds it, whichever release wrote it."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -103,23 +103,25 @@ class RunSettings(_Whole):
         return self.model_dump(mode="json", exclude_unset=True)
 
 
-def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """The keys of two configurations that differ, with both values: ``arms.slot.lr``. What one of
-    them lacks is None there."""
-    ours, theirs = dict(_flat(one)), dict(_flat(other))
-    pairs = [(key, ours.get(key), theirs.get(key)) for key in {**ours, **theirs}]
-    return [pair for pair in pairs if pair[1] != pair[2]]
+def differences(one: Any, other: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    """Where two configurations differ, by dotted keys (``arms.slot.lr``), with both values. What
+    one of them lacks is None there."""
+    if one == other:
+        return []
+    ours, theirs = _items(one), _items(other)
+    if ours is None or theirs is None or not (ours or theirs):
+        return [(key, one, other)]
+    start = f"{key}." if key else ""
+    pairs = [(f"{start}{k}", ours.get(k), theirs.get(k)) for k in {**ours, **theirs}]
+    return [found for k, a, b in pairs for found in differences(a, b, k)]
 
 
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """By dotted keys; the items of a list by their ``name`` or their index, as ``--set`` has it."""
+def _items(value: Any) -> Mapping[Any, Any] | None:
+    """What has keys of its own: a mapping's, and a list's by ``name`` or index, as ``--set`` has
+    them."""
     if isinstance(value, list) and all(isinstance(item, Mapping) for item in value):
-        value = {item.get("name", index): item for index, item in enumerate(value)}
-    if not isinstance(value, Mapping):
-        yield key, value
-        return
-    for name, inner in value.items():
-        yield from _flat(inner, f"{key}.{name}" if key else str(name))
+        return {item.get("name", index): item for index, item in enumerate(value)}
+    return {} if value is None else value if isinstance(value, Mapping) else None
 
 
 def without_system_prompt(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import yaml
 from slot_vllm.evaluation.config import RunConfig, load
 from slot_vllm.evaluation.directory import RunDirectory
 from slot_vllm.evaluation.errors import ConfigError
+from slot_vllm.evaluation.run_settings import differences
 from tests.evaluation.conftest import ARMS, PROBLEMS
 from tests.evaluation.finished_runs import finish
 from tests.evaluation.stored_runs import LAST_RELEASE
@@ -86,6 +87,45 @@ def test_other_problems_are_another_run(tmp_path: Path) -> None:
             check(skip=other, max_samples=5)
         with pytest.raises(ConfigError, match=rf"\(tasks\.aime24\.skip={other}, there 2\)"):
             check(skip=other, max_samples=3)
+
+
+def test_arms_and_tasks_may_come_in_another_order(tmp_path: Path) -> None:
+    few = {"name": "aime24", "data": str(PROBLEMS), "max_samples": 3}
+    many = {"name": "math_500", "data": str(PROBLEMS), "max_samples": 5}
+    directory = RunDirectory(finish(tmp_path / "run", tasks=[few]))
+    values = yaml.safe_load((directory.path / "config.yaml").read_text())
+
+    def run(*tasks: dict[str, Any], arms: list[dict[str, Any]] = ARMS) -> RunConfig:
+        return RunConfig.model_validate({**values, "tasks": [*tasks], "arms": arms})
+
+    directory.open(run(few, many), resume=True)
+    for config in (
+        run(many, few, arms=ARMS[::-1]),
+        run({**many, "max_samples": 6}, few),
+        run(many, {**few, "max_samples": 4}),
+    ):
+        directory.check(config, resume=True, overwrite=False)
+    for other, said in (
+        (run(many, {**few, "max_samples": 2}), r"tasks\.aime24\.max_samples=2, there 3"),
+        (run({**many, "max_samples": 4}, few), r"tasks\.math_500\.max_samples=4, there 5"),
+        (run(many), r"tasks\.aime24\.name=None, there 'aime24'"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            directory.check(other, resume=True, overwrite=False)
+
+
+def test_what_is_empty_is_a_setting_too() -> None:
+    filled = {"stop": ["a"], "engine": {"dtype": "auto"}, "arms": [{"name": "slot", "lr": 0.1}]}
+    empty: dict[str, Any] = {"stop": [], "engine": {}, "arms": []}
+    assert differences(empty, filled) == [
+        ("stop", [], ["a"]),
+        ("engine.dtype", None, "auto"),
+        ("arms.slot.name", None, "slot"),
+        ("arms.slot.lr", None, 0.1),
+    ]
+    nothing = {"stop": None, "engine": None, "arms": None}
+    assert differences(empty, nothing) == [(key, empty[key], None) for key in empty]
+    assert differences({}, {"stop": []}) == [("stop", None, [])]
 
 
 def test_data_and_the_system_prompt_s_file_may_lie_elsewhere(tmp_path: Path) -> None:
