@@ -1,9 +1,11 @@
 """What start-up finds out about the vLLM that runs, and what its source says about any other."""
 
 import ast
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -94,6 +96,48 @@ def test_the_error_names_the_piece_and_the_tested_releases(
     monkeypatch.setattr(release, "CONTACTS", (*CONTACTS, other))
     with pytest.raises(SlotError, match="NewRequestData has no id"):
         release.check_worker(v2=False, hidden_cache=True)
+
+
+class Replacing:
+    """An object that is called as a function of vLLM's is."""
+
+    def __call__(self, request: Any) -> None:
+        pass
+
+
+# Of what another plugin may put in the place of a function: what start-up says of each.
+REPLACEMENTS: list[tuple[Any, str | None, str | None]] = [
+    (len, None, "replaced .* by builtins.len"),
+    (partial(print, "x"), None, r"replaced .* by functools.partial"),
+    (Replacing(), None, r"replaced .* by tests.engine.test_release.Replacing"),
+    (lambda self, request: request.assign(), None, None),
+    (lambda self, prompt: prompt.assign(), "takes (prompt) instead of (request)", None),
+    (lambda self, request: request, "does not call assign", None),
+    ((lambda self: 1, lambda self, request: 2)[0], None, "replaced .* by tests.*<lambda>"),
+]
+
+
+@pytest.mark.parametrize(("value", "problem", "warning"), REPLACEMENTS)
+def test_what_another_plugin_puts_there_is_judged_or_named(
+    value: Any,
+    problem: str | None,
+    warning: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    slot_log: pytest.LogCaptureFixture,
+) -> None:
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    wanted = contact("vllm.v1.engine.input_processor.InputProcessor.assign_request_id")
+    wanted = replace(wanted, takes="request", calls="assign")
+    monkeypatch.setattr(release, "CONTACTS", (wanted,))
+    monkeypatch.setattr(release, "_look_in_source", lambda tree, contact: None)
+    monkeypatch.setattr(InputProcessor, "assign_request_id", value)
+    found = [said for _, said in release.missing(wanted.part)]
+    assert found == ([] if problem is None else [problem])
+    said = [record.getMessage() for record in slot_log.records]
+    assert len(said) == (warning is not None)
+    if warning is not None:
+        assert re.search(warning, said[0])
 
 
 def test_a_worker_needs_nothing_of_the_other_runner(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,7 +145,7 @@ def _look_in_source(tree: Source, contact: Contact) -> str | None:
 
 def _look_at_live(contact: Contact) -> str | None:
     """Its module is imported, and what does not show there is looked for in the source. A function
-    that another plugin put in the place of vLLM's is judged as it is."""
+    that another plugin put in the place of vLLM's is judged as it is, if it can be read."""
     try:
         value: Any = importlib.import_module(contact.path)
     except ImportError as error:
@@ -163,19 +163,30 @@ def _look_at_live(contact: Contact) -> str | None:
     ):
         return None
     # What functools.wraps made of vLLM's own names its module.
-    if inspect.isroutine(value) and not str(value.__module__).startswith("vllm."):
-        if contact.part not in _WRAPPED_BY_OTHERS:
-            with suppress(OSError, SyntaxError):  # without a source of its own it is only named
-                (node,) = ast.parse(textwrap.dedent(inspect.getsource(value))).body
-                return _problem(contact, node, lambda _: False)
+    module = str(getattr(value, "__module__", None))
+    if callable(value) and not inspect.isclass(value) and not module.startswith("vllm."):
+        node = None if contact.part in _WRAPPED_BY_OTHERS else _node_of(value)
+        if node is not None:
+            return _problem(contact, node, lambda _: False)
         logger.warning(
             "SLOT: another plugin replaced %s by %s.%s. If that does not call what was there "
             "before, SLOT may not work",
             contact,
-            value.__module__,
-            value.__qualname__,
+            module,
+            getattr(value, "__qualname__", type(value).__qualname__),
         )
     return _look_in_source(installed(), contact)
+
+
+def _node_of(value: Any) -> ast.AST | None:
+    """A function's source; None if it has none of its own: it is compiled, or an object, or one of
+    several lambdas in a statement."""
+    with suppress(OSError, SyntaxError, TypeError, ValueError):
+        tree = ast.parse(textwrap.dedent(inspect.getsource(value)))
+        lambdas = (node for node in ast.walk(tree) if isinstance(node, ast.Lambda))
+        (node,) = lambdas if value.__name__ == "<lambda>" else tree.body
+        return node
+    return None
 
 
 def _problem(contact: Contact, node: ast.AST, has_attribute: Callable[[str], bool]) -> str | None:

@@ -6,8 +6,7 @@ from functools import cache, cached_property
 from importlib.util import resolve_name
 from pathlib import Path
 
-Function = ast.FunctionDef | ast.AsyncFunctionDef
-Definition = Function | ast.ClassDef
+Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,8 @@ def parameters(node: Function) -> list[Parameter]:
 
 
 def is_static(node: Function) -> bool:
-    return any(isinstance(d, ast.Name) and d.id == "staticmethod" for d in node.decorator_list)
+    decorators = getattr(node, "decorator_list", ())
+    return any(isinstance(d, ast.Name) and d.id == "staticmethod" for d in decorators)
 
 
 def calls(node: ast.AST) -> set[str]:
@@ -163,7 +163,7 @@ def set_on_self(node: ast.AST) -> frozenset[str]:
 def _bound(node: ast.AST) -> dict[str, ast.AST]:
     bound: dict[str, ast.AST] = {}
     for statement in ast.iter_child_nodes(node):
-        if isinstance(statement, Function | ast.ClassDef):
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             bound[statement.name] = statement
         elif isinstance(statement, ast.Import | ast.ImportFrom):
             bound |= {a.asname or a.name: statement for a in statement.names}
