@@ -204,6 +204,30 @@ def test_a_device_is_timed_by_its_own_clock(monkeypatch: pytest.MonkeyPatch) -> 
     assert sum(timer.snapshot()["counts"]) == 2
 
 
+def test_a_step_that_cannot_be_told_costs_no_delta(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = make_state()
+
+    def observe(values: torch.Tensor) -> None:
+        raise RuntimeError("no histogram")
+
+    monkeypatch.setattr(state.statistics.step_timer._histogram, "observe", observe)
+    begin(state, [arrival("a-1", TOKENS)])
+    step(state, ("a-1", TOKENS, 0))
+    assert state.statistics.read()["optimized"] == 1
+    assert state.statistics.read()["failed"] == 0
+    (error,) = state.failures.errors
+    assert "no histogram" in error
+
+
+def test_steps_are_told_on_the_host_whatever_the_default_device() -> None:
+    timer = StepTimer(torch.device("cpu"))
+    with torch.device("meta"):
+        with timer.step():
+            pass
+        timer.collect()
+    assert sum(timer.snapshot()["counts"]) == 1
+
+
 class EngineClient:
     """engines: what each engine's workers answer."""
 

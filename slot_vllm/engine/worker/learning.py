@@ -74,6 +74,8 @@ class Learner:
         with self.statistics.step_timer.step(len(prompts)) as learning:
             for group in self._groups(prompts, row_bytes):
                 self._learn_group(group)
+        with self.failures.updating():
+            self.statistics.step_timer.collect()
         for prompt in prompts:
             prompt.request.learning = learning
 

@@ -15,23 +15,26 @@ BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0
 
 
 class StepTime:
-    """Of one step, in which ``prompts`` were learned from. host_seconds: as the host sees it.
-    seconds: on CUDA the device's, None until they are known; else the host's."""
+    """Of one step, in which ``prompts`` were learned from. seconds: on CUDA the device's, else the
+    host's; None until they are known."""
 
     def __init__(self, prompts: int, cuda: bool) -> None:
         self.prompts = prompts
-        self.host_seconds: float | None = None
-        self._cuda = cuda
         self._seconds: float | None = None
         self._began = time.perf_counter()
-        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2 if cuda else 0)]
-        for begin in self._events[:1]:
-            begin.record()
+        self._events: list[torch.cuda.Event] = []
+        if cuda:
+            self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+            self._events[0].record()
 
-    def end(self) -> None:
-        self.host_seconds = time.perf_counter() - self._began
-        for end in self._events[1:]:
-            end.record()
+    def end(self) -> float:
+        """Returns the host's seconds."""
+        seconds = time.perf_counter() - self._began
+        if self._events:
+            self._events[1].record()
+        else:
+            self._seconds = seconds
+        return seconds
 
     @property
     def seconds(self) -> float | None:
@@ -39,7 +42,7 @@ class StepTime:
             begin, end = self._events
             # A receipt may keep this for long, and needs no events for it.
             self._seconds, self._events = begin.elapsed_time(end) / 1000, []
-        return self._seconds if self._cuda else self.host_seconds
+        return self._seconds
 
 
 class StepTimer:
@@ -59,16 +62,16 @@ class StepTimer:
         try:
             yield own
         finally:
-            own.end()
-            self.host_seconds += own.host_seconds or 0.0
+            self.host_seconds += own.end()
             self._running.append(own)
-            self._collect()
 
-    def snapshot(self) -> HistogramSnapshot:
-        self._collect()
-        return self._histogram.snapshot()
-
-    def _collect(self) -> None:
+    def collect(self) -> None:
+        """Takes the steps whose time is known by now into the histogram."""
         while self._running and (seconds := self._running[0].seconds) is not None:
             self._running.popleft()
-            self._histogram.observe(torch.tensor([seconds], dtype=torch.float64))
+            # vLLM's default device is the model's.
+            self._histogram.observe(torch.tensor([seconds], dtype=torch.float64, device="cpu"))
+
+    def snapshot(self) -> HistogramSnapshot:
+        self.collect()
+        return self._histogram.snapshot()
