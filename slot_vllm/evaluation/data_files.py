@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from slot_vllm.evaluation.errors import ConfigError, bad_input
 
 Row = dict[str, Any]
+_Reader = Callable[[Path], Iterator[tuple[int, Any]]]
 
 _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -43,13 +44,14 @@ class Item(NamedTuple):
     row: Row
 
 
-def read(path: Path, of: str = "problems") -> list[Item]:
+def read(path: Path, of: str = "problems", kind: str = "") -> list[Item]:
     """All rows of a file, at least one. Raises ConfigError that names the file and, where there is
-    one, the line. of: what the rows are, in words."""
+    one, the line. of: what the rows are, in words. kind: of a file or pipe whose name says none,
+    as ``.csv``."""
     # ValueError: of JSON and Arrow. EOFError, zlib.error: of gzip.
     kinds = (OSError, ValueError, EOFError, zlib.error, RecursionError)
     with bad_input(f"{path}: cannot be read", *kinds):
-        found = list(_reader(path)(path))
+        found = list(_reader(path, kind)(path))
     items = []
     for number, (line, row) in enumerate(found, 1):
         place = f"{path}: {f'line {line}, ' if line else ''}item {number}"
@@ -92,12 +94,12 @@ def stem(file: Path) -> str:
     return (file.with_suffix("") if file.suffix.lower() == ".gz" else file).stem
 
 
-def _reader(file: Path) -> Callable[[Path], Iterator[tuple[int, Any]]]:
+def _reader(file: Path, otherwise: str = "") -> _Reader:
     if _is_saved(file):
         return _saved
     packed = file.suffix.lower() == ".gz"
     kind = (file.with_suffix("") if packed else file).suffix.lower()
-    reader = READERS.get(kind)
+    reader = READERS.get(kind) or READERS.get(otherwise)
     if reader is None or (packed and reader is _parquet):
         raise ConfigError(f"{file}: unknown kind of file; allowed: {ALLOWED}")
     return reader
@@ -237,7 +239,7 @@ def _saved(path: Path) -> Iterator[tuple[int, Any]]:
     yield from ((0, row) for row in rows)
 
 
-READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
+READERS: dict[str, _Reader] = {
     ".json": _json,
     ".jsonl": _json,
     ".csv": _csv,

@@ -1,4 +1,4 @@
-"""The published runs: ``logs/published_results.csv``, read."""
+"""The published runs: a table that comes with the package, read."""
 
 import math
 from dataclasses import dataclass
@@ -65,14 +65,15 @@ class PublishedRun:
 
 
 def read(path: Path | None = None) -> list[PublishedRun]:
-    """The table's rows in their order; of TABLE without a path. Raises ConfigError."""
+    """The table's rows in their order; of TABLE without a path. It is CSV unless the file's name
+    says another kind. Raises ConfigError."""
     path = path or TABLE
     if not path.exists():
         raise ConfigError(
             f"{path}: no such file; --published FILE names the table of published runs, and "
             "without it the package's own is read"
         )
-    return [_run(place, row) for place, row in data_files.read(path, of="rows")]
+    return [_run(place, row) for place, row in data_files.read(path, "rows", ".csv")]
 
 
 def _run(where: str, row: Row) -> PublishedRun:

@@ -1,6 +1,7 @@
 """A run beside the published runs: figures by hand, what stands alone, bad input."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -479,11 +480,24 @@ def test_bad_table(
     assert said in line
 
 
-def test_another_table(write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    table = tmp_path / "table.csv"
+@pytest.mark.parametrize("name", ["table.csv", "table.txt", "table"])
+def test_another_table(
+    name: str, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / name
     table.write_text(TABLE.read_text().replace("Qwen-7B,0,0.1,0.5\n", "Qwen-7B,0,0.1,0.9\n"))
     assert cli.main(["compare-published", str(write(entry())), "--published", str(table)]) == 0
     assert "0.9000 ± 0.0557" in capsys.readouterr().out  # sqrt(0.09 / 29)
+
+
+def test_a_table_from_a_pipe(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as pipe:
+        pipe.write(TABLE.read_text())
+    arguments = ["compare-published", str(write(entry())), "--published", f"/dev/fd/{reading}"]
+    assert cli.main(arguments) == 0
+    os.close(reading)
+    assert "within chance (z = +0.77)" in capsys.readouterr().out
 
 
 def test_the_tasks_have_a_number_of_problems() -> None:
