@@ -4,6 +4,7 @@ import json
 import os
 import resource
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +41,13 @@ def available() -> int:
         if limit != resource.RLIM_INFINITY:
             left.append(limit - used)
     for limit_file, used_file, parts, reclaimable in _LIMITS:
-        try:
-            limit = int((_CGROUP / limit_file).read_text())  # "max" where there is none
-            used = int((_CGROUP / used_file).read_text())
-            counts = (_CGROUP / parts).read_text() if (_CGROUP / parts).exists() else ""
-            by_name = dict(line.split() for line in counts.splitlines())
-            left.append(limit - used + int(by_name.get(reclaimable, 0)))
-        except (OSError, ValueError):
-            pass
+        with suppress(OSError, ValueError):
+            free = int((_CGROUP / limit_file).read_text())  # "max" where there is no limit
+            free -= int((_CGROUP / used_file).read_text())
+            with suppress(OSError, ValueError):
+                counts = (_CGROUP / parts).read_text().splitlines()
+                free += int(dict(line.split() for line in counts).get(reclaimable, 0))
+            left.append(free)
     return max(0, min(left))
 
 

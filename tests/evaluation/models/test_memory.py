@@ -101,3 +101,9 @@ def test_a_limit_of_the_container_counts(
     # Files that were read stay in memory until somebody needs it, as after a download.
     (tmp_path / parts).write_text(f"cache 1900000\n{reclaimable} 1500000\nactive_file 7\n")
     assert memory.available() == 4_500_000
+    # What cannot be read counts as none.
+    (tmp_path / parts).write_text("no count\n\n")
+    assert memory.available() == 3_000_000
+    (tmp_path / parts).unlink()
+    (tmp_path / parts).mkdir()
+    assert memory.available() == 3_000_000
