@@ -130,6 +130,14 @@ def test_a_module_of_our_own_that_is_missing_is_our_fault() -> None:
         exit_code(run)
 
 
+def test_a_module_of_another_that_is_missing_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    def run() -> None:
+        raise ModuleNotFoundError("No module named 'slot_vllm_tasks'", name="slot_vllm_tasks")
+
+    assert exit_code(run) == 1
+    assert "it needs slot_vllm_tasks, which is not installed" in capsys.readouterr().err
+
+
 def test_bench_is_the_benchmarks(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         cli.main(["bench", "table"])

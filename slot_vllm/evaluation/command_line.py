@@ -60,7 +60,8 @@ def exit_code(run: Callable[[], None]) -> int:
         if interruption.happened:
             print("interrupted", file=sys.stderr)
             return EXIT_INTERRUPTED
-        if isinstance(error, ModuleNotFoundError) and "slot_vllm" not in str(error.name):
+        package = str(getattr(error, "name", "")).partition(".")[0]
+        if isinstance(error, ModuleNotFoundError) and package != "slot_vllm":
             # Commands work without the extra `eval` until they need it.
             said = requirements.missing(error)
         elif isinstance(error, ConfigError | RunFailed):
