@@ -23,18 +23,19 @@ def override(values: dict[str, Any], setting: str, parse: Callable[[str], Any]) 
         raise ConfigError(f"--set {setting}: the value is not YAML") from None
     *parents, last = key.split(".")
     place: Any = values
-    for parent in parents:
+    for depth, parent in enumerate(parents, 1):
         inner = _key(place, parent, setting)
         place = place.setdefault(inner, {}) if isinstance(place, dict) else place[inner]
+        if not isinstance(place, dict | list):
+            path = ".".join(parents[:depth])
+            raise ConfigError(f"--set {setting}: {path} is not a mapping or a list")
     place[_key(place, last, setting)] = value
 
 
-def _key(place: Any, name: str, setting: str) -> Any:
+def _key(place: dict[str, Any] | list[Any], name: str, setting: str) -> Any:
     """By which a mapping or a list has the item of that name."""
     if isinstance(place, dict):
         return name
-    if not isinstance(place, list):
-        raise ConfigError(f"--set {setting}: {name} is not in a mapping or a list")
     names = [item.get("name") if isinstance(item, Mapping) else None for item in place]
     if name in names:
         return names.index(name)

@@ -121,7 +121,15 @@ def test_unreadable_file(
         (["--config", "RUN", "--set", "generation.seed"], ["--set generation.seed: key=value"]),
         (["--config", "RUN", "--set", "generation.seed=[1"], ["the value is not YAML"]),
         (["--config", "RUN", "--set", "arms.9.lr=1"], ["no item 9", "baseline", "slot"]),
-        (["--config", "RUN", "--set", "name.x=1"], ["--set name.x=1"]),
+        (["--config", "RUN", "--set", "name.x=1"], ["--set name.x=1: name is not a mapping or a"]),
+        (
+            ["--config", "RUN", "--set", "arms.slot.lr.x=1"],
+            ["--set arms.slot.lr.x=1: arms.slot.lr is not a mapping or a list"],
+        ),
+        (
+            ["--config", "RUN", "--set", "arms.slot.lr.x.y=1"],
+            ["--set arms.slot.lr.x.y=1: arms.slot.lr is not a mapping or a list"],
+        ),
         (["--config", "RUN", "--set", "arms.slot.lr=-1"], ["arms.1.lr=-1"]),
         (["--config", "RUN", "--output-dir", "RUN"], ["the output directory is a file"]),
     ],
