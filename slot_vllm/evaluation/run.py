@@ -35,7 +35,7 @@ def run(config: RunConfig, directory: RunDirectory, resume: bool) -> RunRecord:
     stored = directory.samples.read() if resume else []
     with Phases("reading the problems"):
         loaded = tasks.load(config)
-    stored_tasks.documents(loaded, stored, directory.path)
+    stored_tasks.documents(loaded, stored, directory.path, "--resume needs the same data")
     plan = Plan(config, loaded, stored)
     for task in {part.task.name: part.task for part in plan.parts if part.pending}.values():
         scoring.check(task)
@@ -81,8 +81,10 @@ def run(config: RunConfig, directory: RunDirectory, resume: bool) -> RunRecord:
 def _recall(part: Part, model: SlotModel) -> None:
     """Scores the answers that an interrupted run left. Raises ConfigError if they were asked
     otherwise."""
-    for doc in (doc for doc in part.docs if doc.id in part.samples):
-        samples = part.samples[doc.id]
+    for doc in part.docs:
+        samples = part.samples.get(doc.id)
+        if samples is None:
+            continue
         prompt, item, golds = model.prompt(doc, part.arm), item_hash(doc), doc.get_golds()
         asked = (text_hash(prompt), part.arm.steps, part.arm.lr)
         seed = model.seed(doc)

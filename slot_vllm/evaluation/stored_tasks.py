@@ -39,23 +39,25 @@ def with_texts(run: RunRecord, samples: Sequence[Sample], where: Path) -> list[S
 
 
 def documents(
-    loaded: Iterable[EvaluationTask], samples: Iterable[Sample], where: Path
+    loaded: Iterable[EvaluationTask],
+    samples: Iterable[Sample],
+    where: Path,
+    needed: str = "the same data are needed",
 ) -> list[Doc]:
-    """The problem of each sample. Raises ConfigError if today's data have another or none."""
+    """The problem of each sample. Raises ConfigError, which ends with ``needed``, if today's data
+    have another or none."""
     by_id = {(task.name, doc.id): doc for task in loaded for doc in task.docs}
     found = []
     for sample in samples:
         doc = by_id.get((sample.task, sample.id))
         problem = f"{where}: {sample.task}, problem {sample.id}"
         if doc is None:
-            raise ConfigError(
-                f"{problem}, which was answered, is not among today's; the same data are needed"
-            )
+            raise ConfigError(f"{problem}, which was answered, is not among today's; {needed}")
         same_text = sample.item_sha256 in (None, item_hash(doc))
         if not same_text or sample.gold not in (None, doc.get_golds()):
             raise ConfigError(
                 f"{problem}: the task's data have another text or gold answer than what was "
-                "answered; the same data are needed"
+                f"answered; {needed}"
             )
         found.append(doc)
     return found
