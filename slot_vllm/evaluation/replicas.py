@@ -30,9 +30,13 @@ class Replica:
     def max_model_len(self) -> int:
         return self._engine.max_model_len
 
-    def generate(self, requests: Sequence[Request], with_shifts: bool) -> Iterator[Completion]:
-        # Ray streams what generator functions yield, and refuses others.
-        yield from self._engine.generate(requests, lambda request_id, count: None, with_shifts)
+    def generate(
+        self, requests: Sequence[Request], with_shifts: bool
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Per completion its request's id, as who asks has the request, and all else in it."""
+        for completion in self._engine.generate(requests, lambda name, count: None, with_shifts):
+            answer = {**vars(completion)}
+            yield answer.pop("request").id, answer
 
 
 class Replicas:
@@ -81,7 +85,7 @@ class Replicas:
                 continue
             replica, asked = busy[ready]
             try:
-                completion = ray.get(next(ready))
+                request_id, answer = ray.get(next(ready))
             except StopIteration:
                 del busy[ready]
                 idle.append(replica)
@@ -94,8 +98,8 @@ class Replicas:
                 waiting.appendleft(list(asked.values()))
                 starting[self._started(replica)] = replica
             else:
-                del asked[completion.request.id]
-                on_tokens(completion.request.id, sum(map(len, completion.tokens)))
+                completion = Completion(asked.pop(request_id), **answer)
+                on_tokens(request_id, sum(map(len, completion.tokens)))
                 yield completion
 
     def _started(self, replica: Any) -> Any:

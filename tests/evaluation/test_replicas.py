@@ -127,7 +127,9 @@ def test_only_what_a_replica_left_unanswered_is_asked_again(
     asked = sorted(map(int, notes.read_text().split()))
     assert asked == sorted([*range(16), 9])
 
-    again = replicas.generate(requests, lambda name, count: None, with_shifts=True)
+    again = list(replicas.generate(requests, lambda name, count: None, with_shifts=True))
+    # The very requests: only answers come from a replica.
+    assert all(one.request is requests[int(one.request.id)] for one in again)
     shifts = {one.request.id: one.shifts for one in again}
     for i in range(16):
         one = shifts.pop(str(i))
