@@ -36,10 +36,6 @@ class TimeLeft:
         return len(self._since)
 
     @property
-    def finished(self) -> int:
-        return len(self._finished)
-
-    @property
     def tokens_per_second(self) -> float:
         elapsed = self._clock() - self._started
         return self._tokens.total() / elapsed if elapsed else 0.0
