@@ -6,13 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slot_vllm.optim.head import Head
+from slot_vllm.optim.head import PROBE_ROWS, Head, check_difference, check_shape, check_weight
 from slot_vllm.params import SlotError
 
-# Rows of the probe, each four times as large as the one before: a soft cap shows in large logits.
-_PROBE_ROWS = 4
-# What the model computes and what f(h W^T) gives may differ by the rounding of the logits.
-_TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 # Granite divides by its logits_scaling and HyperCLOVA X multiplies by it: both are tried.
 _SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier")
 
@@ -43,12 +39,7 @@ def find_head(model: Any) -> TransformersHead:
     name = type(model).__name__
     module = model.get_output_embeddings()
     weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or weight.dtype not in _TOLERANCE or weight.dim() != 2:
-        found = "none" if weight is None else f"{tuple(weight.shape)} of {weight.dtype}"
-        raise SlotError(
-            "SLOT needs the unquantized weight (vocabulary x hidden size) of a linear head; "
-            f"{name}'s {type(module).__name__} has {found}"
-        )
+    check_weight(weight, f"{name}'s {type(module).__name__}")
     if weight.device.type == "meta":
         raise SlotError(f"SLOT needs the head's weight on a device; {name}'s is offloaded")
     try:
@@ -93,20 +84,11 @@ def _fitting_head(model: Any, module: Any, watched: _Watched, name: str) -> Head
     if plain.bias is not None:
         z += plain.bias.float()
     logits = watched.logits.to(z)
-    if logits.shape != z.shape:
-        raise SlotError(
-            f"SLOT needs logits = f(h W^T) of shape {tuple(z.shape)}; "
-            f"{name} gives {tuple(logits.shape)}"
-        )
+    check_shape(logits, plain.vocabulary, name)
     heads = [replace(plain, scale=scale) for scale in _scales(config)]
     differences = [_difference(head.activate(z), logits) for head in heads]
     difference, best = min(zip(differences, range(len(heads)), strict=True))
-    allowed = _TOLERANCE[plain.weight.dtype]
-    if not difference <= allowed:
-        raise SlotError(
-            f"SLOT needs logits = f(h W^T); {name}'s differ from that by {difference:.2g} of the "
-            f"largest logit (allowed: {allowed:.2g})"
-        )
+    check_difference(difference, plain.weight.dtype, name)
     return heads[best]
 
 
@@ -136,7 +118,8 @@ def _watch(model: Any, module: nn.Module) -> _Watched:
     def before_head(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden.append(arguments[0])
         rows = torch.randn(arguments[0].shape, generator=torch.Generator().manual_seed(0))
-        rows *= 4.0 ** torch.arange(_PROBE_ROWS).unsqueeze(1)
+        # A soft cap shows in large logits.
+        rows *= 4.0 ** torch.arange(PROBE_ROWS).unsqueeze(1)
         probes.append(rows.to(arguments[0]))
         return (probes[-1], *arguments[1:])
 
@@ -146,7 +129,7 @@ def _watch(model: Any, module: nn.Module) -> _Watched:
     decoders = {id(m): m for m in (model.base_model, model.get_decoder()) if m is not model}
     hooks = [module.register_forward_pre_hook(before_head)]
     hooks += [m.register_forward_hook(after_decoder) for m in decoders.values()]
-    tokens = torch.arange(_PROBE_ROWS, device=model.device).unsqueeze(0)
+    tokens = torch.arange(PROBE_ROWS, device=model.device).unsqueeze(0)
     try:
         logits = model(
             input_ids=tokens,

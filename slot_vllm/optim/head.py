@@ -1,12 +1,18 @@
 """The linear head of a causal language model: logits = f(h W^T + bias)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from slot_vllm.kernels.shift import shift
+from slot_vllm.params import SlotError
 
+# Of random hidden states, on which a model's logits are compared with f(h W^T).
+PROBE_ROWS = 4
+# By how much of the largest logit they may differ: by the rounding of the logits.
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 # Of W in float32, at a time.
 _WIDENED_BYTES = 16 << 20
 
@@ -63,3 +69,38 @@ class Head:
         for start in range(0, self.vocabulary, tile):
             stop = start + tile
             out[:, start:stop] = deltas @ self.weight[start:stop].float().T
+
+
+def check_weight(weight: Any, owner: str, size: int | None = None) -> None:
+    """Raises SlotError if it is not the (V, d) of a linear head, as a quantized one is not. size:
+    d, where it is known."""
+    if (
+        not isinstance(weight, Tensor)
+        or weight.dtype not in _TOLERANCE
+        or weight.dim() != 2
+        or size not in (None, weight.shape[1])
+    ):
+        found = "none" if weight is None else f"{tuple(weight.shape)} of {weight.dtype}"
+        raise SlotError(
+            f"SLOT needs the unquantized weight (vocabulary x {size or 'hidden size'}) of a linear "
+            f"head; {owner} has {found}"
+        )
+
+
+def check_shape(logits: Tensor, vocabulary: int, owner: str) -> None:
+    """Raises SlotError if they are not (PROBE_ROWS, V)."""
+    shape = (PROBE_ROWS, vocabulary)
+    if logits.shape != shape:
+        raise SlotError(
+            f"SLOT needs logits = f(h W^T) of shape {shape}; {owner} gives {tuple(logits.shape)}"
+        )
+
+
+def check_difference(found: float, dtype: torch.dtype, owner: str) -> None:
+    """Raises SlotError if logits differ by more of the largest than what rounding them makes.
+    dtype: the weight's."""
+    if not found <= _TOLERANCE[dtype]:
+        raise SlotError(
+            f"SLOT needs logits = f(h W^T); {owner} differs from that by {found:.2g} of the "
+            f"largest logit (allowed: {_TOLERANCE[dtype]:.2g})"
+        )

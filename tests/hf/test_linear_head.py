@@ -105,7 +105,7 @@ def test_a_soft_cap_that_the_config_does_not_tell_is_refused(dtype: torch.dtype)
     model = phi().to(dtype)
     forward = model.lm_head.forward
     model.lm_head.forward = lambda h: 30 * torch.tanh(forward(h) / 30)
-    with pytest.raises(SlotError, match="PhiForCausalLM's differ from that by"):
+    with pytest.raises(SlotError, match="PhiForCausalLM differs from that by"):
         find_head(model)
 
 

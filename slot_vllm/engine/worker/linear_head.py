@@ -13,13 +13,9 @@ from slot_vllm.engine.worker.additions import Additions
 from slot_vllm.engine.worker.own_hooks import has_own_hooks
 from slot_vllm.engine.worker.ranks import ALONE, Ranks
 from slot_vllm.kernels.apply_delta import add_bias_rows
-from slot_vllm.optim.head import Head
+from slot_vllm.optim.head import PROBE_ROWS, Head, check_difference, check_shape, check_weight
 from slot_vllm.optim.shard import Shard
 from slot_vllm.params import SlotError
-
-_PROBE_ROWS = 4
-# What the model computes and what f(h W^T) gives may differ by the rounding of the logits.
-_TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 
 @dataclass(frozen=True)
@@ -52,34 +48,23 @@ class LinearHead:
     ) -> None:
         name = type(model).__name__
         self._ranks = ranks
-        probe = torch.randn(
-            _PROBE_ROWS, hidden_size, generator=torch.Generator().manual_seed(0)
-        ).to(dtype)
+        owner = f"{name}.compute_logits"
+        generator = torch.Generator().manual_seed(0)
+        probe = torch.randn(PROBE_ROWS, hidden_size, generator=generator).to(dtype)
         try:
             calls, logits = _watch(model, probe)
         except Exception as error:
             raise SlotError(
                 f"SLOT needs a head for hidden states of size {hidden_size}; "
-                f"{name}.compute_logits failed on them: {error}"
+                f"{owner} failed on them: {error}"
             ) from error
         if len(calls) != 1 or logits is None:
             raise SlotError(
-                f"SLOT needs one linear head; {name}.compute_logits used {len(calls)} "
-                "logits processors"
+                f"SLOT needs one linear head; {owner} used {len(calls)} logits processors"
             )
         self._processor, self._lm_head, self._bias = calls[0]
         weight = getattr(self._lm_head, "weight", None)
-        if (
-            not isinstance(weight, Tensor)
-            or weight.dtype not in _TOLERANCE
-            or weight.dim() != 2
-            or weight.shape[1] != hidden_size
-        ):
-            found = "none" if weight is None else f"{tuple(weight.shape)} of {weight.dtype}"
-            raise SlotError(
-                f"SLOT needs the unquantized weight (vocabulary x {hidden_size}) of a linear head; "
-                f"{name}'s {type(self._lm_head).__name__} has {found}"
-            )
+        check_weight(weight, f"{name}'s {type(self._lm_head).__name__}", hidden_size)
         self.vocabulary: int = self._processor.org_vocab_size
         self.columns = self._own_columns(name, weight.shape[0])
         head = self.head()
@@ -87,20 +72,11 @@ class LinearHead:
         if head.bias is not None:
             z += head.bias.float()
         expected = head.activate(z)
-        shape = (_PROBE_ROWS, self.vocabulary)
-        if logits.shape != shape:
-            raise SlotError(
-                f"SLOT needs logits = f(h W^T) of shape {shape}; "
-                f"{name}.compute_logits gives {tuple(logits.shape)}"
-            )
+        check_shape(logits, self.vocabulary, owner)
         scale = logits.float().abs().max().clamp(min=1e-3)
         errors = (logits[:, slice(*self.columns)].float() - expected).abs() / scale
         difference = errors.max().item() if errors.numel() else 0.0
-        if not difference <= _TOLERANCE[weight.dtype]:
-            raise SlotError(
-                f"SLOT needs logits = f(h W^T); {name}.compute_logits differs from that by "
-                f"{difference:.2g} of the largest logit (allowed: {_TOLERANCE[weight.dtype]:.2g})"
-            )
+        check_difference(difference, weight.dtype, owner)
 
     def _own_columns(self, name: str, rows: int) -> tuple[int, int]:
         if self._ranks.size == 1:
