@@ -1,8 +1,6 @@
 """transformers' generate() as the engine of a run."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ from slot_vllm.evaluation import config as configuration
 from slot_vllm.evaluation.errors import ConfigError, RunFailed
 from slot_vllm.evaluation.generation import Completion, Request, check_option_names
 from slot_vllm.evaluation.transformers_engine import TransformersEngine
-from tests.conftest import ROOT
 from tests.evaluation.conftest import PROBLEMS, RunMain, WriteConfig
 
 ENGINE: dict[str, Any] = {"dtype": "float32", "max_model_len": 512}
@@ -195,18 +192,3 @@ def test_answers_are_those_of_vllm(
         texts = {(s["arm"], s["id"]): s["completion"].rstrip("\ufffd") for s in samples}
         completions.append(texts)
     assert completions[0] == completions[1]
-
-
-def test_the_earlier_command_says_what_to_use() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "slot_vllm.hf.gsm8k", "--model", "m", "--data", "nowhere"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
-    [line] = done.stderr.splitlines()
-    assert line.startswith("error: removed in 0.2.0")
-    config = line.split("--config ")[1].split()[0]
-    assert (ROOT / config).is_file()
