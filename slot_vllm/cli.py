@@ -14,6 +14,7 @@ from slot_vllm import __version__
 from slot_vllm.evaluation.__main__ import add_options
 from slot_vllm.evaluation.command_line import Parser, add_config, exit_code, leave
 from slot_vllm.evaluation.errors import ConfigError
+from slot_vllm.evaluation.export import FORMATS
 from slot_vllm.evaluation.models.catalog import MODELS, PREFIX
 
 # Of what follows a command's name, for its help; those of ``bench`` are its own.
@@ -172,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
         "--format",
         dest="form",
         required=True,
-        choices=("inspect", "every_eval_ever", "packed"),
+        choices=FORMATS,
         help="packed: without the benchmark's texts, to be committed",
     )
     default = "in the run's directory, named as the format; a file for every_eval_ever"
