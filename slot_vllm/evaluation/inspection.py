@@ -44,9 +44,8 @@ def inspect(
     model.start()
     requests = [_one_token(model.request(doc, read)) for doc in docs]
     with Stage(f"W delta of {arm.name} · {task}") as stage:
-        asked = zip(docs, requests, _in_order(model.engine, requests), strict=True)
-        for number, (doc, request, shifts) in enumerate(asked, 1):
-            stage.reach(number / len(docs))
+        found_in_order = _in_order(model.engine, requests, stage)
+        for doc, request, shifts in zip(docs, requests, found_in_order, strict=True):
             if shifts is not None:
                 total = total + shifts if prompts else shifts.astype(float)
                 found = extremes(shifts, top, text)
@@ -120,12 +119,15 @@ def _inspections(
     model = SlotModel(ModelConfig(model_name=config.model), config)
     # Without a control, prompts are those of the problem, whatever the arm.
     for arm in {arm.name if arm.control else None: arm for arm in arms}.values():
-        for docs in asked.values():
-            if prompt is not None and len(read := model.tokens(model.prompt(docs[0], arm))) < 2:
+        if prompt is not None:
+            [doc] = asked["--prompt"]
+            read = model.tokens(model.prompt(doc, arm))
+            if len(read) < 2:
                 raise ConfigError(
                     f"--prompt {prompt!r}: {'a single token' if read else 'no token'}, from which "
                     "nothing can be learned, so all shifts are zero; allowed: two tokens or more"
                 )
+        for docs in asked.values():
             model.check([_one_token(model.draft(doc, _reading(arm))) for doc in docs])
     return [inspect(model, arm, name, docs, top) for arm in arms for name, docs in asked.items()]
 
@@ -139,10 +141,14 @@ def _one_token(request: Request) -> Request:
     return replace(request, sampling={**request.sampling, "n": 1, "max_tokens": 1})
 
 
-def _in_order(engine: Engine, requests: Sequence[Request]) -> Iterator[np.ndarray | None]:
+def _in_order(
+    engine: Engine, requests: Sequence[Request], stage: Stage
+) -> Iterator[np.ndarray | None]:
     """W delta of each request, in their order, whatever order they finish in."""
     for start in range(0, len(requests), _TOGETHER):
         together = requests[start : start + _TOGETHER]
-        answers = engine.generate(together, lambda request_id, count: None, with_shifts=True)
-        found = {answer.request.id: answer.shifts for answer in answers}
+        found = {}
+        for answer in engine.generate(together, lambda name, count: None, with_shifts=True):
+            found[answer.request.id] = answer.shifts
+            stage.reach((start + len(found)) / len(requests))
         yield from (found.pop(request.id) for request in together)

@@ -18,6 +18,7 @@ from slot_vllm.evaluation.generation import Completion, OnTokens, Request, VllmE
 from slot_vllm.evaluation.inspection import inspect
 from slot_vllm.evaluation.inspection_record import TokenShift
 from slot_vllm.evaluation.lighteval_model import SlotModel
+from slot_vllm.evaluation.progress import Stage
 from tests.conftest import ROOT
 from tests.engine.vllm_command import module_command
 from tests.evaluation.conftest import ARMS, RunMain, WriteConfig
@@ -89,6 +90,26 @@ def test_the_mean_is_exact_and_does_not_depend_on_who_finishes_first(
     assert means == {i: value for i, value in enumerate(expected.tolist()) if value}
     assert [prompt.id for prompt in found[0].prompts] == [str(i) for i in range(150)]
     assert _by_id(found[0].prompts[7].raised)[int(shifts[7].argmax())] == shifts[7].max()
+
+
+def test_progress_is_that_of_the_answers_not_of_groups(
+    write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached: list[float] = []
+    monkeypatch.setattr(Stage, "reach", lambda self, done: reached.append(done))
+    seen: list[int] = []
+
+    class Watching(FakeEngine):
+        def generate(self, *arguments: Any, **more: Any) -> Iterator[Completion]:
+            for completion in super().generate(*arguments, **more):
+                seen.append(len(reached))
+                yield completion
+
+    shifts = [np.ones(262, np.float32)] * 150
+    model = _model(write_config(), Watching(shifts, 0))
+    inspect(model, model.run.arms[1], "task", _docs(150))
+    assert seen == list(range(150))
+    assert reached == [number / 150 for number in range(1, 151)]
 
 
 def test_prompts_without_a_delta_are_not_in_the_mean(
