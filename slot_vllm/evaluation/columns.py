@@ -92,9 +92,10 @@ def _row(place: str, row: Row, columns: Sequence[Column]) -> Row:
     ids = [found for name in IDS if (found := _find(row, (name,), place))]
     for name in [*groups.values(), *ids] if columns else row:
         unicode_text.check(f"{place}: {name}", row[name])
-    for own in ids[:1]:
-        if _is_nan(row[own]) or not _is_scalar(row[own]):
-            raise ConfigError(f"{place}: {own}={row[own]!r}: an id is a text or a number")
+    if ids:
+        own = row[ids[0]]
+        if _is_nan(own) or not _is_scalar(own):
+            raise ConfigError(f"{place}: {ids[0]}={own!r}: an id is a text or a number")
     for found in groups.values():
         allowed = f"a text or a number is required, or a row without {found!r}"
         if _is_blank(row[found]):

@@ -114,11 +114,11 @@ def aggregate(task: EvaluationTask, scores: Sequence[Scores]) -> dict[str, Metri
     lower = task.lower_is_better
     if not scored:
         return {name: Metric(value=None, lower_is_better=less) for name, less in lower.items()}
-    metrics, name = MetricsLogger(), task.task.full_name
+    metrics, task_name = MetricsLogger(), task.task.full_name
     for of_problem in scored:
-        metrics.log(name, of_problem)
-    metrics.aggregate({name: task.task}, BOOTSTRAP_ITERATIONS)
-    values = {name: number(value) for name, value in metrics.metric_aggregated[name].items()}
+        metrics.log(task_name, of_problem)
+    metrics.aggregate({task_name: task.task}, BOOTSTRAP_ITERATIONS)
+    values = {name: number(value) for name, value in metrics.metric_aggregated[task_name].items()}
     return {
         name: Metric(
             value=value,

@@ -51,12 +51,12 @@ class EvaluationTask:
     @property
     def lower_is_better(self) -> dict[str, bool]:
         """By metric, in the order of the task's definition."""
-        return {
-            name: not (better.get(name, True) if isinstance(better, dict) else better)
-            for metric in self.task.metrics
-            for better in [metric.higher_is_better]
-            for name in metric_names(metric)
-        }
+        lower = {}
+        for metric in self.task.metrics:
+            better = metric.higher_is_better
+            for name in metric_names(metric):
+                lower[name] = not (better.get(name, True) if isinstance(better, dict) else better)
+        return lower
 
 
 def metric_names(metric: Any) -> list[str]:

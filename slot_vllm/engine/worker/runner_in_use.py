@@ -7,8 +7,6 @@ force V2 have a say, too. So it is the runner that is asked.
 import inspect
 import logging
 from collections.abc import Callable, Mapping
-from functools import partial
-from operator import is_
 from typing import Any
 
 from slot_vllm.params import SlotError
@@ -46,18 +44,19 @@ def check_in_use(worker: Any, runner: Any, methods: Mapping[str, Callable[..., A
             f"SLOT is on the model runner that the worker had when its model was loaded; now it "
             f"has {_name(type(found))}, which another plugin put there. It must be there before"
         )
-    others = {
-        name: now
-        for name, ours in methods.items()
-        # What it says that it calls, as functools.wraps has it.
-        if inspect.unwrap(now := getattr(runner, name), stop=partial(is_, ours)) is not ours
-    }
+    now = {name: getattr(runner, name) for name in methods}
+    others = {name: one for name, one in now.items() if not _calls(one, methods[name])}
     if others:
         logger.warning(
             "SLOT: another plugin replaced %s of the model runner. If that does not call what was "
             "there before, requests have no SLOT",
-            ", ".join(f"{name} (by {_name(now)})" for name, now in others.items()),
+            ", ".join(f"{name} (by {_name(one)})" for name, one in others.items()),
         )
+
+
+def _calls(method: Callable[..., Any], ours: Callable[..., Any]) -> bool:
+    """Whether it is ours, or says that it calls ours, as functools.wraps has it."""
+    return inspect.unwrap(method, stop=lambda one: one is ours) is ours
 
 
 def _is_ours(method: Any) -> bool:
