@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slot_vllm.optim.head import PROBE_ROWS, Head, check_difference, check_shape, check_weight
+from slot_vllm.optim.head import PROBE_ROWS, Head, check_difference, check_shape, weight_of
 from slot_vllm.params import SlotError
 
 # Granite divides by its logits_scaling and HyperCLOVA X multiplies by it: both are tried.
@@ -38,9 +38,7 @@ def find_head(model: Any) -> TransformersHead:
     f(h W^T + bias), with h the last hidden states of the decoder."""
     name = type(model).__name__
     module = model.get_output_embeddings()
-    weight = getattr(module, "weight", None)
-    check_weight(weight, f"{name}'s {type(module).__name__}")
-    if weight.device.type == "meta":
+    if weight_of(module, name).device.type == "meta":
         raise SlotError(f"SLOT needs the head's weight on a device; {name}'s is offloaded")
     try:
         watched = _watch(model, module)

@@ -71,9 +71,10 @@ class Head:
             out[:, start:stop] = deltas @ self.weight[start:stop].float().T
 
 
-def check_weight(weight: Any, owner: str, size: int | None = None) -> None:
-    """Raises SlotError if it is not the (V, d) of a linear head, as a quantized one is not. size:
-    d, where it is known."""
+def weight_of(module: Any, owner: str, size: int | None = None) -> Tensor:
+    """The weight of a linear head's module, (V, d). Raises SlotError for another, as a quantized
+    one. size: d, where it is known. owner: of the module, as errors name it."""
+    weight = getattr(module, "weight", None)
     if (
         not isinstance(weight, Tensor)
         or weight.dtype not in _TOLERANCE
@@ -83,8 +84,9 @@ def check_weight(weight: Any, owner: str, size: int | None = None) -> None:
         found = "none" if weight is None else f"{tuple(weight.shape)} of {weight.dtype}"
         raise SlotError(
             f"SLOT needs the unquantized weight (vocabulary x {size or 'hidden size'}) of a linear "
-            f"head; {owner} has {found}"
+            f"head; {owner}'s {type(module).__name__} has {found}"
         )
+    return weight
 
 
 def check_shape(logits: Tensor, vocabulary: int, owner: str) -> None:

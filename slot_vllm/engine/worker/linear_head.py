@@ -13,7 +13,7 @@ from slot_vllm.engine.worker.additions import Additions
 from slot_vllm.engine.worker.own_hooks import has_own_hooks
 from slot_vllm.engine.worker.ranks import ALONE, Ranks
 from slot_vllm.kernels.apply_delta import add_bias_rows
-from slot_vllm.optim.head import PROBE_ROWS, Head, check_difference, check_shape, check_weight
+from slot_vllm.optim.head import PROBE_ROWS, Head, check_difference, check_shape, weight_of
 from slot_vllm.optim.shard import Shard
 from slot_vllm.params import SlotError
 
@@ -63,8 +63,7 @@ class LinearHead:
                 f"SLOT needs one linear head; {owner} used {len(calls)} logits processors"
             )
         self._processor, self._lm_head, self._bias = calls[0]
-        weight = getattr(self._lm_head, "weight", None)
-        check_weight(weight, f"{name}'s {type(self._lm_head).__name__}", hidden_size)
+        weight = weight_of(self._lm_head, name, hidden_size)
         self.vocabulary: int = self._processor.org_vocab_size
         self.columns = self._own_columns(name, weight.shape[0])
         head = self.head()

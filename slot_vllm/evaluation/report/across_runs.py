@@ -46,12 +46,12 @@ class TwoRuns:
 def compare_runs(first: StoredRun, second: StoredRun) -> TwoRuns:
     """Task by task; a task that only one run has is remarked on."""
     tasks = list(dict.fromkeys([*first.tasks, *second.tasks]))
-    settings = differences(*(run.results.config.as_written() for run in (first, second)))
+    ours, theirs = (run.results.config.as_written() for run in (first, second))
     return TwoRuns(
         first=first.label,
         second=second.label,
         tasks=[_task(task, first, second) for task in tasks],
-        settings=[found for found in settings if found[0] != "name"],
+        settings=[found for found in differences(ours, theirs) if found[0] != "name"],
     )
 
 
