@@ -1,7 +1,7 @@
 """What delta does: prompts read again with SLOT, and the tokens that W delta raises and lowers."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from slot_vllm.evaluation import inspection_view, tasks, unicode_text
 from slot_vllm.evaluation.config import RunConfig
 from slot_vllm.evaluation.console import say
 from slot_vllm.evaluation.errors import ConfigError, of_file
-from slot_vllm.evaluation.generation import Engine, Request, check_option_names
+from slot_vllm.evaluation.generation import Request, check_option_names
 from slot_vllm.evaluation.inspection_record import Inspection, PromptShifts, extremes
 from slot_vllm.evaluation.lighteval_model import SlotModel
 from slot_vllm.evaluation.models.get import make_model
@@ -44,12 +44,19 @@ def inspect(
     model.start()
     requests = [_one_token(model.request(doc, read)) for doc in docs]
     with Stage(f"W delta of {arm.name} · {task}") as stage:
-        found_in_order = _in_order(model.engine, requests, stage)
-        for doc, request, shifts in zip(docs, requests, found_in_order, strict=True):
-            if shifts is not None:
-                total = total + shifts if prompts else shifts.astype(float)
-                found = extremes(shifts, top, text)
-                prompts.append(PromptShifts(id=doc.id, prompt=request.text, **dict(found)))
+        for start in range(0, len(docs), _TOGETHER):
+            together = requests[start : start + _TOGETHER]
+            answered: dict[str, np.ndarray | None] = {}
+            for answer in model.engine.generate(together, lambda *_: None, with_shifts=True):
+                answered[answer.request.id] = answer.shifts
+                stage.reach((start + len(answered)) / len(docs))
+            # In the order of the problems, whatever order they finish in.
+            for doc, request in zip(docs[start:], together, strict=False):
+                shifts = answered.pop(request.id)
+                if shifts is not None:
+                    total = total + shifts if prompts else shifts.astype(float)
+                    found = extremes(shifts, top, text)
+                    prompts.append(PromptShifts(id=doc.id, prompt=request.text, **dict(found)))
     if len(prompts) < len(docs):
         missing = len(docs) - len(prompts)
         logger.warning("%s, %s: %s prompts have no delta to inspect", arm.name, task, missing)
@@ -139,16 +146,3 @@ def _reading(arm: Arm) -> Arm:
 
 def _one_token(request: Request) -> Request:
     return replace(request, sampling={**request.sampling, "n": 1, "max_tokens": 1})
-
-
-def _in_order(
-    engine: Engine, requests: Sequence[Request], stage: Stage
-) -> Iterator[np.ndarray | None]:
-    """W delta of each request, in their order, whatever order they finish in."""
-    for start in range(0, len(requests), _TOGETHER):
-        together = requests[start : start + _TOGETHER]
-        found = {}
-        for answer in engine.generate(together, lambda name, count: None, with_shifts=True):
-            found[answer.request.id] = answer.shifts
-            stage.reach((start + len(found)) / len(requests))
-        yield from (found.pop(request.id) for request in together)
