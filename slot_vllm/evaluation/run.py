@@ -35,7 +35,7 @@ def run(config: RunConfig, directory: RunDirectory, resume: bool) -> RunRecord:
     stored = directory.samples.read() if resume else []
     with Phases("reading the problems"):
         loaded = tasks.load(config)
-    stored_tasks.documents(loaded, stored, directory.path, "--resume needs the same data")
+    stored_tasks.documents(loaded, stored, directory.path)
     plan = Plan(config, loaded, stored)
     for task in {part.task.name: part.task for part in plan.parts if part.pending}.values():
         scoring.check(task)

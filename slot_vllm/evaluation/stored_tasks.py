@@ -14,6 +14,8 @@ from slot_vllm.evaluation.task_definition import item_hash
 from slot_vllm.evaluation.tasks import EvaluationTask
 from slot_vllm.removed import of_stored_run
 
+_NEEDED = "--resume, rescore and export need the same data"
+
 
 def configuration(run: RunRecord, where: Path) -> RunConfig:
     """The run's, as ``where`` says it, without settings of its arms that were removed since.
@@ -39,25 +41,21 @@ def with_texts(run: RunRecord, samples: Sequence[Sample], where: Path) -> list[S
 
 
 def documents(
-    loaded: Iterable[EvaluationTask],
-    samples: Iterable[Sample],
-    where: Path,
-    needed: str = "the same data are needed",
+    loaded: Iterable[EvaluationTask], samples: Iterable[Sample], where: Path
 ) -> list[Doc]:
-    """The problem of each sample. Raises ConfigError, which ends with ``needed``, if today's data
-    have another or none."""
+    """The problem of each sample. Raises ConfigError if today's data have another or none."""
     by_id = {(task.name, doc.id): doc for task in loaded for doc in task.docs}
     found = []
     for sample in samples:
         doc = by_id.get((sample.task, sample.id))
         problem = f"{where}: {sample.task}, problem {sample.id}"
         if doc is None:
-            raise ConfigError(f"{problem}, which was answered, is not among today's; {needed}")
+            raise ConfigError(f"{problem}, which was answered, is not among today's; {_NEEDED}")
         same_text = sample.item_sha256 in (None, item_hash(doc))
         if not same_text or sample.gold not in (None, doc.get_golds()):
             raise ConfigError(
                 f"{problem}: the task's data have another text or gold answer than what was "
-                f"answered; {needed}"
+                f"answered; {_NEEDED}"
             )
         found.append(doc)
     return found

@@ -258,7 +258,8 @@ def test_what_is_in_the_directory_is_not_lost(
     elsewhere.write_text(PROBLEMS.read_text().splitlines()[0] + "\n")
     kept_samples = (out / "samples.jsonl").read_bytes()
     assert run_main(*run, "generation.seed=1", data, "--resume") == 2
-    assert "is not among today's; --resume needs the same data" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "is not among today's; --resume, rescore and export need the same data" in said
     assert (out / "samples.jsonl").read_bytes() == kept_samples
     # Other data under the same configuration is not mixed in.
     moved = (out / "samples.jsonl").read_text().replace("letters", "signs")
