@@ -177,9 +177,7 @@ class Screen:
             counts = flags(spans, len(problem.tokens))
         prompt = Prompt(problem.hidden, torch.tensor(problem.tokens), params, counts)
         (learned,) = optimize(self._head, [prompt], self._workspace)
-        shift = torch.empty(1, self._head.vocabulary)
-        self._head.exact_shift(learned.delta.unsqueeze(0), out=shift)
-        return shift[0]
+        return self._head.exact_shift(learned.delta.unsqueeze(0))[0]
 
     @torch.no_grad()
     def _log_p(

@@ -1,5 +1,6 @@
 """A run beside the published runs of its model, task by task and arm by arm."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -151,8 +152,8 @@ def _apart(run: RunRecord, entry: Result, of_model: Sequence[PublishedRun]) -> s
 def _needed(rows: Sequence[PublishedRun]) -> list[str]:
     """For each published run with SLOT and each without of the same task."""
     said = []
-    for row in (row for row in rows if row.steps):
-        for without in (other for other in rows if other.task == row.task and not other.steps):
+    for row, without in itertools.product(rows, rows):
+        if row.steps and not without.steps and row.task == without.task:
             count = statistics.problems_needed_unpaired(row.accuracy, without.accuracy)
             told = (
                 "the same value"

@@ -77,11 +77,10 @@ class StoredRun:
             if (sample.task, sample.id) not in selecting:
                 answers.setdefault((sample.task, sample.arm), []).append(sample)
         entries = {(entry.task, entry.name): entry for entry in self.results.arms}
-        keys = [key for key in dict.fromkeys([*entries, *answers]) if key in answers]
+        known = {key: answers[key] for key in [*entries, *answers] if key in answers}
         return [
             StoredPart(arm, task, found[0].steps, found[0].lr, entries.get((task, arm)), found)
-            for task, arm in keys
-            for found in [answers[task, arm]]
+            for (task, arm), found in known.items()
         ]
 
     @property

@@ -76,9 +76,7 @@ def _fitting_head(model: Any, module: Any, watched: _Watched, name: str) -> Head
         None if bias is None else bias.detach(),
         getattr(config, "final_logit_softcapping", None),
     )
-    probe = watched.probe.to(plain.weight.device)
-    z = torch.empty(len(probe), plain.vocabulary, dtype=torch.float32, device=probe.device)
-    plain.exact_shift(probe, out=z)
+    z = plain.exact_shift(watched.probe.to(plain.weight.device))
     if plain.bias is not None:
         z += plain.bias.float()
     logits = watched.logits.to(z)

@@ -105,9 +105,22 @@ class Slot:
         if isinstance(getattr(vars(self._model).get("generate"), "slot", None), Slot):
             raise SlotError("SLOT is on for this model already; contexts do not nest")
         self._found: TransformersHead = find_head(self._model)
-        self._workspace = self._new_workspace()
+        head = self._found.head
+        size = choose_size(self._config.workspace_mb, head.weight.device)
+        needed = smallest_workspace(head)
+        if size.bytes < needed:
+            raise SlotError(
+                f"slot.workspace_mb={size.mb}: too small for a vocabulary of "
+                f"{head.vocabulary}; allowed: an integer from {-(-needed >> 20)}"
+            )
+        self._workspace = Workspace(size.bytes, head.weight.device)
         with ExitStack() as entered:
-            for hook in self._hooks():
+            for hook in (
+                self._model.register_forward_pre_hook(self._before_model, with_kwargs=True),
+                self._found.decoder.register_forward_hook(self._after_decoder),
+                self._found.module.register_forward_pre_hook(self._before_head),
+                self._found.module.register_forward_hook(self._after_head),
+            ):
                 entered.callback(hook.remove)
             self._wrap_generate(entered)
             self._exit = entered.pop_all()
@@ -119,33 +132,7 @@ class Slot:
 
     def shifts(self) -> Tensor | None:
         """W delta (B, V) float32 of the last generate call, within the context; None before."""
-        if self.deltas is None:
-            return None
-        head = self._found.head
-        shape = (len(self.deltas), head.vocabulary)
-        shifts = torch.empty(shape, dtype=torch.float32, device=head.weight.device)
-        head.exact_shift(self.deltas, out=shifts)
-        return shifts
-
-    def _new_workspace(self) -> Workspace:
-        head = self._found.head
-        size = choose_size(self._config.workspace_mb, head.weight.device)
-        needed = smallest_workspace(head)
-        if size.bytes < needed:
-            raise SlotError(
-                f"slot.workspace_mb={size.mb}: too small for a vocabulary of "
-                f"{head.vocabulary}; allowed: an integer from {-(-needed >> 20)}"
-            )
-        return Workspace(size.bytes, head.weight.device)
-
-    def _hooks(self) -> list[Any]:
-        module, decoder = self._found.module, self._found.decoder
-        return [
-            self._model.register_forward_pre_hook(self._before_model, with_kwargs=True),
-            decoder.register_forward_hook(self._after_decoder),
-            module.register_forward_pre_hook(self._before_head),
-            module.register_forward_hook(self._after_head),
-        ]
+        return None if self.deltas is None else self._found.head.exact_shift(self.deltas)
 
     def _wrap_generate(self, entered: ExitStack) -> None:
         own: Callable[..., Any] = self._model.generate

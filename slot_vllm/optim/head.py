@@ -53,22 +53,24 @@ class Head:
         else:
             torch.addmm(self.bias.to(self.weight.dtype), hidden, self.weight.T, out=out)
 
-    def exact_shift(self, deltas: Tensor, out: Tensor) -> None:
-        """W delta in float32 into ``out`` (B, V) float32, whatever the weight's dtype.
+    def exact_shift(self, deltas: Tensor, out: Tensor | None = None) -> Tensor:
+        """W delta in float32, (B, V), in ``out`` if it is given, whatever the weight's dtype.
 
         This is what is added to the logits: in bf16 a small delta would be rounded away.
         """
-        deltas = deltas.float()
-        if self.weight.device.type == "cpu":
+        deltas, device = deltas.float(), self.weight.device
+        if out is None:
+            out = torch.empty(len(deltas), self.vocabulary, dtype=torch.float32, device=device)
+        if device.type == "cpu":
             shift(self.weight, deltas, out)
-            return
+            return out
         if self.weight.dtype == torch.float32:
-            torch.mm(deltas, self.weight.T, out=out)
-            return
+            return torch.mm(deltas, self.weight.T, out=out)
         tile = max(1, _WIDENED_BYTES // (4 * self.hidden_size))
         for start in range(0, self.vocabulary, tile):
             stop = start + tile
             out[:, start:stop] = deltas @ self.weight[start:stop].float().T
+        return out
 
 
 def weight_of(module: Any, owner: str, size: int | None = None) -> Tensor:

@@ -53,8 +53,7 @@ class DeltaTable:
         finite: list[Tensor] = []
         for start in range(0, len(rows), _SHARING):
             part = slice(start, start + _SHARING)
-            shifts = torch.empty(len(rows[part]), head.vocabulary, device=deltas.device)
-            head.exact_shift(deltas[part], out=shifts)
+            shifts = head.exact_shift(deltas[part])
             anything = deltas[part].any(dim=1)
             largest = deltas[part].abs().amax(dim=1)
             if head.vocabulary:  # a rank may have no columns

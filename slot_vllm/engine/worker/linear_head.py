@@ -67,7 +67,7 @@ class LinearHead:
         self.vocabulary: int = self._processor.org_vocab_size
         self.columns = self._own_columns(name, weight.shape[0])
         head = self.head()
-        z = probe.to(weight.device).float() @ head.weight.float().T
+        z = head.exact_shift(probe.to(weight.device))
         if head.bias is not None:
             z += head.bias.float()
         expected = head.activate(z)

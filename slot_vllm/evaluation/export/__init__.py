@@ -5,8 +5,6 @@ from pathlib import Path
 
 from slot_vllm.evaluation.errors import writing
 
-__all__ = ["FORMATS", "export"]
-
 # Of each: the module here that writes the run of a directory to a path, imported where it is asked
 # for; and that path's default in the directory.
 FORMATS = {

@@ -17,8 +17,6 @@ from slot_vllm.evaluation.samples import write_whole
 from slot_vllm.evaluation.stored_run import StoredRun
 from slot_vllm.evaluation.unicode_text import encoded
 
-__all__ = ["write"]
-
 _HERE = Path(__file__).parent
 
 # What delta does to single prompts is shown for the first few.

@@ -88,7 +88,8 @@ def content(runs: Iterable[StoredRun]) -> dict[str, Any]:
         if texts.characters > ALL_CHARACTERS:
             break
         for shown, problems in ranked:
-            shown.extend(_entry(problem, texts) for problem in problems[rank : rank + 1])
+            if rank < len(problems):
+                shown.append(_entry(problems[rank], texts))
     return {"prompts": texts.prompts, "answers": texts.answers, "arms": arms}
 
 
