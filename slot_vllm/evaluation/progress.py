@@ -15,7 +15,7 @@ SECONDS_BETWEEN_UPDATES = 0.25
 class Progress(ABC):
     """total, done: of the work, in whatever unit; they move the bar."""
 
-    def __init__(self, label: str, total: float, done: int = 0) -> None:
+    def __init__(self, label: str, total: float = 1, done: int = 0) -> None:
         self._label = label
         self._bar = Bar(
             TextColumn("{task.description}"),
@@ -41,9 +41,10 @@ class Progress(ABC):
         """The words beside the bar."""
 
     def reach(self, done: float) -> None:
-        """Shows that so much is done."""
-        self._bar.update(self._row, completed=done)
-        self.show()
+        """Shows that so much is done, if it was less before."""
+        if done > self._work.completed:
+            self._bar.update(self._row, completed=done)
+            self.show()
 
     def show(self) -> None:
         """Says how far it is, if it is time or all is done."""
@@ -61,13 +62,6 @@ class Progress(ABC):
 
 class Stage(Progress):
     """A named part of the work, and which share of it is done, from 0 to 1."""
-
-    def __init__(self, label: str) -> None:
-        super().__init__(label, total=1)
-
-    def reach(self, done: float) -> None:
-        if done > self._work.completed:
-            super().reach(done)
 
     def _say(self) -> str:
         done, elapsed = self._work.completed, self._work.elapsed or 0.0

@@ -45,7 +45,7 @@ class Ranks:
         """The minimum over the ranks."""
         return ~self.largest([~value])[0]
 
-    def together(self, work: Callable[[], None]) -> None:
+    def together(self, work: Callable[[], object]) -> None:
         """Run ``work``, which exchanges nothing itself; what it raises on any rank is raised on
         all."""
         failed: Exception | None = None
