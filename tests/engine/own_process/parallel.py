@@ -421,16 +421,16 @@ def test_what_people_read_of_a_step_may_be_missing_on_one_rank(
     llm = parallel(tiny_model, **TP2)
     case = Case(random_tokens(30, 850), 5, 0.1, 8)
     before = [stats["failed"] for stats in llm.collective_rpc("slot_stats")]
-    llm.collective_rpc(
-        on_rank(1, _failing(1), "slot_vllm.engine.worker.statistics.Statistics", "observe_drops")
-    )
-    llm.collective_rpc(
-        on_rank(1, _failing(1), "slot_vllm.engine.worker.statistics.Statistics", "log_not_finite")
-    )
+    for owner, name in (
+        ("statistics.Statistics", "observe_drops"),
+        ("statistics.Statistics", "log_not_finite"),
+        ("step_timer.StepTimer", "collect"),
+    ):
+        llm.collective_rpc(on_rank(1, _failing(1), f"slot_vllm.engine.worker.{owner}", name))
     (output,) = run(llm, [case])
     assert_tokens_equal(tokens_of([output]), reference(tiny_model, [case]))
     assert [stats["failed"] for stats in llm.collective_rpc("slot_stats")] == before
-    assert "injected" in llm.collective_rpc("slot_errors")[1][-1]
+    assert all("injected" in error for error in llm.collective_rpc("slot_errors")[1][-3:])
 
 
 def test_ranks_that_differ_are_found(tiny_model: str, parallel: Callable[..., Any]) -> None:
