@@ -22,8 +22,10 @@ def scores_table(results: Sequence[Result]) -> Table:
     for task in dict.fromkeys(row.task for row in results):
         of_task = [row for row in results if row.task == task]
         for metric in dict.fromkeys(metric for row in of_task for metric in row.metrics):
-            for row in (row for row in of_task if metric in row.metrics):
-                found = row.metrics[metric]
+            for row in of_task:
+                found = row.metrics.get(metric)
+                if found is None:
+                    continue
                 label = f"{metric} (less is better)" if found.lower_is_better else metric
                 holm = "-" if found.p_value_holm is None else f"{found.p_value_holm:.2g}"
                 numbers = (_value(found), _difference(found), holm)
@@ -36,7 +38,8 @@ def costs_table(results: Sequence[Result]) -> Table:
     """A block per task: how much was asked and answered."""
     grid = new_table(_COSTS, _TEXTS)
     for task in dict.fromkeys(row.task for row in results):
-        for row in (row for row in results if row.task == task):
+        of_task = [row for row in results if row.task == task]
+        for row in of_task:
             loss = "-"
             if row.first_loss is not None and row.last_loss is not None:
                 loss = f"{row.first_loss:.3f} → {row.last_loss:.3f}"

@@ -76,7 +76,8 @@ def content(runs: Iterable[StoredRun]) -> dict[str, Any]:
     arms: list[dict[str, Any]] = []
     ranked: list[tuple[list[dict[str, Any]], list[_Problem]]] = []
     for run in runs:
-        for part in (part for task in run.tasks for part in run.of_task(task)):
+        parts = [part for task in run.tasks for part in run.of_task(task)]
+        for part in parts:
             if part.arm != BASELINE or len(run.of_task(part.task)) == 1:
                 problems = _ranked(part, run.baseline(part.task))
                 shown: list[dict[str, Any]] = []
