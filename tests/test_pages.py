@@ -109,6 +109,7 @@ def test_a_block_of_no_kind_is_an_error() -> None:
 
 
 STUDY = sorted(p for part in ("study", "claim") for p in (REFERENCE / part).iterdir())
+IFEVAL = [run for run in STUDY if run.name.startswith("ifeval")]
 
 
 @pytest.mark.parametrize("run", STUDY, ids=lambda run: run.name)
@@ -122,7 +123,7 @@ def test_the_studys_answers_are_here_without_the_benchmarks_texts(run: Path) -> 
     assert read_results(run / RESULTS).config.system_prompt is None
 
 
-@pytest.mark.parametrize("run", [run for run in STUDY if run.name.startswith("ifeval")], ids=str)
+@pytest.mark.parametrize("run", IFEVAL, ids=lambda run: run.name)
 def test_the_kinds_of_instructions_are_of_the_same_answers(run: Path) -> None:
     """Where a run has them; a page that shows them needs them."""
     path = run / INSTRUCTIONS

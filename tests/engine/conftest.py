@@ -51,6 +51,8 @@ def slot_log(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[pytest.LogCaptureFixture]:
     """What we log, once each, whether or not vLLM's loggers hand on to the root in this process."""
+    import vllm.logger  # noqa: F401  # else what a test imports takes the handlers away
+
     logger = logging.getLogger("vllm.slot_vllm")
     monkeypatch.setattr(logger, "propagate", False)
     caplog.set_level(logging.INFO, logger.name)

@@ -98,7 +98,9 @@ def test_a_result_says_every_setting_of_its_arm() -> None:
     assert read == arm
 
 
-@pytest.mark.parametrize("path", sorted(LAST_RELEASE.rglob("results.json")), ids=str)
+@pytest.mark.parametrize(
+    "path", sorted(LAST_RELEASE.rglob("results.json")), ids=lambda path: path.parent.name
+)
 def test_a_record_of_the_last_release_is_read(path: Path) -> None:
     values = json.loads(path.read_text())
     run = read_results(path)
