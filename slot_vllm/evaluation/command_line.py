@@ -60,8 +60,10 @@ def exit_code(run: Callable[[], None]) -> int:
         if interruption.happened:
             print("interrupted", file=sys.stderr)
             return EXIT_INTERRUPTED
-        package = str(getattr(error, "name", "")).partition(".")[0]
-        if isinstance(error, ModuleNotFoundError) and package != "slot_vllm":
+        if (
+            isinstance(error, ModuleNotFoundError)
+            and str(error.name).partition(".")[0] != "slot_vllm"
+        ):
             # Commands work without the extra `eval` until they need it.
             said = requirements.missing(error)
         elif isinstance(error, ConfigError | RunFailed):

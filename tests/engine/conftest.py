@@ -47,15 +47,16 @@ def engine(engines: Engines) -> Iterator[Callable[..., Any]]:
 
 
 @pytest.fixture
-def slot_log(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[pytest.LogCaptureFixture]:
+def slot_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
     """What we log, once each, whether or not vLLM's loggers hand on to the root in this process."""
-    import vllm.logger  # noqa: F401  # else what a test imports takes the handlers away
-
     logger = logging.getLogger("vllm.slot_vllm")
-    monkeypatch.setattr(logger, "propagate", False)
     caplog.set_level(logging.INFO, logger.name)
-    logger.addHandler(caplog.handler)
+
+    def keep(record: logging.LogRecord) -> bool:
+        caplog.handler.handle(record)
+        return False
+
+    # No handler: vLLM takes those away when it sets up its logging, with the first engine.
+    logger.addFilter(keep)
     yield caplog
-    logger.removeHandler(caplog.handler)
+    logger.removeFilter(keep)
