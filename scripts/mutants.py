@@ -197,7 +197,7 @@ def _pytest(tree: Path, arguments: Sequence[str]) -> tuple[int, str]:
         return -1, "the time limit"
     failed = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", done.stdout, flags=re.MULTILINE)
     # The last: a failing test's own log is shown before, and its lines may begin alike.
-    return done.returncode, failed[-1] if failed else done.stdout[-300:]
+    return done.returncode, failed[-1] if failed else (done.stdout + done.stderr)[-300:]
 
 
 def meet(

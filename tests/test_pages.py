@@ -108,7 +108,11 @@ def test_a_block_of_no_kind_is_an_error() -> None:
         fill_tables.filled("<!-- score quickstart -->\n<!-- end -->")
 
 
-STUDY = sorted(p for part in ("study", "claim") for p in (REFERENCE / part).iterdir())
+STUDY = sorted(
+    path.parent
+    for part in ("study", "search", "claim")
+    for path in REFERENCE.glob(f"{part}/*/{RESULTS}")
+)
 IFEVAL = [run for run in STUDY if run.name.startswith("ifeval")]
 
 

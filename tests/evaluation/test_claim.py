@@ -52,17 +52,17 @@ def test_choice_and_claim_have_no_problem_in_common(benchmarks: Path) -> None:
 
 
 def test_the_runs_of_choice_and_claim_have_no_problem_in_common() -> None:
-    items: dict[str, dict[tuple[str, str], set[str]]] = {}
-    for kind in ("study", "claim"):
-        found = items.setdefault(kind, {})
-        for run in (ROOT / "logs" / "reference" / kind).iterdir():
-            model = configuration.load(run / "config.yaml").model
-            for sample in SampleFile(run / SAMPLES).read():
+    choice: Problems = {}
+    claim: Problems = {}
+    for kind, found in (("study", choice), ("search", choice), ("claim", claim)):
+        for config in (ROOT / "logs" / "reference" / kind).glob("*/config.yaml"):
+            model = configuration.load(config).model
+            for sample in SampleFile(config.parent / SAMPLES).read():
                 found.setdefault((model, sample.task), set()).add(sample.item_sha256)
-    assert {task for _, task in items["claim"]} <= DATA.keys()
-    assert items["study"].keys() & items["claim"].keys()
-    for (model, task), problems in items["claim"].items():
-        assert not problems & items["study"].get((model, task), set())
+    assert {task for _, task in claim} <= DATA.keys()
+    assert choice.keys() & claim.keys()
+    for (model, task), problems in claim.items():
+        assert not problems & choice.get((model, task), set())
         assert len(problems) >= DATA[task][1]
 
 
