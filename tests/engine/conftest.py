@@ -2,12 +2,13 @@
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
 from tests.conftest import starts
-from tests.engine.engines import Engines, assert_nothing_left, begin_test
+from tests.engine.engines import Engines, begin_test
 from tests.engine.runner import V2
 
 
@@ -29,9 +30,9 @@ def engines() -> Iterator[Engines]:
 @pytest.fixture
 @starts
 def engine(engines: Engines) -> Iterator[Callable[..., Any]]:
-    """engine(model, slot={...} or None for a plain engine, **options), or a profile: equal calls
-    get the same engine, with empty caches and counters at zero for each test; a test must leave
-    nothing behind in it."""
+    """engine(model, slot={...} or None for a plain engine, **options): equal calls get the same
+    engine, with empty caches and counters at zero for each test; a test must leave nothing behind
+    in it."""
     used: list[Any] = []
 
     def get(model: str, slot: dict[str, Any] | None = None, **options: Any) -> Any:
@@ -41,9 +42,10 @@ def engine(engines: Engines) -> Iterator[Callable[..., Any]]:
             used.append(llm)
         return llm
 
-    yield get
-    for llm in used:
-        assert_nothing_left(llm)
+    with ExitStack() as checks:
+        yield get
+        for llm in used:
+            checks.callback(engines.check, llm)
 
 
 @pytest.fixture

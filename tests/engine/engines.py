@@ -58,21 +58,37 @@ class Engines:
                 }
             )
             llm = self._engines[key] = LLM(model, **{**SMALL, **options, **extra})
+            keep_groups(llm)
             llm.own_methods = _methods(llm)
             # Else what other tests set of vLLM's environment would have no effect.
             envs.disable_envs_cache()
         return self._engines[key]
 
+    def check(self, llm: Any) -> None:
+        """Raises AssertionError for what a test left in it, and gives it to no further test."""
+        try:
+            assert_nothing_left(llm)
+        except BaseException:
+            self._engines = {key: one for key, one in self._engines.items() if one is not llm}
+            if _worker(llm) is None:
+                llm.llm_engine.engine_core.shutdown()
+            raise
+
     def shut_down(self) -> None:
         """Of those with processes of their own. The others end with this process: vLLM collects
         garbage twice for each, which takes seconds."""
         for llm in self._engines.values():
-            core = llm.llm_engine.engine_core
             if _worker(llm) is None:
-                core.shutdown()
-            elif hasattr(core, "_finalizer"):
-                # Before 0.31 there is none.
-                core._finalizer.detach()
+                llm.llm_engine.engine_core.shutdown()
+
+
+def keep_groups(llm: Any) -> None:
+    """When vLLM's engine in this process is collected as garbage, it ends the process groups that
+    all engines of the process share, and each of their steps raises from then on: not of this."""
+    core = llm.llm_engine.engine_core
+    # Before 0.31 there is none. One with processes of its own has no groups here.
+    if _worker(llm) is not None and hasattr(core, "_finalizer"):
+        core._finalizer.detach()
 
 
 def runner_of(llm: Any) -> Any:

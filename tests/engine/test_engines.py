@@ -37,6 +37,27 @@ def test_equal_calls_get_the_same_engine_and_each_test_finds_it_new(
     assert_nothing_left(llm)
 
 
+def test_an_engine_that_is_collected_ends_no_other(engines: Engines, tiny_model: str) -> None:
+    kept, other = engines.get(tiny_model, {}), engines.get(tiny_model)
+    finalizer = getattr(other.llm_engine.engine_core, "_finalizer", None)
+    if finalizer is not None:  # what the garbage collector calls
+        finalizer()
+    run(kept, [CASE])
+
+
+def test_no_further_test_gets_an_engine_in_which_something_is_left(tiny_model: str) -> None:
+    engines = Engines()
+    llm, other = engines.get(tiny_model, {}, seed=2), engines.get(tiny_model, seed=2)
+    engines.check(llm)
+    assert engines.get(tiny_model, {}, seed=2) is llm
+    prompt = {"prompt_token_ids": list(CASE.tokens)}
+    llm.llm_engine.add_request("left", prompt, sampling_params(CASE))
+    with pytest.raises(AssertionError, match="unfinished requests"):
+        engines.check(llm)
+    assert engines.get(tiny_model, {}, seed=2) is not llm
+    assert engines.get(tiny_model, seed=2) is other
+
+
 def _left_is_an_error(llm: Any, what: str) -> None:
     with pytest.raises(AssertionError, match=what):
         assert_nothing_left(llm)

@@ -13,6 +13,7 @@ from slot_vllm import cli
 from slot_vllm.evaluation.__main__ import main
 from slot_vllm.evaluation.generation import VllmEngine
 from tests.conftest import starts
+from tests.engine.engines import keep_groups
 
 Settings = dict[str, Any]
 WriteConfig = Callable[..., Path]
@@ -53,25 +54,25 @@ def write_config(tmp_path: Path, tiny_model: str) -> WriteConfig:
     return write
 
 
-@pytest.fixture(scope="module")
-def engines() -> dict[str, VllmEngine]:
-    """By their options. They stay: to end one, vLLM ends what all in the process share; so what
-    another module's tests ended, a module's own engines do not need."""
+@pytest.fixture(scope="session")
+def evaluation_engines() -> dict[str, VllmEngine]:
+    """By their options."""
     return {}
 
 
 @pytest.fixture
 @starts
 def shared_engines(
-    engines: dict[str, VllmEngine], monkeypatch: pytest.MonkeyPatch
+    evaluation_engines: dict[str, VllmEngine], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
-    """Runs of this test use the module's engines; the logging that they set up goes after it."""
+    """Runs of all tests use the same engines; the logging that they set up goes after the test."""
 
     def start(options: Mapping[str, Any]) -> VllmEngine:
         key = repr(sorted(options.items()))
-        if key not in engines:
-            engines[key] = VllmEngine(options)
-        return engines[key]
+        if key not in evaluation_engines:
+            evaluation_engines[key] = VllmEngine(options)
+            keep_groups(evaluation_engines[key]._llm)
+        return evaluation_engines[key]
 
     monkeypatch.setattr("slot_vllm.evaluation.lighteval_model.VllmEngine", start)
     root, metrics = logging.getLogger(), logging.getLogger("lighteval.metrics")
