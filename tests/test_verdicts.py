@@ -131,6 +131,23 @@ def test_loops_on_ifeval() -> None:
             assert -0.05 < bounds(row.metrics[metric])[0] < bounds(row.metrics[metric])[1] < 0.05
 
 
+def test_the_first_look_at_loops() -> None:
+    found = arms("search/ifeval_135m")
+    loops = {row.name: row.metrics[LOOPS] for row in with_slot("search/ifeval_135m")}
+    gains = {name: -(metric.difference or 0) for name, metric in loops.items()}
+    assert 0.45 < (found[BASELINE].metrics[LOOPS].value or 0) < 0.6
+    stands(STUDY, "One step of lr 0.1 lowers loops most, and half its rate nearly as much.")
+    assert max(gains, key=lambda name: gains[name]) == "steps1"
+    assert gains["steps1-lr0.05"] > 0.9 * gains["steps1"]
+    assert told(loops["steps1"]) == told(loops["steps1-lr0.05"]) == -1
+    stands(STUDY, "Fading it out leaves most of that; learning from the user's turn alone leaves")
+    for name in ("steps1-window64", "steps1-half-life64"):
+        assert told(loops[name]) == -1 and gains[name] > 0.75 * gains["steps1"]
+    assert told(loops["steps1-user"]) == 0 and gains["steps1-user"] <= 0
+    stands(STUDY, "Adherence does not change by as much as these prompts can tell.")
+    assert all(told(row.metrics[STRICT]) == 0 for row in with_slot("search/ifeval_135m"))
+
+
 def test_the_claim_by_loops_fails() -> None:
     stands(STUDY, "**It fails, and the other way round:** on these prompts one step makes more")
     [one_step] = with_slot("claim/loops_gsm8k_135m")
