@@ -213,7 +213,9 @@ def meet(
         # 2: the tests could not even be collected.
         if status in (1, 2) and said not in passing:
             shutil.copy2(ROOT / mutant.file, tree / mutant.file)
-            if _pytest(tree, [said])[0] != 0:
+            # After the same tests: it may be these that it fails by.
+            before = arguments[: arguments.index(said) + 1] if said in arguments else [said]
+            if _pytest(tree, before)[0] != 0:
                 return "error", f"{said}, which fails without the mutant, too"
             passing.add(said)
         if status in (-1, 1, 2):

@@ -157,6 +157,12 @@ def test_samples_are_read_back(tmp_path: Path) -> None:
     file = SampleFile(tmp_path / "samples.jsonl")
     file.rewrite(written)
     assert file.read() == written
+    # An interruption cuts off what it was writing.
+    content = file.path.read_text()
+    file.path.write_text(content + content[:20])
+    assert file.read() == written
+    file.path.write_text(content[:-1])
+    assert file.read() == written[:1]
 
 
 def test_a_sample_of_the_last_release_gets_its_hash() -> None:

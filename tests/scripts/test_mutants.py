@@ -65,7 +65,9 @@ def test_only_what_passes_without_the_mutant_finds_it(
         (
             "tests/test_both.py",
             "import slot_vllm\ndef test_left(): assert slot_vllm.LEFT == 1\n"
-            "def test_fails(): assert slot_vllm.RIGHT == 1\n",
+            "def test_fails(): assert slot_vllm.RIGHT == 1\n"
+            "def test_changes(): slot_vllm.UNSEEN = 4\n"
+            "def test_alone(): assert slot_vllm.UNSEEN == 3\n",
         ),
     ):
         (repository / name).parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +76,9 @@ def test_only_what_passes_without_the_mutant_finds_it(
     monkeypatch.setattr(mutants, "SUITE", ["tests", "-k", "left"])
     monkeypatch.delenv("PYTEST_PLUGINS", raising=False)
     files = ["slot_vllm/__init__.py", "tests/test_both.py"]
-    left, fails = (f"tests/test_both.py::test_{name}" for name in ("left", "fails"))
+    left, fails, changes, alone = (
+        f"tests/test_both.py::test_{name}" for name in ("left", "fails", "changes", "alone")
+    )
     passing: set[str] = set()
 
     def met(old: str, new: str, *tests: str) -> tuple[str, str]:
@@ -83,6 +87,9 @@ def test_only_what_passes_without_the_mutant_finds_it(
 
     assert met("= 1", "= 2", left) == ("died", left)
     assert passing == {left}
+    # By a test before it.
+    broken = ("error", f"{alone}, which fails without the mutant, too")
+    assert met("2, 3", "5, 3", changes, alone) == broken
     assert met("2, 3", "3, 3", fails) == ("error", f"{fails}, which fails without the mutant, too")
     assert met("3\n", "4\n", left) == ("survived", "the whole suite")
     assert passing == {left}

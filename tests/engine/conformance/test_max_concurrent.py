@@ -294,7 +294,8 @@ def test_preempted_requests_are_not_optimized_again(
     preempted, original = [], scheduler._preempt_request
 
     def preempt(request: Any, *args: Any, **kwargs: Any) -> Any:
-        preempted.append(scheduler._to_be_optimized(request))
+        if scheduler._prompt(request).optimized:
+            preempted.append(scheduler._to_be_optimized(request))
         return original(request, *args, **kwargs)
 
     monkeypatch.setattr(scheduler, "_preempt_request", preempt)
