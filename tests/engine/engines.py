@@ -8,7 +8,7 @@ from typing import Any
 os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
 
 # Small enough that the mixed cases are chunked and preempted.
-SMALL = {
+SMALL: dict[str, Any] = {
     "dtype": "float32",
     "enforce_eager": True,
     "skip_tokenizer_init": True,

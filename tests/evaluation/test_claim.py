@@ -58,6 +58,7 @@ def test_the_runs_of_choice_and_claim_have_no_problem_in_common() -> None:
         for config in (ROOT / "logs" / "reference" / kind).glob("*/config.yaml"):
             model = configuration.load(config).model
             for sample in SampleFile(config.parent / SAMPLES).read():
+                assert sample.item_sha256 is not None
                 found.setdefault((model, sample.task), set()).add(sample.item_sha256)
     assert {task for _, task in claim} <= DATA.keys()
     assert choice.keys() & claim.keys()
