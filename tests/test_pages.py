@@ -124,7 +124,11 @@ def test_the_studys_answers_are_here_without_the_benchmarks_texts(run: Path) -> 
     counted = Counter((sample.task, sample.arm) for sample in samples)
     assert answered == counted
     assert all(sample.prompt is None and sample.gold is None for sample in samples)
-    assert read_results(run / RESULTS).config.system_prompt is None
+    config = read_results(run / RESULTS).config
+    assert config.system_prompt is None
+    # Nor where they lay on the machine that made it.
+    assert not any(Path(task.data or "").is_absolute() for task in config.tasks)
+    assert not re.search(r": /", (run / "config.yaml").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("run", IFEVAL, ids=lambda run: run.name)
