@@ -45,13 +45,14 @@ def inspect(
     requests = [_one_token(model.request(doc, read)) for doc in docs]
     with Stage(f"W delta of {arm.name} · {task}") as stage:
         for start in range(0, len(docs), _TOGETHER):
-            together = requests[start : start + _TOGETHER]
+            part = slice(start, start + _TOGETHER)
+            together = requests[part]
             answered: dict[str, np.ndarray | None] = {}
             for answer in model.engine.generate(together, lambda *_: None, with_shifts=True):
                 answered[answer.request.id] = answer.shifts
                 stage.reach((start + len(answered)) / len(docs))
             # In the order of the problems, whatever order they finish in.
-            for doc, request in zip(docs[start:], together, strict=False):
+            for doc, request in zip(docs[part], together, strict=True):
                 shifts = answered.pop(request.id)
                 if shifts is not None:
                     total = total + shifts if prompts else shifts.astype(float)

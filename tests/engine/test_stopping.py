@@ -47,7 +47,7 @@ http.server.HTTPServer(("127.0.0.1", int(port)), Handler).serve_forever()
 def test_a_server(
     kind: str, said: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if said is not None and "1 s" in said:
+    if kind in ("that hangs", "that leaves a child"):  # the others may take longer when it is busy
         monkeypatch.setattr(server, "STOP_SECONDS", 1)
     (tmp_path / "server.py").write_text(SERVER)
     command = [sys.executable, str(tmp_path / "server.py"), kind]
