@@ -141,6 +141,15 @@ def frozen_heap() -> None:
     gc.freeze()
 
 
+@pytest.fixture(autouse=True)
+def vllm_reads_its_environment() -> None:
+    """From the start of an engine on vLLM keeps what it has read, in the tests after it, too."""
+    if "vllm.envs" in sys.modules:
+        from vllm import envs
+
+        envs.disable_envs_cache()
+
+
 # Architecture, tied, vocabulary: what the default suite asks for, made at once by one process, as
 # importing transformers takes longer than making them.
 TINY_MODELS: tuple[tuple[str, bool, int | None], ...] = (

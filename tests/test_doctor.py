@@ -131,6 +131,12 @@ def environment(tmp_path: Path) -> Environment:
         source = origin.parent if origin.name == "__init__.py" else origin
         (made.site / source.name).symlink_to(source)
     (made.site / "slot_vllm").symlink_to(ROOT / "slot_vllm")
+    if os.environ.get("COVERAGE_PROCESS_START"):
+        import coverage
+
+        package = Path(coverage.__file__).parent
+        for source in (package, *package.parent.glob("*coverage.pth")):
+            (made.site / source.name).symlink_to(source)
     made.add_slot()
     made.add("torch", "2.13.0+cpu", TORCH.format(None))
     needs = ("torch==2.13.0+cpu", "torchvision", "torchaudio")

@@ -45,7 +45,7 @@ class Engines:
     def get(self, model: str, slot: dict[str, Any] | None = None, **options: Any) -> Any:
         key = repr((model, slot and sorted(slot.items()), slot is None, sorted(options.items())))
         if key not in self._engines:
-            from vllm import LLM, envs
+            from vllm import LLM
 
             # Each engine collects garbage nine times: not through all that vLLM imports.
             gc.freeze()
@@ -60,8 +60,6 @@ class Engines:
             llm = self._engines[key] = LLM(model, **{**SMALL, **options, **extra})
             keep_groups(llm)
             llm.own_methods = _methods(llm)
-            # Else what other tests set of vLLM's environment would have no effect.
-            envs.disable_envs_cache()
         return self._engines[key]
 
     def check(self, llm: Any) -> None:

@@ -238,3 +238,31 @@ def test_a_custom_file_may_hold_our_own_tasks_too(tmp_path: Path) -> None:
     assert mine.name == "mine"
     [ours] = tasks.definitions("published:aime24", "tasks.0.name", str(file))
     assert ours.prompt_function.__module__ == "slot_vllm.evaluation.benchmarks.published"
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ("Doc(line['Problem'], ['1'], 0)", "mine reads a column 'Problem', which is missing"),
+        ("Doc(line['problem'], ['1'], int('x'))", "mine cannot make a prompt of it: "),
+        ("Doc(line['problem'], [1], 0)", ": the answer [1] is not a text"),
+        ("Doc('?', ['1'], 0, images=[line])", "its prompts hold images; allowed: text tasks"),
+    ],
+)
+def test_data_that_a_task_cannot_use(changed: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "custom.py"
+    file.write_text(
+        "import copy\n"
+        "from lighteval.tasks.requests import Doc\n"
+        "from lighteval.tasks.tasks import aime\n"
+        "task = copy.deepcopy(aime.aime24)\n"
+        "task.name = 'mine'\n"
+        f"task.prompt_function = lambda line, name: {changed}\n"
+        "TASKS_TABLE = [task]\n"
+    )
+    run = _run({"name": "mine", "data": str(PROBLEMS)})
+    with pytest.raises(ConfigError) as error:
+        tasks.load(run.model_copy(update={"custom_tasks": str(file)}))
+    assert str(error.value).startswith("tasks.0.")
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
