@@ -52,15 +52,13 @@ class LimitedCompletions(Scheduler):
         self._completing: dict[Request, Hashable] = {}
         self._one_waits = False
         self._passed_over = 0
+        self._most_active = self.max_num_active_reqs
         self._failed = False
 
     def _reserve_prefill_lookahead(
         self, request: Request, num_computed_tokens: int, num_new_tokens: int
     ) -> int:
         """vLLM's last step in choosing how many tokens a running or waiting request gets."""
-        if self._looked_far:
-            # With no tokens for this one vLLM looks at no further waiting request.
-            return 0
         tokens = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
         length = request.num_prompt_tokens
         completes = num_computed_tokens < length <= num_computed_tokens + tokens
@@ -81,9 +79,12 @@ class LimitedCompletions(Scheduler):
             # No token of it may be computed. In the queue it would block those behind it.
             self._one_waits = not self._incomplete(request, self._computed(request))
         # Those behind it would complete before it, again and again.
-        if not self._one_waits or self._looked_far:
+        if not self._one_waits:
             return True
         self._passed_over += 1
+        if self._passed_over >= self.scheduler_config.max_num_seqs:
+            # vLLM ends its looks: thousands may wait, and each costs the running ones time.
+            self.max_num_active_reqs = 0
         return False
 
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
@@ -100,13 +101,8 @@ class LimitedCompletions(Scheduler):
         self._completing.clear()
         self._one_waits = False
         self._passed_over = 0
+        self.max_num_active_reqs = self._most_active
         super()._update_after_schedule(scheduler_output)
-
-    @property
-    def _looked_far(self) -> bool:
-        """Whether enough waiting requests were passed over in this step: thousands may wait, and
-        each look costs the running ones time."""
-        return self._passed_over >= self.scheduler_config.max_num_seqs
 
     def _incomplete(self, request: Request, computed: int) -> int:
         """How many more tokens of a prompt can be computed without completing it, after

@@ -22,12 +22,13 @@ SCHEDULER: tuple[Contact, ...] = (
         "Scheduler", "what ours is built on",
         attributes=(
             "scheduler_config requests kv_cache_manager num_prefill_lookahead "
-            "need_mamba_block_aligned_split _mamba_block_aligned_split"
+            "need_mamba_block_aligned_split _mamba_block_aligned_split max_num_active_reqs"
         ),
     ),
     _scheduler(
         "Scheduler.schedule", "all of a step's requests pass what ours overrides",
         calls="_reserve_prefill_lookahead _handle_blocked_waiting_request",
+        contains=("self.max_num_active_reqs",),
     ),
     _scheduler(
         "Scheduler._reserve_prefill_lookahead", "holds back a prompt's last token",

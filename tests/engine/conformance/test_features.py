@@ -1,11 +1,14 @@
 """SLOT under what else an engine does."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.engine.cases import (
     Case,
@@ -236,6 +239,28 @@ def test_structured_output(tiny_model: str, engine: Callable[..., Any]) -> None:
     regex = StructuredOutputsParams(regex=f"[abcd]{{{NEW}}}")
     outputs = run(llm, cases, structured_outputs=regex)
     assert_tokens_equal(tokens_of(outputs), reference(tiny_model, cases))
+
+
+def test_reloaded_weights(tiny_model: str, engine: Callable[..., Any], tmp_path: Path) -> None:
+    other = tmp_path / "qwen2-other-norm"
+    shutil.copytree(tiny_model, other)
+    file = other / "model.safetensors"
+    weights = load_file(file)
+    # On a CPU vLLM's reload does not reach the matrices of linear layers and head, which it packs.
+    weights["model.norm.weight"] *= 1.5
+    save_file(weights, file)
+    llm = engine(tiny_model, slot={}, **ROOMY)
+    case = Case(random_tokens(60, seed=95), 5, 0.1, NEW)
+    for model in (tiny_model, str(other), tiny_model):
+        llm.collective_rpc("reload_weights", kwargs={"weights_path": model})
+        # What vLLM's cache holds of the old weights is its caller's to drop; a delta is not.
+        llm.reset_prefix_cache()
+        before = stats_of(llm)["optimized"]
+        (output,) = run(llm, [case])
+        assert stats_of(llm)["optimized"] == before + 1
+        [answer] = reference(model, [case])
+        assert_tokens_equal(tokens_of([output]), [answer])
+        assert_delta_equal(delta_of(llm, output), answer, case.lr)
 
 
 @pytest.mark.any_runner
