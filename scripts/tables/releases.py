@@ -13,7 +13,7 @@ def releases(directory: Path, _: Sequence[str]) -> str:
     for release, source in _sources(directory).items():
         logs = [_release_log(directory, release, runner) for runner in ("v1", "v2")]
         runs = [
-            _run(log) if source[runner] else "refused: something is missing"
+            _run(log) if source[runner] else f"refused, something is missing; before: {_run(log)}"
             for runner, log in zip(("v1", "v2"), logs, strict=True)
         ]
         cached = "yes" if source["hidden_cache"] else "no"
@@ -44,11 +44,15 @@ def failures(directory: Path, _: Sequence[str]) -> str:
         said = []
         for runner in ("v1", "v2"):
             log = _release_log(directory, release, runner) or {"files": {}}
-            said += [
-                f"- {runner.upper()}, `{file}`, `{test}`: {' '.join(message.split())}"
-                for file, result in log["files"].items()
-                for test, message in result["failed"].items()
-            ]
+            for file, result in log["files"].items():
+                tests: dict[str, list[str]] = {}
+                for test, message in result["failed"].items():
+                    tests.setdefault(" ".join(message.split()), []).append(test)
+                said += [
+                    f"- {runner.upper()}, `{file}`, "
+                    f"{f'`{names[0]}`' if len(names) == 1 else f'{len(names)} tests'}: {message}"
+                    for message, names in tests.items()
+                ]
         if said:
             lines += [f"What failed with {release}:", "", *said, ""]
     for lacks, releases in lacking.items():

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -11,16 +10,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from vllm import SamplingParams
-from vllm.config import KVTransferConfig
-from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import BeamSearchParams
 from vllm.v1.engine import EngineCoreRequest
 
-from slot_vllm.engine.frontend.admission import LONG_PROMPT, AcceptedDict, Admission, admission_of
+from slot_vllm.engine.frontend.admission import LONG_PROMPT, AcceptedDict, Admission
 from slot_vllm.engine.frontend.server import check_generation
-from slot_vllm.engine.vllm_contract import release
-from slot_vllm.engine.vllm_contract.source import Source
 from slot_vllm.engine.wire.resolved import RESOLVED
 from slot_vllm.params import SlotConfig, SlotError
 from tests.engine.cases import Case, assert_tokens_equal, random_tokens, reference
@@ -129,34 +124,6 @@ def test_named_is_an_error_and_a_default_is_bypassed(change: dict[str, Any], rea
     assert own.extra_args == {"other": 1}
     # Without steps there is nothing to refuse.
     admission.admit(request({"slot_steps": 0}), "x")
-
-
-def test_a_vllm_that_loads_all_prompts_from_a_connector(
-    tiny_model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    connected = EngineArgs(
-        tiny_model,
-        enforce_eager=True,
-        kv_transfer_config=KVTransferConfig(kv_connector="ExampleConnector", kv_role="kv_both"),
-        worker_extension_cls="slot_vllm",
-        additional_config={"slot": {"steps": 2}},
-    ).create_engine_config()
-    processor, named = SimpleNamespace(tokenizer=None), SamplingParams(extra_args={"slot_steps": 3})
-    admission_of(processor, connected).admit(unadmitted(named), "x")
-    # As it was up to 0.28.
-    path = Path("vllm/v1/core/sched/scheduler.py")
-    (tmp_path / path).parent.mkdir(parents=True)
-    text = (release.installed().root / path).read_text()
-    (tmp_path / path).write_text(text.replace("request.skip_reading_prefix_cache", "False"))
-    monkeypatch.setattr(release, "installed", lambda: Source(tmp_path))
-    admission = admission_of(processor, connected)
-    with pytest.raises(VLLMValidationError, match=r"slot_steps: SLOT cannot serve .*kv_connector"):
-        admission.admit(unadmitted(named), "x")
-    by_default = unadmitted()
-    admission.admit(by_default, "x")
-    assert by_default.sampling_params.extra_args[RESOLVED]["bypassed"] == "kv_connector"
-    connected.kv_transfer_config = None
-    admission_of(processor, connected).admit(unadmitted(named), "x")
 
 
 def test_a_later_prompt_of_a_begun_response_is_bypassed(

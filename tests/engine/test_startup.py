@@ -14,9 +14,7 @@ from vllm.engine.arg_utils import EngineArgs
 
 from slot_vllm import __version__
 from slot_vllm.engine.frontend.hidden_cache_choice import choose
-from slot_vllm.engine.frontend.startup import refuse_what_cannot_work
 from slot_vllm.engine.vllm_contract import release
-from slot_vllm.engine.vllm_contract.release import CONTACTS
 from slot_vllm.engine.vllm_contract.source import Source
 from slot_vllm.engine.wire.engine_settings import EXTENSION, asks_for_slot, read_config
 from slot_vllm.params import SlotConfig, SlotError
@@ -66,19 +64,6 @@ def test_refused_at_start_up(options: dict[str, Any], part: str, tiny_model: str
     with pytest.raises(SlotError) as error:
         config(tiny_model, **options)
     assert part in str(error.value)
-
-
-def test_batch_sharded_sampling_is_refused_where_the_order_of_its_rows_is_not_known(
-    tiny_model: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    vllm_config = config(tiny_model)
-    # Which vLLM itself allows on V2 alone, with several ranks.
-    vllm_config.parallel_config.enable_batch_sharded_sampling = True
-    refuse_what_cannot_work(vllm_config, None)
-    lacking = {"batch-sharded sampling": [(CONTACTS[0], "gone")]}
-    monkeypatch.setattr(release, "missing_in", lambda tree, *parts: lacking.get(parts[0], []))
-    with pytest.raises(SlotError, match="this vLLM's batch-sharded sampling"):
-        refuse_what_cannot_work(vllm_config, None)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.input_processor import InputProcessor
 
 from slot_vllm.chat_turns import UndeterminedError
-from slot_vllm.engine.frontend import startup
 from slot_vllm.engine.frontend.lora import changes_the_head
 from slot_vllm.engine.frontend.origins import current_origin
 from slot_vllm.engine.vllm_contract.wraps import over, wrap
@@ -35,17 +34,10 @@ class AcceptedDict(dict[str, Any]):
 
 class Admission:
     """Admission to one engine. ``check``, ``spans`` and ``admit`` raise VLLMValidationError.
-    tokenizer: gives the engine's, or None. engine_obstacle: why none of its requests can have SLOT.
-    """
+    tokenizer: gives the engine's, or None."""
 
-    def __init__(
-        self,
-        config: SlotConfig,
-        tokenizer: Callable[[], Any] = lambda: None,
-        engine_obstacle: str | None = None,
-    ) -> None:
+    def __init__(self, config: SlotConfig, tokenizer: Callable[[], Any] = lambda: None) -> None:
         self.config = config
-        self._engine_obstacle = engine_obstacle
         self._tokenizer = tokenizer
         self._loss_tokens: LossTokens | None = None
         self._warned: set[str] = set()
@@ -58,8 +50,6 @@ class Admission:
         prompt_tokens: int,
     ) -> str | None:
         """Why a request cannot have SLOT, as the counter names it; None if it can."""
-        if self._engine_obstacle is not None:
-            return self._engine_obstacle
         if resumable:
             return "streaming_input"
         if embeddings:
@@ -177,8 +167,7 @@ class Admission:
 
 def admission_of(processor: Any, vllm_config: Any) -> Admission:
     """For the requests that pass through an InputProcessor."""
-    obstacle = startup.obstacle_to_all(vllm_config)
-    return Admission(read_config(vllm_config), lambda: processor.tokenizer, obstacle)
+    return Admission(read_config(vllm_config), lambda: processor.tokenizer)
 
 
 def install() -> None:

@@ -9,7 +9,6 @@ from vllm.usage.usage_lib import UsageContext
 
 from slot_vllm import __version__
 from slot_vllm.engine.frontend import hidden_cache_choice
-from slot_vllm.engine.vllm_contract import release
 from slot_vllm.engine.wire.engine_settings import CHECKED, EXTENSION, SETTINGS
 from slot_vllm.params import SlotConfig, SlotError
 
@@ -45,15 +44,6 @@ def serves(usage_context: Any) -> bool:
     return bool(usage_context == UsageContext.OPENAI_API_SERVER)
 
 
-def obstacle_to_all(vllm_config: Any) -> str | None:
-    """Why no request of the engine can have SLOT, as the counter names it; None if they can. A KV
-    connector brings prompts without hidden states; vLLM computes them again for requests that do
-    not read the prefix cache, but older releases load them."""
-    if vllm_config.kv_transfer_config is None:
-        return None
-    return "kv_connector" if release.missing_in(release.installed(), "KV connector") else None
-
-
 def refuse_what_cannot_work(vllm_config: Any, usage_context: Any) -> None:
     """Raise SlotError for an engine that cannot serve SLOT at all: what vLLM refuses for prompt
     logprobs, and what this package does not do."""
@@ -71,13 +61,8 @@ def refuse_what_cannot_work(vllm_config: Any, usage_context: Any) -> None:
         "--kv-sharing-fast-prefill (it skips the prompt's hidden states)": (
             vllm_config.cache_config.kv_sharing_fast_prefill
         ),
-        # Neither is there before 0.28.
-        "this vLLM's batch-sharded sampling": (
-            getattr(parallel, "enable_batch_sharded_sampling", False)
-            and bool(release.missing_in(release.installed(), "batch-sharded sampling"))
-        ),
         "adaptive verification of drafts": (
-            getattr(speculative, "enable_adaptive_verification", False)
+            speculative is not None and speculative.enable_adaptive_verification
         ),
         **{
             f"{name} {getattr(parallel, name)} (allowed: 1)": getattr(parallel, name) != 1

@@ -44,7 +44,10 @@ FRONT_END: tuple[Contact, ...] = (
         "CacheConfig", "what is refused; whether prefixes are cached",
         attributes="kv_sharing_fast_prefill enable_prefix_caching cache_dtype",
     ),
-    _config("SpeculativeConfig", "which drafts are refused", attributes="method"),
+    _config(
+        "SpeculativeConfig", "which drafts are refused",
+        attributes="method enable_adaptive_verification",
+    ),
     _front_end("vllm.envs", "VLLM_USE_RUST_FRONTEND", "refuses the Rust front end"),
     _front_end(
         "vllm.envs", "VLLM_KV_CACHE_LAYOUT", "whether layers of different shapes can share a block",

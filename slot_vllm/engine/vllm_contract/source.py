@@ -2,7 +2,7 @@
 
 import ast
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from importlib.util import resolve_name
 from pathlib import Path
 
@@ -49,6 +49,7 @@ class Source:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._modules: dict[str, Module | None] = {}
+        self._on_self: dict[ast.AST, frozenset[str]] = {}
 
     def module(self, name: str) -> Module | None:
         if name not in self._modules:
@@ -76,8 +77,22 @@ class Source:
     def has_attribute(self, found: Found, name: str) -> bool:
         """Whether a class, or one of its bases in these packages, has it or sets it on ``self``."""
         return any(
-            name in _bound(c.node) or name in set_on_self(c.node) for c in self._lineage(found)
+            name in _bound(c.node) or name in self._set_on_self(c.node)
+            for c in self._lineage(found)
         )
+
+    def _set_on_self(self, node: ast.AST) -> frozenset[str]:
+        """The attributes that a class's methods assign to ``self``."""
+        if node not in self._on_self:
+            self._on_self[node] = frozenset(
+                n.attr
+                for n in ast.walk(node)
+                if isinstance(n, ast.Attribute)
+                and isinstance(n.ctx, ast.Store)
+                and isinstance(n.value, ast.Name)
+                and n.value.id == "self"
+            )
+        return self._on_self[node]
 
     def _resolve(self, module: Module, name: str, depth: int = 0) -> Found | None:
         node = module.definitions.get(name)
@@ -145,19 +160,6 @@ def expressions(node: ast.AST) -> set[str]:
     """Its calls, subscripts and attributes, each as ``ast.unparse`` writes it."""
     kinds = ast.Subscript | ast.Call | ast.Attribute
     return {ast.unparse(n) for n in ast.walk(node) if isinstance(n, kinds)}
-
-
-@cache
-def set_on_self(node: ast.AST) -> frozenset[str]:
-    """The attributes that a class's methods assign to ``self``."""
-    return frozenset(
-        n.attr
-        for n in ast.walk(node)
-        if isinstance(n, ast.Attribute)
-        and isinstance(n.ctx, ast.Store)
-        and isinstance(n.value, ast.Name)
-        and n.value.id == "self"
-    )
 
 
 def _bound(node: ast.AST) -> dict[str, ast.AST]:

@@ -62,12 +62,13 @@ WORKER: tuple[Contact, ...] = (
     _worker(
         "vllm.model_executor.layers.logits_processor", "LogitsProcessor.forward",
         "adds W delta before the soft cap and the scale",
-        takes="lm_head, hidden_states, embedding_bias, ...", calls="_get_logits", until=_LOGITS,
+        takes="lm_head, hidden_states, embedding_bias, skip_gather, ...", calls="_get_logits",
+        until=_LOGITS,
     ),
     _worker(
         "vllm.model_executor.layers.logits_processor", "LogitsProcessor._get_logits",
         "the logits before the soft cap, without padding",
-        takes="hidden_states, lm_head, embedding_bias, ...",
+        takes="hidden_states, lm_head, embedding_bias, skip_gather, ...",
     ),
     _worker(
         "vllm.lora.layers.logits_processor", "LogitsProcessorWithLoRA", "the head under LoRA",
@@ -86,7 +87,8 @@ WORKER: tuple[Contact, ...] = (
     _v1_runner("GPUModelRunner._model_forward", "the step's hidden states", until=_LOGITS),
     _v1_runner(
         "GPUModelRunner.initialize_kv_cache", "says what the hidden states cost",
-        takes="kv_cache_config, ...", until="vLLM keeps last hidden states for whoever asks",
+        takes="kv_cache_config, is_profiling, ...",
+        until="vLLM keeps last hidden states for whoever asks",
     ),
     _v1_runner(
         "GPUModelRunner", "the step's batch",
@@ -125,10 +127,21 @@ WORKER: tuple[Contact, ...] = (
     ),
     _v2_runner(
         "GPUModelRunner.initialize_kv_cache", "says what the hidden states cost",
-        takes="kv_cache_config, ...", until="vLLM keeps last hidden states for whoever asks",
+        takes="kv_cache_config, is_profiling, ...",
+        until="vLLM keeps last hidden states for whoever asks",
     ),
     _v2_runner(
-        "GPUModelRunner", "the step's batch", attributes="max_num_reqs dtype device get_model",
+        "GPUModelRunner", "the step's batch",
+        attributes="max_num_reqs dtype device get_model batch_sharder",
+    ),
+    _v2(
+        "vllm.v1.worker.gpu.sample.batch_shard", "BatchSharder.shard_sampler_inputs",
+        "in which order rows of logits come, where each rank samples some of the requests",
+        contains=("np.flatnonzero(req_owner_np == tp_rank)",),
+    ),
+    _v2(
+        "vllm.v1.worker.gpu.sample.batch_shard", "BatchSharder",
+        "among how many ranks requests are divided", attributes="tp_size",
     ),
     _v2(
         "vllm.v1.worker.gpu.input_batch", "InputBatch",
@@ -154,18 +167,5 @@ WORKER: tuple[Contact, ...] = (
     _ranks(
         "vllm.model_executor.layers.vocab_parallel_embedding", "VocabParallelEmbedding",
         "which columns a rank has", attributes="tp_size num_added_embeddings",
-    ),
-    Contact(
-        "batch-sharded sampling", "vllm.v1.worker.gpu.sample.batch_shard",
-        "BatchSharder.shard_sampler_inputs", "in which order rows of logits come",
-        contains=("np.flatnonzero(req_owner_np == tp_rank)",),
-    ),
-    Contact(
-        "batch-sharded sampling", "vllm.v1.worker.gpu.model_runner", "GPUModelRunner",
-        "whether each rank samples some of the requests", attributes="batch_sharder",
-    ),
-    Contact(
-        "batch-sharded sampling", "vllm.v1.worker.gpu.sample.batch_shard", "BatchSharder",
-        "among how many ranks requests are divided", attributes="tp_size",
     ),
 )  # fmt: skip

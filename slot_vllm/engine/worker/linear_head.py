@@ -153,9 +153,7 @@ class LinearHead:
             """``original`` is a patched vLLM's too, which finds nothing more to take."""
 
             def unchanged(rows: Tensor = hidden_states) -> Tensor | None:
-                logits: Tensor | None = original(
-                    lm_head, rows, embedding_bias, **_skipping(skip_gather)
-                )
+                logits: Tensor | None = original(lm_head, rows, embedding_bias, skip_gather)
                 return logits
 
             adapted, rounded, biases = hidden_states, additions.rounded, additions.biases
@@ -171,7 +169,7 @@ class LinearHead:
             # Of this rank's columns alone, if its part of W delta is added to these.
             alone = together and self._adds_before_gathering
             own: Tensor | None = processor._get_logits(
-                adapted, lm_head, embedding_bias, **_skipping(skip_gather or alone)
+                adapted, lm_head, embedding_bias, skip_gather or alone
             )
             if own is None:
                 return None
@@ -200,13 +198,8 @@ class LinearHead:
 
     @property
     def _adds_before_gathering(self) -> bool:
-        # A LoRA wrapper of the processor adds to gathered logits and refuses to skip the gather;
-        # before 0.29 nothing can skip it.
-        return (
-            self._ranks.size > 1
-            and isinstance(self._processor, LogitsProcessor)
-            and "skip_gather" in signature(self._processor._get_logits).parameters
-        )
+        # A LoRA wrapper of the processor adds to gathered logits and refuses to skip the gather.
+        return self._ranks.size > 1 and isinstance(self._processor, LogitsProcessor)
 
     def _shifted(self, own: Tensor, biases: Tensor, additions: Additions, activate: bool) -> Tensor:
         """``own``, this rank's columns, with W delta."""
@@ -228,11 +221,6 @@ class LinearHead:
         """``own``, which are all columns, with what each rank adds to its own."""
         # A copy, as ``own`` is kept for the rows without a delta.
         return _activated(self.head(), own.float() + self.whole(columns), own, additions.rows)
-
-
-def _skipping(skip_gather: bool) -> dict[str, bool]:
-    """Releases before 0.29 do not know the argument, and there nobody gives it."""
-    return {"skip_gather": True} if skip_gather else {}
 
 
 def _activated(head: Head, z: Tensor, own: Tensor, rows: Tensor) -> Tensor:

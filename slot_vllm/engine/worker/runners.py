@@ -151,8 +151,7 @@ def hook_v2(runner: Any, step: Step, cache: "HiddenCache | None") -> None:
             return cache.read(blocks, runner.block_tables.block_sizes[group], start, stop)
 
         row_slots, indices = input_batch.expanded_idx_mapping, input_batch.logits_indices
-        # There is none before 0.28.
-        if (sharder := getattr(runner, "batch_sharder", None)) is not None:
+        if (sharder := runner.batch_sharder) is not None:
             # Each rank samples some of the requests, and their rows of logits are together.
             order = torch.argsort(row_slots % sharder.tp_size, stable=True)
             row_slots, indices = row_slots[order], indices[order]
@@ -214,11 +213,11 @@ def watch(worker: Any, state: RunnerState, cache: "HiddenCache | None") -> None:
     replaced = replaced_methods(runner)
 
     @over(runner, "initialize_kv_cache")
-    def initialize_kv_cache(original: Any, kv_cache_config: Any, *args: Any, **kwargs: Any) -> None:
-        original(kv_cache_config, *args, **kwargs)
-        # Before 0.29 the V2 runner takes nothing else.
-        profiles = kwargs.get("is_profiling", args[0] if args else False)
-        if cache is not None and not profiles:
+    def initialize_kv_cache(
+        original: Any, kv_cache_config: Any, is_profiling: bool = False, *args: Any, **kwargs: Any
+    ) -> None:
+        original(kv_cache_config, is_profiling, *args, **kwargs)
+        if cache is not None and not is_profiling:
             cost = cache.measure(kv_cache_config)
             logger.info("SLOT keeps hidden states in the KV cache: %s", cost.describe())
 
