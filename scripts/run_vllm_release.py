@@ -4,10 +4,10 @@
     python scripts/run_vllm_release.py 0.31.0 --runners v2 --files test_isolation.py -- -k salt
 
 What follows ``--`` is for pytest. logs/releases/RELEASE-RUNNER.json gets, per file of tests, how
-many passed, and what failed with its message. A file that passed with the same arguments is not run
-again, unless with --again: so it can be stopped and continued. The exit code is 1 if a test failed
-or a release cannot be run, which is logged with its reason. docs/releases.md is made from these
-logs (``scripts/fill_tables.py``).
+many passed, and what failed with its message. A file that passed at the same commit with the same
+arguments is not run again, unless with --again: so it can be stopped and continued. The exit code
+is 1 if a test failed or a release cannot be run, which is logged with its reason. docs/releases.md
+is made from these logs (``scripts/fill_tables.py``).
 """
 
 import argparse
@@ -157,7 +157,8 @@ def run_release(release: str, options: argparse.Namespace, arguments: Sequence[s
         log.torch, log.packages = environment.torch, environment.packages
         for name in options.files:
             done = log.files.get(name)
-            there = done is not None and not done.failed and done.arguments == list(arguments)
+            run = (_commit(), list(arguments))
+            there = done is not None and not done.failed and (done.commit, done.arguments) == run
             if done is None or not there or options.again:
                 done = log.files[name] = run_file(
                     name, environment, log.runner, arguments, options.limit

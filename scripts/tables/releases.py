@@ -28,12 +28,13 @@ def _run(log: Mapping[str, Any] | None) -> str:
         return "not run"
     if log["not_run"]:
         return f"cannot be run: {log['not_run']}"
-    files = log["files"].values()
+    files = [file for file in log["files"].values() if file["passed"] or file["failed"]]
     failed = sum(len(file["failed"]) for file in files)
     count = sum(file["passed"] for file in files) + failed
     of = "1 file" if len(files) == 1 else f"{len(files)} files"
     tests = "1 test" if count == 1 else f"{count} tests"
-    return f"run: {tests} of {of}{f', {failed} failed' if failed else ''}"
+    commits = ", ".join(sorted({file["commit"] for file in files}))
+    return f"run: {tests} of {of}{f', {failed} failed' if failed else ''} ({commits})"
 
 
 def failures(directory: Path, _: Sequence[str]) -> str:

@@ -22,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import ROOT
 from tests.engine.cases import Case
+from tests.engine.runner import V2
 from tests.engine.vllm_command import vllm_command
 
 START_SECONDS = 600
@@ -119,7 +120,9 @@ def running(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    paths = (str(ROOT), os.environ.get("PYTHONPATH", ""))
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    if V2:
+        paths.insert(0, str(Path(__file__).parent / "own_process/interpreter"))
     environment = {
         **os.environ,
         # The default of a server is an engine process of its own.

@@ -18,11 +18,8 @@ from slot_vllm.engine.frontend.cached_rpc import FRESH_SECONDS
 from slot_vllm.params import REQUEST_KEYS
 from tests.bad_settings import BAD_SETTINGS, MAX_STEPS
 from tests.conftest import ROOT, starts
-from tests.engine.runner import V2
 from tests.engine.server import MODEL, Server, running, serving
 from tests.engine.vllm_command import vllm_command
-
-pytestmark = pytest.mark.skipif(V2, reason="a server's processes have no interpreter of Triton")
 
 PROBLEM = (
     "Elif has 73 shells. Elif gives 47 away. Then 85 shells are added. What is the number of "

@@ -41,6 +41,8 @@ def _prepare(vllm_config: Any, usage_context: Any) -> None:
     release.check_front_end(serves)
     startup.refuse_what_cannot_work(vllm_config, usage_context)
     config = startup.resolve_config(vllm_config)
+    if vllm_config.kv_transfer_config is not None:
+        release.require("KV connector")
     if config.max_concurrent is not None:
         release.require("limited scheduler")
         from slot_vllm.engine.frontend.scheduler import limit_completions

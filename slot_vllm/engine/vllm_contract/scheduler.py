@@ -10,7 +10,7 @@ _scheduler = partial(Contact, "limited scheduler", "vllm.v1.core.sched.scheduler
 
 SCHEDULER: tuple[Contact, ...] = (
     Contact(
-        "front end", "vllm.v1.core.sched.scheduler", "Scheduler.schedule",
+        "KV connector", "vllm.v1.core.sched.scheduler", "Scheduler.schedule",
         "a request that does not read the prefix cache loads nothing from a KV connector",
         calls="get_num_new_matched_tokens", contains=("request.skip_reading_prefix_cache",),
     ),

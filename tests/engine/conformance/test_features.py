@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from tests.engine.cases import (
     Case,
     assert_delta_equal,
     assert_tokens_equal,
+    delta_tolerance,
     random_tokens,
     reference,
 )
@@ -242,25 +244,34 @@ def test_structured_output(tiny_model: str, engine: Callable[..., Any]) -> None:
 
 
 def test_reloaded_weights(tiny_model: str, engine: Callable[..., Any], tmp_path: Path) -> None:
-    other = tmp_path / "qwen2-other-norm"
-    shutil.copytree(tiny_model, other)
-    file = other / "model.safetensors"
+    other = str(shutil.copytree(tiny_model, tmp_path / "other"))
+    file = tmp_path / "other/model.safetensors"
+    # Of V1 on a CPU vLLM's reload does not reach what it packs: matrices of linear layers and head.
     weights = load_file(file)
-    # On a CPU vLLM's reload does not reach the matrices of linear layers and head, which it packs.
-    weights["model.norm.weight"] *= 1.5
+    weights["model.embed_tokens.weight" if V2 else "model.norm.weight"] *= 1.5
     save_file(weights, file)
-    llm = engine(tiny_model, slot={}, **ROOMY)
     case = Case(random_tokens(60, seed=95), 5, 0.1, NEW)
-    for model in (tiny_model, str(other), tiny_model):
-        llm.collective_rpc("reload_weights", kwargs={"weights_path": model})
-        # What vLLM's cache holds of the old weights is its caller's to drop; a delta is not.
-        llm.reset_prefix_cache()
+
+    def learned(llm: Any) -> tuple[list[int], Tensor]:
         before = stats_of(llm)["optimized"]
         (output,) = run(llm, [case])
         assert stats_of(llm)["optimized"] == before + 1
-        [answer] = reference(model, [case])
-        assert_tokens_equal(tokens_of([output]), [answer])
-        assert_delta_equal(delta_of(llm, output), answer, case.lr)
+        delta = delta_of(llm, output)
+        assert delta is not None
+        return tokens_of([output])[0], torch.tensor(delta)
+
+    # No other test's.
+    options = {**ROOMY, "max_num_seqs": 7}
+    fresh = {model: learned(engine(model, slot={}, **options)) for model in (tiny_model, other)}
+    assert fresh[tiny_model][0] != fresh[other][0]
+    llm = engine(tiny_model, slot={}, **options)
+    for model in (other, tiny_model):
+        llm.collective_rpc("reload_weights", kwargs={"weights_path": model})
+        # What vLLM's cache holds of the old weights is its caller's to drop; a delta is not.
+        llm.reset_prefix_cache()
+        tokens, delta = learned(llm)
+        assert tokens == fresh[model][0]
+        assert (delta - fresh[model][1]).abs().max() <= delta_tolerance(case.lr)
 
 
 @pytest.mark.any_runner

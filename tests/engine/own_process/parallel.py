@@ -698,7 +698,6 @@ def test_expert_parallel(tiny_models: Callable[..., str], parallel: Callable[...
 
 
 @pytest.mark.full
-@pytest.mark.skipif(V2, reason="its compiled model does not start under the interpreter")
 def test_tensor_and_pipeline_parallel(tiny_model: str, parallel: Callable[..., Any]) -> None:
     """Two stages of two ranks: four workers."""
     llm = parallel(tiny_model, **TP2, **PP2)
