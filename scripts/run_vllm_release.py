@@ -134,9 +134,15 @@ def _message(bad: ElementTree.Element) -> str:
 
 
 def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
+    """Of the package and the tests: these logs change while they are written."""
+    commit, changed = (
+        subprocess.run(["git", *git], cwd=ROOT, capture_output=True, text=True, check=False)
+        for git in (
+            ("describe", "--always", "--exclude=*"),
+            ("diff", "--quiet", "HEAD", "--", "slot_vllm", "tests"),
+        )
+    )
+    return commit.stdout.strip() + ("-dirty" if changed.returncode else "")
 
 
 def run_release(release: str, options: argparse.Namespace, arguments: Sequence[str]) -> bool:
