@@ -30,6 +30,7 @@ TESTS = {
     for path in (
         *sorted((ROOT / "tests/engine/conformance").glob("test_*.py")),
         ROOT / "tests/engine/test_server.py",
+        ROOT / "tests/engine/test_rust_front_end.py",
     )
 }
 LOGS = ROOT / "logs/releases"

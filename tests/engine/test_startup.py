@@ -127,16 +127,6 @@ def test_draft_models_layouts_and_old_releases_keep_no_hidden_states(
         choose(SlotConfig(hidden_cache="on"), vllm_config)
 
 
-def test_the_rust_front_end_is_refused(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vllm.usage.usage_lib import UsageContext
-
-    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
-    monkeypatch.setenv("VLLM_RUST_FRONTEND_PATH", "/somewhere/vllm-rs")
-    arguments = EngineArgs(tiny_model, worker_extension_cls="slot_vllm", enforce_eager=True)
-    with pytest.raises(SlotError, match="Rust front end"):
-        arguments.create_engine_config(UsageContext.OPENAI_API_SERVER)
-
-
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("named", [False, True])
 def test_a_limit_of_completions_sets_the_scheduler(

@@ -17,7 +17,13 @@ logger = logging.getLogger("vllm.slot_vllm")
 
 def register() -> None:
     """Idempotent: vLLM may load plugins more than once in a process."""
+    from vllm import envs
     from vllm.engine.arg_utils import EngineArgs
+
+    if envs.VLLM_USE_RUST_FRONTEND and not release.missing("Rust front end"):
+        from slot_vllm.engine.frontend import rust_front_end
+
+        rust_front_end.install()
 
     @wrap(EngineArgs, "create_engine_config")
     def create_engine_config(
@@ -39,8 +45,15 @@ def _prepare(vllm_config: Any, usage_context: Any) -> None:
     # Before anything is imported that another release may lack.
     serves = startup.serves(usage_context)
     release.check_front_end(serves)
-    startup.refuse_what_cannot_work(vllm_config, usage_context)
-    config = startup.resolve_config(vllm_config)
+    startup.refuse_what_cannot_work(vllm_config)
+    rust = startup.is_rust(usage_context)
+    if rust:
+        release.require("Rust front end")
+        logger.warning(
+            "vLLM's Rust front end serves SLOT, but none of its endpoints, and nothing of it on "
+            "/metrics"
+        )
+    config = startup.resolve_config(vllm_config, rust)
     if vllm_config.kv_transfer_config is not None:
         release.require("KV connector")
     if config.max_concurrent is not None:

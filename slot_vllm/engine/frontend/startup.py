@@ -9,7 +9,7 @@ from vllm.usage.usage_lib import UsageContext
 
 from slot_vllm import __version__
 from slot_vllm.engine.frontend import hidden_cache_choice
-from slot_vllm.engine.wire.engine_settings import CHECKED, EXTENSION, SETTINGS
+from slot_vllm.engine.wire.engine_settings import ADMIT_IN_CORE, CHECKED, EXTENSION, SETTINGS
 from slot_vllm.params import SlotConfig, SlotError
 
 BARE_NAME = "slot_vllm"
@@ -26,16 +26,18 @@ def refuse_settings(vllm_config: Any) -> None:
         )
 
 
-def resolve_config(vllm_config: Any) -> SlotConfig:
+def resolve_config(vllm_config: Any, in_core: bool = False) -> SlotConfig:
     """The engine's settings, written back so that every process reads the same ones; the caller's
-    dict is left as it was. Raises SlotError."""
+    dict is left as it was. in_core: whether the engine core admits the requests. Raises
+    SlotError."""
     additional = vllm_config.additional_config
     if not isinstance(additional, Mapping):
         raise SlotError(f"additional_config: a mapping is required, not {type(additional)}")
     config = SlotConfig.load(additional.get(SETTINGS), os.environ)
     config = hidden_cache_choice.choose(config, vllm_config)
     settings = config.model_dump(mode="json")
-    vllm_config.additional_config = {**additional, SETTINGS: settings, CHECKED: __version__}
+    written = {SETTINGS: settings, CHECKED: __version__, ADMIT_IN_CORE: in_core}
+    vllm_config.additional_config = {**additional, **written}
     return config
 
 
@@ -44,15 +46,17 @@ def serves(usage_context: Any) -> bool:
     return bool(usage_context == UsageContext.OPENAI_API_SERVER)
 
 
-def refuse_what_cannot_work(vllm_config: Any, usage_context: Any) -> None:
+def is_rust(usage_context: Any) -> bool:
+    """Whether the server is vLLM's Rust front end."""
+    return serves(usage_context) and bool(envs.VLLM_USE_RUST_FRONTEND)
+
+
+def refuse_what_cannot_work(vllm_config: Any) -> None:
     """Raise SlotError for an engine that cannot serve SLOT at all: what vLLM refuses for prompt
     logprobs, and what this package does not do."""
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     speculative = vllm_config.speculative_config
     reasons = {
-        "the Rust front end (VLLM_USE_RUST_FRONTEND), whose requests pass no admission": (
-            serves(usage_context) and envs.VLLM_USE_RUST_FRONTEND
-        ),
         f"a {model.runner_type} model (only generative ones have a next-token loss)": (
             model.runner_type != "generate"
         ),

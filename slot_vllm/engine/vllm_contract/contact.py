@@ -5,8 +5,8 @@ from typing import Literal, get_args
 
 # Where a contact is needed: in every front end (start-up, admission), in the OpenAI-compatible
 # server's, in every worker, in one with that model runner, to keep hidden states in the KV cache;
-# with a KV connector, for max_concurrent, for SLOT's part of /metrics, to leave scoring endpoints
-# alone, for traces, among several tensor-parallel ranks.
+# behind vLLM's Rust front end, with a KV connector, for max_concurrent, for SLOT's part of
+# /metrics, to leave scoring endpoints alone, for traces, among several tensor-parallel ranks.
 Part = Literal[
     "front end",
     "server",
@@ -16,6 +16,7 @@ Part = Literal[
     "hidden-state cache",
     "hidden-state cache, V1 runner",
     "hidden-state cache, V2 runner",
+    "Rust front end",
     "KV connector",
     "limited scheduler",
     "metrics",

@@ -4,6 +4,7 @@ from functools import partial
 
 from slot_vllm.engine.vllm_contract.contact import ADMISSION, Contact
 
+_rust = partial(Contact, "Rust front end")
 _front_end = partial(Contact, "front end")
 _config = partial(Contact, "front end", "vllm.config")
 _processor = partial(Contact, "front end", "vllm.v1.engine.input_processor")
@@ -48,7 +49,7 @@ FRONT_END: tuple[Contact, ...] = (
         "SpeculativeConfig", "which drafts are refused",
         attributes="method enable_adaptive_verification",
     ),
-    _front_end("vllm.envs", "VLLM_USE_RUST_FRONTEND", "refuses the Rust front end"),
+    _front_end("vllm.envs", "VLLM_USE_RUST_FRONTEND", "whether the server is the Rust front end"),
     _front_end(
         "vllm.envs", "VLLM_KV_CACHE_LAYOUT", "whether layers of different shapes can share a block",
     ),
@@ -114,6 +115,25 @@ FRONT_END: tuple[Contact, ...] = (
     _front_end(
         "vllm.lora.utils", "get_adapter_absolute_path", "the files of an adapter",
         takes="lora_path, ...",
+    ),
+    # Admission of what the Rust front end sends.
+    _rust(
+        "vllm.v1.engine.core", "EngineCore.preprocess_add_request",
+        "admission in the engine core", takes="request, ...", until=ADMISSION,
+    ),
+    _rust("vllm.v1.engine.core", "EngineCore", "of which engine", attributes="vllm_config"),
+    _rust(
+        "vllm.v1.engine.core", "EngineCoreProc.process_input_sockets",
+        "tells the caller why a request was refused",
+        calls="preprocess_add_request _handle_request_validation_error",
+    ),
+    _rust(
+        "vllm.v1.engine", "EngineCoreRequest", "by which name its caller knows a request",
+        attributes="external_req_id",
+    ),
+    _rust(
+        "vllm.tokenizers", "cached_tokenizer_from_config", "finds the turns of a prompt",
+        takes="model_config, ...",
     ),
     _front_end(
         "vllm.entrypoints.generate.beam_search.offline", "BeamSearchOfflineMixin.beam_search",

@@ -13,6 +13,8 @@ EXTENSION = "slot_vllm.SlotWorkerExtension"
 # checked the engine and has admission in place.
 SETTINGS = "slot"
 CHECKED = "slot_checked"
+# That requests reach the engine core without admission: it is done there.
+ADMIT_IN_CORE = "slot_admit_in_core"
 
 
 def asks_for_slot(vllm_config: Any) -> bool:
@@ -28,6 +30,12 @@ def asks_for_slot(vllm_config: Any) -> bool:
     # By name: importing our own class would wrap what other engines do not need.
     ours = ("slot_vllm.engine.worker.extension", "SlotWorkerExtension")
     return any((c.__module__, c.__qualname__) == ours for c in getattr(extension, "__mro__", ()))
+
+
+def admits_in_core(vllm_config: Any) -> bool:
+    """Whether the engine core admits the requests, as the front end does not."""
+    additional = vllm_config.additional_config
+    return isinstance(additional, Mapping) and bool(additional.get(ADMIT_IN_CORE))
 
 
 def read_config(vllm_config: Any) -> SlotConfig:
