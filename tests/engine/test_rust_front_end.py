@@ -29,13 +29,16 @@ def rust(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_RUST_FRONTEND_PATH", "/somewhere/vllm-rs")
 
 
-def configured(model: str, usage: UsageContext, slot: dict[str, Any] | None = None) -> Any:
-    return EngineArgs(
+def configured(model: str, slot: dict[str, Any] | None = None, rank: int = -1) -> Any:
+    """rank: -1 as of ``vllm serve``, before it starts a front end."""
+    arguments = EngineArgs(
         model,
         worker_extension_cls="slot_vllm",
         enforce_eager=True,
         additional_config={"slot": slot or {}},
-    ).create_engine_config(usage)
+    )
+    arguments._api_process_rank = rank
+    return arguments.create_engine_config(UsageContext.OPENAI_API_SERVER)
 
 
 def core_of(vllm_config: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -53,7 +56,7 @@ def test_a_core_admits_what_comes_from_there(
 ) -> None:
     # Releases differ in whether they can say why; here it is raised.
     monkeypatch.setattr(release, "missing", lambda *parts: [])
-    config = configured(tiny_model, UsageContext.OPENAI_API_SERVER, {"lr": 0.5})
+    config = configured(tiny_model, {"lr": 0.5})
     core = core_of(config, monkeypatch)
 
     def admitted(**xargs: Any) -> Any:
@@ -74,7 +77,7 @@ def test_a_core_admits_what_comes_from_there(
 def test_a_core_behind_a_python_front_end_does_not(
     tiny_model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    core = core_of(configured(tiny_model, UsageContext.LLM_CLASS), monkeypatch)
+    core = core_of(configured(tiny_model, rank=0), monkeypatch)
     params = SamplingParams(extra_args={"slot_step": 3})
     assert core.preprocess_add_request(unadmitted(params)).sampling_params is params
 
@@ -86,8 +89,8 @@ def test_it_is_refused_where_no_reason_could_be_told(
     lacking = {"Rust front end": [(release.CONTACTS[0], "is gone")]}
     monkeypatch.setattr(release, "missing", lambda *parts: lacking.get(parts[0], []))
     with pytest.raises(SlotError, match="is gone"):
-        configured(tiny_model, UsageContext.OPENAI_API_SERVER)
-    configured(tiny_model, UsageContext.LLM_CLASS)
+        configured(tiny_model)
+    configured(tiny_model, rank=0)
 
 
 @starts
@@ -100,9 +103,10 @@ def test_a_server(tiny_model: str, tmp_path: Path) -> None:
     slot = {"max_prompt_tokens": 200}
     with serving(tiny_model, slot, tmp_path / "log", *options, environment=environment) as server:
 
-        def complete(case: Case, **xargs: Any) -> Any:
+        def complete(case: Case, stream: bool = False, **xargs: Any) -> Any:
             return server.client.completions.create(
                 model=MODEL,
+                stream=stream,
                 prompt=list(case.tokens),
                 temperature=0,
                 max_tokens=case.new_tokens,
@@ -121,6 +125,8 @@ def test_a_server(tiny_model: str, tmp_path: Path) -> None:
             complete(cases[0], slot_step=3)
         with pytest.raises(openai.BadRequestError, match="long_prompt"):
             complete(Case((5,) * 201, 3, 0.1, 2))
+        with pytest.raises(openai.APIError, match="slot_step: unknown key"):
+            list(complete(cases[0], stream=True, slot_step=3))
         # Turns are found in the engine core, too.
         server.client.chat.completions.create(
             model=MODEL,

@@ -1,7 +1,8 @@
 """Entry point of vLLM's general plugins, loaded in every process of every engine.
 
-It wraps ``EngineArgs.create_engine_config``, a start-up function, and nothing else. Everything else
-is put in place when an engine asks for SLOT, on objects that belong to that engine.
+It wraps ``EngineArgs.create_engine_config``, a start-up function, and nothing else, but for vLLM's
+Rust front end where that is asked for. Everything else is put in place when an engine asks for
+SLOT, on objects that belong to that engine.
 """
 
 import logging
@@ -27,26 +28,26 @@ def register() -> None:
 
     @wrap(EngineArgs, "create_engine_config")
     def create_engine_config(
-        original: Any, self: Any, usage_context: Any = None, *args: Any, **kwargs: Any
+        original: Any, self: Any, usage_context: Any = None, headless: bool = False, *args: Any
     ) -> Any:
         # Workers look an extension up by a name with a dot.
         if self.worker_extension_cls == startup.BARE_NAME:
             self.worker_extension_cls = EXTENSION
-        vllm_config = original(self, usage_context, *args, **kwargs)
+        vllm_config = original(self, usage_context, headless, *args)
         if asks_for_slot(vllm_config):
-            _prepare(vllm_config, usage_context)
+            _prepare(vllm_config, usage_context, startup.is_rust(self, headless))
         else:
             startup.refuse_settings(vllm_config)
         return vllm_config
 
 
-def _prepare(vllm_config: Any, usage_context: Any) -> None:
-    """Prepare an engine that asks for SLOT. Raises SlotError."""
+def _prepare(vllm_config: Any, usage_context: Any, rust: bool) -> None:
+    """Prepare an engine that asks for SLOT. rust: whether vLLM's Rust front end serves it. Raises
+    SlotError."""
     # Before anything is imported that another release may lack.
     serves = startup.serves(usage_context)
     release.check_front_end(serves)
     startup.refuse_what_cannot_work(vllm_config)
-    rust = startup.is_rust(usage_context)
     if rust:
         release.require("Rust front end")
         logger.warning(

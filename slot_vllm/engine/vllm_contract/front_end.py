@@ -14,11 +14,13 @@ FRONT_END: tuple[Contact, ...] = (
     _front_end(
         "vllm.engine.arg_utils", "EngineArgs.create_engine_config",
         "expands the bare name, refuses what cannot work, resolves the settings",
-        takes="usage_context, ...", until="worker extensions get a hook for the configuration",
+        takes="usage_context, headless, ...",
+        until="worker extensions get a hook for the configuration",
     ),
     _front_end(
-        "vllm.engine.arg_utils", "EngineArgs", "the name of the worker extension",
-        attributes="worker_extension_cls",
+        "vllm.engine.arg_utils", "EngineArgs",
+        "the name of the worker extension, and whether it is the Rust front end's engine",
+        attributes="worker_extension_cls _api_process_rank",
     ),
     _config(
         "VllmConfig", "what an engine is configured for",
@@ -50,6 +52,7 @@ FRONT_END: tuple[Contact, ...] = (
         attributes="method enable_adaptive_verification",
     ),
     _front_end("vllm.envs", "VLLM_USE_RUST_FRONTEND", "whether the server is the Rust front end"),
+    _front_end("vllm.envs", "VLLM_RUST_FRONTEND_PATH", "whether the server is the Rust front end"),
     _front_end(
         "vllm.envs", "VLLM_KV_CACHE_LAYOUT", "whether layers of different shapes can share a block",
     ),
