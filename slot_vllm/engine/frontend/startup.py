@@ -50,8 +50,8 @@ def is_rust(engine_args: Any, headless: bool) -> bool:
     """Whether the engine's requests come from vLLM's Rust front end: of other servers than
     ``vllm serve`` vLLM reads the variable in vain."""
     # -1: the process that starts front ends and engines, and is neither.
-    asked = envs.VLLM_USE_RUST_FRONTEND and envs.VLLM_RUST_FRONTEND_PATH
-    return bool(asked) and (headless or engine_args._api_process_rank == -1)
+    starts_one = headless or engine_args._api_process_rank == -1
+    return starts_one and bool(envs.VLLM_USE_RUST_FRONTEND)
 
 
 def refuse_what_cannot_work(vllm_config: Any) -> None:

@@ -52,7 +52,6 @@ FRONT_END: tuple[Contact, ...] = (
         attributes="method enable_adaptive_verification",
     ),
     _front_end("vllm.envs", "VLLM_USE_RUST_FRONTEND", "whether the server is the Rust front end"),
-    _front_end("vllm.envs", "VLLM_RUST_FRONTEND_PATH", "whether the server is the Rust front end"),
     _front_end(
         "vllm.envs", "VLLM_KV_CACHE_LAYOUT", "whether layers of different shapes can share a block",
     ),
