@@ -169,8 +169,8 @@ def test_same_results_as_one_engine_though_a_replica_dies(
 
     generate = Replicas.generate
 
-    def with_a_death(self: Replicas, *arguments: Any) -> Iterator[Completion]:
-        completions = generate(self, *arguments)
+    def with_a_death(self: Replicas, *arguments: Any, **named: Any) -> Iterator[Completion]:
+        completions = generate(self, *arguments, **named)
         yield next(completions)
         ray.kill(self._replicas[0], no_restart=False)
         yield from completions
