@@ -166,8 +166,9 @@ class LinearHead:
             if biases is None:
                 return unchanged(adapted)
             together = self._ranks.size > 1 and not skip_gather
-            # Of this rank's columns alone, if its part of W delta is added to these.
-            alone = together and self._adds_before_gathering
+            # Of this rank's columns alone, if its part of W delta is added to these. A LoRA wrapper
+            # of the processor adds to gathered logits and refuses to skip the gather.
+            alone = together and isinstance(processor, LogitsProcessor)
             own: Tensor | None = processor._get_logits(
                 adapted, lm_head, embedding_bias, skip_gather or alone
             )
@@ -195,11 +196,6 @@ class LinearHead:
             processor.slot_hook = LogitsHook(take, adding)
         else:
             processor.forward = forward
-
-    @property
-    def _adds_before_gathering(self) -> bool:
-        # A LoRA wrapper of the processor adds to gathered logits and refuses to skip the gather.
-        return self._ranks.size > 1 and isinstance(self._processor, LogitsProcessor)
 
     def _shifted(self, own: Tensor, biases: Tensor, additions: Additions, activate: bool) -> Tensor:
         """``own``, this rank's columns, with W delta."""
