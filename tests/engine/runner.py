@@ -2,9 +2,19 @@
 Triton's interpreter. Imported before vLLM."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 V2 = os.environ.get("SLOT_TEST_RUNNER") == "v2"
+
+
+def python_path() -> str:
+    """``PYTHONPATH`` of processes that vLLM starts: they find the tests' own extensions and, on V2,
+    begin with the interpreter."""
+    here = Path(__file__).parent
+    interpreter = [here / "own_process/interpreter"] if V2 else []
+    paths = (*interpreter, here.parents[1], os.environ.get("PYTHONPATH", ""))
+    return os.pathsep.join(filter(None, map(str, paths)))
 
 
 def _enable_v2() -> None:

@@ -20,9 +20,8 @@ import openai
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.conftest import ROOT
 from tests.engine.cases import Case
-from tests.engine.runner import V2
+from tests.engine.runner import python_path
 from tests.engine.vllm_command import vllm_command
 
 START_SECONDS = 600
@@ -120,15 +119,11 @@ def running(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    if V2:
-        paths.insert(0, str(Path(__file__).parent / "own_process/interpreter"))
     environment = {
         **os.environ,
         # The default of a server is an engine process of its own.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
-        # Where the tests' own extensions are found.
-        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "PYTHONPATH": python_path(),
         # Else a connection that a client kept is closed after 5 s, perhaps while it asks again.
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "3600",
         # For ``_stop``.
@@ -200,14 +195,15 @@ async def ask(client: openai.AsyncOpenAI, case: Case) -> list[int]:
     return list(choice.token_ids)
 
 
-def body(case: Case) -> dict[str, Any]:
+def body(case: Case, **xargs: Any) -> dict[str, Any]:
+    """xargs: further settings."""
     return {
         "model": MODEL,
         "prompt": list(case.tokens),
         "max_tokens": case.new_tokens,
         "temperature": 0,
         "extra_body": {
-            "vllm_xargs": {"slot_steps": case.steps, "slot_lr": case.lr},
+            "vllm_xargs": {"slot_steps": case.steps, "slot_lr": case.lr, **xargs},
             "ignore_eos": True,
             "return_token_ids": True,
         },

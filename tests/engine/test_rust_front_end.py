@@ -1,6 +1,6 @@
 """vLLM's Rust front end: its requests are admitted in the engine core."""
 
-from concurrent.futures import ThreadPoolExecutor
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from slot_vllm.engine.wire.resolved import RESOLVED
 from slot_vllm.params import SlotError
 from tests.conftest import starts
 from tests.engine.cases import Case, assert_tokens_equal, mixed_cases, reference
-from tests.engine.server import MODEL, serving
+from tests.engine.server import MODEL, ask_all, body, serving
 from tests.engine.unadmitted import unadmitted
 
 
@@ -102,31 +102,14 @@ def test_a_server(tiny_model: str, tmp_path: Path) -> None:
     environment = {"VLLM_USE_RUST_FRONTEND": "1"}
     slot = {"max_prompt_tokens": 200}
     with serving(tiny_model, slot, tmp_path / "log", *options, environment=environment) as server:
-
-        def complete(case: Case, stream: bool = False, **xargs: Any) -> Any:
-            return server.client.completions.create(
-                model=MODEL,
-                stream=stream,
-                prompt=list(case.tokens),
-                temperature=0,
-                max_tokens=case.new_tokens,
-                extra_body={
-                    "vllm_xargs": {"slot_steps": case.steps, "slot_lr": case.lr, **xargs},
-                    "ignore_eos": True,
-                    "return_token_ids": True,
-                },
-            )
-
-        with ThreadPoolExecutor(8) as pool:
-            completions = list(pool.map(complete, cases))
-        tokens = [list(completion.choices[0].token_ids) for completion in completions]
-        assert_tokens_equal(tokens, reference(tiny_model, cases))
+        assert_tokens_equal(asyncio.run(ask_all(server, cases, 8)), reference(tiny_model, cases))
+        complete, unknown = server.client.completions.create, body(cases[0], slot_step=3)
         with pytest.raises(openai.BadRequestError, match="slot_step: unknown key"):
-            complete(cases[0], slot_step=3)
+            complete(**unknown)
         with pytest.raises(openai.BadRequestError, match="long_prompt"):
-            complete(Case((5,) * 201, 3, 0.1, 2))
+            complete(**body(Case((5,) * 201, 3, 0.1, 2)))
         with pytest.raises(openai.APIError, match="slot_step: unknown key"):
-            list(complete(cases[0], stream=True, slot_step=3))
+            list(complete(**unknown, stream=True))
         # Turns are found in the engine core, too.
         server.client.chat.completions.create(
             model=MODEL,

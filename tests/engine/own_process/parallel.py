@@ -36,15 +36,13 @@ from tests.engine.conformance.test_receipts import last_kl
 from tests.engine.conformance.test_settings import mixed, told_by
 from tests.engine.engines import SLOT, SMALL, assert_nothing_left, scheduler_of
 from tests.engine.generate import run, sampling_params, tokens_of
-from tests.engine.runner import V2
-from tests.engine.server import MODEL, serving
+from tests.engine.runner import V2, python_path
+from tests.engine.server import body, serving
 from tests.engine.vllm_command import forks
 
 TP2: dict[str, Any] = {"tensor_parallel_size": 2}
 if V2:
-    here = Path(__file__).parent
-    paths = (here / "interpreter", here.parents[2], os.environ.get("PYTHONPATH", ""))
-    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, paths))
+    os.environ["PYTHONPATH"] = python_path()
 
 # V1 starts no pipeline whose model is not traced; under the interpreter nothing is.
 PP2: dict[str, Any] = {"pipeline_parallel_size": 2, "enforce_eager": V2}
@@ -631,17 +629,7 @@ def test_a_data_parallel_server(tiny_model: str, tmp_path: Path) -> None:
             return httpx.get(server.url + path, timeout=60, trust_env=False).json()
 
         def complete(case: Case, **xargs: Any) -> Any:
-            return server.client.completions.create(
-                model=MODEL,
-                prompt=list(case.tokens),
-                temperature=0,
-                max_tokens=case.new_tokens,
-                extra_body={
-                    "vllm_xargs": {"slot_steps": case.steps, "slot_lr": case.lr, **xargs},
-                    "ignore_eos": True,
-                    "return_token_ids": True,
-                },
-            )
+            return server.client.completions.create(**body(case, **xargs))
 
         with ThreadPoolExecutor(8) as pool:
             completions = list(pool.map(complete, cases))
