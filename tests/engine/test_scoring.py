@@ -14,7 +14,8 @@ from vllm.exceptions import VLLMValidationError
 
 from slot_vllm.engine.frontend import scoring
 from slot_vllm.engine.frontend.admission import Admission
-from slot_vllm.engine.vllm_contract.server import SCORING_ENDPOINTS, ScoringEndpoint
+from slot_vllm.engine.vllm_contract.contact import Contact
+from slot_vllm.engine.vllm_contract.server import SCORING_ENDPOINTS
 from slot_vllm.engine.wire.resolved import RESOLVED
 from slot_vllm.params import SlotConfig
 from tests.engine.unadmitted import unadmitted
@@ -24,29 +25,30 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="allow")
 
 
-@pytest.fixture(params=SCORING_ENDPOINTS, ids=lambda endpoint: endpoint.class_name)
+@pytest.fixture(params=SCORING_ENDPOINTS, ids=lambda at: at.name)
 def endpoint(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The endpoint's method, whose body asks the engine's admission in a task, as vLLM's does."""
-    at = request.param
+    at: Contact = request.param
     if at.optional:
         pytest.importorskip(at.path, reason="this release has no such endpoint")
-    serving = getattr(importlib.import_module(at.path), at.class_name)
+    class_name, method = at.name.split(".")
+    serving = getattr(importlib.import_module(at.path), class_name)
 
     async def read(self: Any, body: Any, raw_request: Any = None) -> dict[str, Any]:
-        asked = attrgetter(at.engine)(self).ask()
+        asked = attrgetter(SCORING_ENDPOINTS[at])(self).ask()
         return await asyncio.create_task(asked)
 
-    monkeypatch.setattr(serving, at.method, read)
+    monkeypatch.setattr(serving, method, read)
     scoring.install()
     scoring.install()
-    return getattr(serving, at.method)
+    return getattr(serving, method)
 
 
-@pytest.mark.parametrize("at", SCORING_ENDPOINTS, ids=lambda endpoint: endpoint.class_name)
-def test_its_object_has_the_engine_where_we_look(at: ScoringEndpoint) -> None:
+@pytest.mark.parametrize("at", SCORING_ENDPOINTS, ids=lambda at: at.name)
+def test_its_object_has_the_engine_where_we_look(at: Contact) -> None:
     if at.optional:
         pytest.importorskip(at.path, reason="this release has no such endpoint")
-    serving = getattr(importlib.import_module(at.path), at.class_name)
+    serving = getattr(importlib.import_module(at.path), at.name.partition(".")[0])
     engine = SimpleNamespace(model_config=None, renderer=None)
     strategy = SimpleNamespace(
         context=SimpleNamespace(engine_client=engine, model_config=None), limits=lambda: None
@@ -61,7 +63,7 @@ def test_its_object_has_the_engine_where_we_look(at: ScoringEndpoint) -> None:
             if name not in {"self", *given} and parameter.default is parameter.empty
         },
     )
-    assert attrgetter(at.engine)(made) is engine
+    assert attrgetter(SCORING_ENDPOINTS[at])(made) is engine
 
 
 def serving_of(admission: Admission | None) -> Any:
@@ -98,12 +100,12 @@ def test_a_named_setting_is_an_error(endpoint: Any, body: dict[str, Any]) -> Non
 
 
 def test_a_release_may_lack_an_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    absent = ScoringEndpoint("vllm.entrypoints.no_such.serving", "Serving", "create", "engine")
-    monkeypatch.setattr(scoring, "SCORING_ENDPOINTS", (absent,))
+    absent = Contact("scoring", "vllm.entrypoints.no_such.serving", "Serving.create", "a test")
+    monkeypatch.setattr(scoring, "SCORING_ENDPOINTS", {absent: "engine"})
     scoring.install({absent.path})
     with pytest.raises(ModuleNotFoundError):
         scoring.install()
-    monkeypatch.setattr(scoring, "SCORING_ENDPOINTS", (replace(absent, optional=True),))
+    monkeypatch.setattr(scoring, "SCORING_ENDPOINTS", {replace(absent, optional=True): "engine"})
     scoring.install()
 
 

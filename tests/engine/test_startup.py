@@ -245,11 +245,14 @@ def test_a_workspace_too_small_for_the_head_is_refused(
     with pytest.raises(SlotError, match=r"slot.workspace_mb=1: too small .* allowed: \d+ or more"):
         import torch
 
+        from slot_vllm.engine.worker.ranks import ALONE
         from slot_vllm.engine.worker.runner_state import RunnerState
         from slot_vllm.optim.head import Head
         from slot_vllm.params import SlotConfig
 
         class BigHead:
+            ranks = ALONE
+
             def head(self) -> Head:
                 return Head(torch.empty(200_000, 4))
 

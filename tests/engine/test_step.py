@@ -11,6 +11,7 @@ from slot_vllm import __version__
 from slot_vllm.engine.wire.resolved import RESOLVED
 from slot_vllm.engine.worker.batch import BatchView
 from slot_vllm.engine.worker.linear_head import LinearHead
+from slot_vllm.engine.worker.ranks import ALONE
 from slot_vllm.engine.worker.runner_state import RunnerState
 from slot_vllm.optim.head import Head
 from slot_vllm.optim.optimize import Prompt
@@ -23,6 +24,7 @@ SIZE, VOCABULARY = 16, 50
 
 
 class FixedHead:
+    ranks = ALONE
     vocabulary = VOCABULARY
 
     def __init__(self) -> None:
@@ -497,7 +499,7 @@ def test_a_delta_has_an_effect_on_all_ranks_or_on_none(vanishes: bool) -> None:
         with torch.inference_mode():
             head = LinearHead(sharded(whole, ranks, False), SIZE, torch.float32, ranks)
             config = SlotConfig(workspace_mb=1, keep_deltas=1, check_ranks=True)
-            state = RunnerState(config, head, 4, torch.device("cpu"), ranks)
+            state = RunnerState(config, head, 4, torch.device("cpu"))
             begin(state, [arrival("a-1", TOKENS, **settings)])
             additions = step(state, ("a-1", TOKENS, 0))
             return additions.rows.tolist(), state.token_shifts("a")

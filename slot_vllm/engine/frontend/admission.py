@@ -135,7 +135,7 @@ class Admission:
         extra_args = sampling_params.extra_args
         if extra_args and isinstance(extra_args.get(RESOLVED), ResolvedDict):
             return
-        origin = current_origin()
+        origin = current_origin.get()
         reason = (
             origin.reason
             if origin
@@ -165,11 +165,6 @@ class Admission:
         request.sampling_params = sampling_params
 
 
-def admission_of(processor: Any, vllm_config: Any) -> Admission:
-    """For the requests that pass through an InputProcessor."""
-    return Admission(read_config(vllm_config), lambda: processor.tokenizer)
-
-
 def install() -> None:
     """From now on each new InputProcessor of a SLOT engine has its own admission; those of other
     engines are left alone. Idempotent."""
@@ -177,7 +172,7 @@ def install() -> None:
     @wrap(InputProcessor, "__init__")
     def initialize(original: Any, self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         if asks_for_slot(vllm_config):
-            _hook(self, admission_of(self, vllm_config))
+            _hook(self, Admission(read_config(vllm_config), lambda: self.tokenizer))
         original(self, vllm_config, *args, **kwargs)
 
 

@@ -21,19 +21,15 @@ class Origin:
         return self._left >= 0
 
 
-_current: ContextVar[Origin | None] = ContextVar("slot_vllm_origin", default=None)
+# Of the request that is being submitted; None if a caller asked for it.
+current_origin: ContextVar[Origin | None] = ContextVar("slot_vllm_origin", default=None)
 
 
 @contextmanager
 def submitting(origin: Origin) -> Iterator[None]:
     """Requests that are submitted within, also by tasks created within, have this origin."""
-    token = _current.set(origin)
+    token = current_origin.set(origin)
     try:
         yield
     finally:
-        _current.reset(token)
-
-
-def current_origin() -> Origin | None:
-    """The origin of the request that is being submitted; None if a caller asked for it."""
-    return _current.get()
+        current_origin.reset(token)

@@ -8,6 +8,8 @@ SLOT, on objects that belong to that engine.
 import logging
 from typing import Any
 
+from vllm.usage.usage_lib import UsageContext
+
 from slot_vllm.engine.frontend import raw_settings, startup
 from slot_vllm.engine.vllm_contract import release
 from slot_vllm.engine.vllm_contract.wraps import wrap
@@ -44,8 +46,8 @@ def register() -> None:
 def _prepare(vllm_config: Any, usage_context: Any, rust: bool) -> None:
     """Prepare an engine that asks for SLOT. rust: whether vLLM's Rust front end serves it. Raises
     SlotError."""
+    serves = usage_context == UsageContext.OPENAI_API_SERVER
     # Before anything is imported that another release may lack.
-    serves = startup.serves(usage_context)
     release.check_front_end(serves)
     startup.refuse_what_cannot_work(vllm_config)
     if rust:
@@ -62,16 +64,6 @@ def _prepare(vllm_config: Any, usage_context: Any, rust: bool) -> None:
         from slot_vllm.engine.frontend.scheduler import limit_completions
 
         limit_completions(vllm_config)
-    lacking = release.missing("metrics") if serves else []
-    if lacking:
-        logger.warning("SLOT shows nothing on /metrics: %s", release.describe(lacking))
-    unknown = release.missing("scoring") if serves else []
-    if unknown:
-        logger.warning(
-            "SLOT does not find some endpoints that score texts; if this release has them "
-            "elsewhere, SLOT learns from the texts that they score: %s",
-            release.describe(unknown),
-        )
     traces = vllm_config.observability_config.otlp_traces_endpoint is not None
     if traces:
         release.require("tracing")
@@ -81,9 +73,17 @@ def _prepare(vllm_config: Any, usage_context: Any, rust: bool) -> None:
     admission.install()
     beam_search.install()
     server.install()
-    if serves and not lacking:
-        metrics.install()
     if serves:
+        if lacking := release.missing("metrics"):
+            logger.warning("SLOT shows nothing on /metrics: %s", release.describe(lacking))
+        else:
+            metrics.install()
+        if unknown := release.missing("scoring"):
+            logger.warning(
+                "SLOT does not find some endpoints that score texts; if this release has them "
+                "elsewhere, SLOT learns from the texts that they score: %s",
+                release.describe(unknown),
+            )
         scoring.install({contact.path for contact, _ in unknown})
     if traces:
         tracing.install()

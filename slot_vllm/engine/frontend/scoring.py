@@ -28,7 +28,7 @@ def check_scoring(request: Any) -> None:
 def install(absent: Container[str] = ()) -> None:
     """From now on the endpoints of SLOT engines submit requests that have no SLOT. Idempotent.
     absent: modules that this release does not have."""
-    for endpoint in SCORING_ENDPOINTS:
+    for endpoint, engine in SCORING_ENDPOINTS.items():
         if endpoint.path in absent:
             continue
         try:
@@ -37,8 +37,8 @@ def install(absent: Container[str] = ()) -> None:
             if endpoint.optional:
                 continue
             raise
-        serving = getattr(module, endpoint.class_name)
-        wrap(serving, endpoint.method)(partial(_scored, attrgetter(endpoint.engine)))
+        class_name, _, method = endpoint.name.partition(".")
+        wrap(getattr(module, class_name), method)(partial(_scored, attrgetter(engine)))
 
 
 async def _scored(

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from vllm import envs
-from vllm.usage.usage_lib import UsageContext
 
 from slot_vllm import __version__
 from slot_vllm.engine.frontend import hidden_cache_choice
@@ -39,11 +38,6 @@ def resolve_config(vllm_config: Any, in_core: bool = False) -> SlotConfig:
     written = {SETTINGS: settings, CHECKED: __version__, ADMIT_IN_CORE: in_core}
     vllm_config.additional_config = {**additional, **written}
     return config
-
-
-def serves(usage_context: Any) -> bool:
-    """Whether the engine is the OpenAI-compatible server's."""
-    return bool(usage_context == UsageContext.OPENAI_API_SERVER)
 
 
 def is_rust(engine_args: Any, headless: bool) -> bool:

@@ -10,7 +10,7 @@ import importlib
 import inspect
 import logging
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Container, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -78,10 +78,6 @@ def check_front_end(serves: bool) -> None:
     parts: tuple[Part, ...] = ("front end", "server") if serves else ("front end",)
     # Not imported in a front end; but the worker extension cannot even be imported without.
     _refuse(missing(*parts) + missing_in(installed(), "worker"))
-    _warn_if_not_tested()
-
-
-def _warn_if_not_tested() -> None:
     from vllm.platforms import current_platform
 
     version = _version()
@@ -140,7 +136,7 @@ def _look_in_source(tree: Source, contact: Contact) -> str | None:
         if tree.module(contact.path):
             return "is not there"
         return None if contact.optional else f"is not there: no module {contact.path}"
-    return _problem(contact, found.node, lambda name: tree.has_attribute(found, name))
+    return _problem(contact, found.node, tree.attributes(found) if contact.attributes else ())
 
 
 def _look_at_live(tree: Source, contact: Contact) -> str | None:
@@ -167,7 +163,7 @@ def _look_at_live(tree: Source, contact: Contact) -> str | None:
     if callable(value) and not inspect.isclass(value) and not module.startswith("vllm."):
         node = None if contact.part in _WRAPPED_BY_OTHERS else _node_of(value)
         if node is not None:
-            return _problem(contact, node, lambda _: False)
+            return _problem(contact, node)
         logger.warning(
             "SLOT: another plugin replaced %s by %s.%s. If that does not call what was there "
             "before, SLOT may not work",
@@ -189,9 +185,9 @@ def _node_of(value: Any) -> ast.AST | None:
     return None
 
 
-def _problem(contact: Contact, node: ast.AST, has_attribute: Callable[[str], bool]) -> str | None:
+def _problem(contact: Contact, node: ast.AST, attributes: Container[str] = ()) -> str | None:
     """What is wrong with what was found."""
-    lacking = [name for name in contact.attributes.split() if not has_attribute(name)]
+    lacking = [name for name in contact.attributes.split() if name not in attributes]
     if lacking:
         return f"has no {', '.join(lacking)}"
     if contact.takes is not None:
@@ -201,11 +197,10 @@ def _problem(contact: Contact, node: ast.AST, has_attribute: Callable[[str], boo
             [name for name in text.removesuffix("...").split(", ") if name]
             for text in contact.takes.partition("*, ")[::2]
         )
-        given = source.parameters(node)["." in contact.name and not source.is_static(node) :]
-        names = [p.name for p in given]
-        required = set() if contact.takes.endswith("...") else {p.name for p in given if p.required}
-        here = [p.name for p in given if p.positional][: len(first)]
-        if here != first or set(others) - set(names) or required - {*first, *others}:
+        positional, named, required = source.parameters(node)
+        names = [*positional, *named]
+        unknown = set() if contact.takes.endswith("...") else required - {*first, *others}
+        if positional[: len(first)] != first or set(others) - set(names) or unknown:
             return f"takes ({', '.join(names)}) instead of ({contact.takes})"
     lacking = [name for name in contact.calls.split() if name not in source.calls(node)]
     if lacking:

@@ -1,6 +1,5 @@
 """The OpenAI-compatible server: its checks, what it shows, and the endpoints that score."""
 
-from dataclasses import dataclass
 from functools import partial
 
 from slot_vllm.engine.vllm_contract.contact import ADMISSION, Contact
@@ -9,41 +8,27 @@ _XARGS = "vLLM keeps the JSON types of custom arguments"
 _SPANS = "request spans can be extended"
 
 
-@dataclass(frozen=True)
-class ScoringEndpoint:
-    """A method of a server's class. engine: where its object has the engine. optional: whether a
-    release may have no such module."""
+_scoring = partial(
+    Contact, "scoring", why="leaves what scores alone", takes="request, raw_request",
+    until="the requests of endpoints that score say so",
+)  # fmt: skip
 
-    path: str
-    class_name: str
-    method: str
-    engine: str
-    optional: bool = False
-
-
-# All read probabilities of the next token: /generative_scoring, /v1/systemone and, since 0.33,
-# /v1/decisions.
-SCORING_ENDPOINTS = (
-    ScoringEndpoint(
+# Methods of the server's classes, and where their objects have the engine. All read probabilities
+# of the next token: /generative_scoring, /v1/systemone and, since 0.33, /v1/decisions.
+SCORING_ENDPOINTS = {
+    _scoring(
         "vllm.entrypoints.generate.generative_scoring.serving",
-        "ServingGenerativeScoring",
-        "create_generative_scoring",
-        "engine_client",
-    ),
-    ScoringEndpoint(
+        "ServingGenerativeScoring.create_generative_scoring",
+    ): "engine_client",
+    _scoring(
         "vllm.entrypoints.generate.structured_decisions.serving",
-        "ServingStructuredDecisions",
-        "create_decision",
-        "strategy.context.engine_client",
-    ),
-    ScoringEndpoint(
-        "vllm.entrypoints.openai.decisions.serving",
-        "OpenAIServingDecisions",
-        "create_decisions",
-        "strategy.context.engine_client",
+        "ServingStructuredDecisions.create_decision",
+    ): "strategy.context.engine_client",
+    _scoring(
+        "vllm.entrypoints.openai.decisions.serving", "OpenAIServingDecisions.create_decisions",
         optional=True,
-    ),
-)
+    ): "strategy.context.engine_client",
+}  # fmt: skip
 
 _server = partial(Contact, "server")
 _checking = partial(_server, takes="request, raw_request", until=ADMISSION)
@@ -126,20 +111,13 @@ SERVER: tuple[Contact, ...] = (
         "vllm.entrypoints.scale_out.token_in_token_out.serving", "ServingTokens.serve_tokens",
         "checks the settings of a request of tokens", optional=True,
     ),
+    *SCORING_ENDPOINTS,
     *(
         Contact(
-            "scoring", at.path, f"{at.class_name}.{at.method}", "leaves what scores alone",
-            takes="request, raw_request", optional=at.optional,
-            until="the requests of endpoints that score say so",
+            "scoring", at.path, at.name.partition(".")[0], "which engine an endpoint asks",
+            attributes=engine.partition(".")[0], optional=True,
         )
-        for at in SCORING_ENDPOINTS
-    ),
-    *(
-        Contact(
-            "scoring", at.path, at.class_name, "which engine an endpoint asks",
-            attributes=at.engine.partition(".")[0], optional=True,
-        )
-        for at in SCORING_ENDPOINTS
+        for at, engine in SCORING_ENDPOINTS.items()
     ),
     # What a server shows.
     _metrics(

@@ -2,7 +2,6 @@
 
 import ast
 from dataclasses import dataclass
-from functools import cached_property
 from importlib.util import resolve_name
 from pathlib import Path
 
@@ -10,37 +9,20 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
 
 @dataclass(frozen=True)
-class Parameter:
-    """positional: whether it can be given by position. required: whether it has no default."""
+class Module:
+    """package: what its relative imports start from. definitions: what its own statements bind."""
 
     name: str
-    positional: bool
-    required: bool
+    package: str
+    definitions: dict[str, ast.AST]
 
 
 @dataclass(frozen=True)
 class Found:
     """A definition and the module that it stands in."""
 
-    module: "Module"
+    module: Module
     node: ast.AST
-
-
-class Module:
-    def __init__(self, name: str, is_package: bool, text: str) -> None:
-        self.name = name
-        self.is_package = is_package
-        self.tree = ast.parse(text)
-
-    @cached_property
-    def definitions(self) -> dict[str, ast.AST]:
-        """What the module's own statements bind, also below ``if`` and ``try``."""
-        return _bound(self.tree)
-
-    def absolute(self, statement: ast.ImportFrom) -> str:
-        """The module that ``from X import Y`` names."""
-        package = self.name if self.is_package else self.name.rpartition(".")[0]
-        return resolve_name("." * statement.level + (statement.module or ""), package)
 
 
 class Source:
@@ -49,7 +31,6 @@ class Source:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._modules: dict[str, Module | None] = {}
-        self._on_self: dict[ast.AST, frozenset[str]] = {}
 
     def module(self, name: str) -> Module | None:
         if name not in self._modules:
@@ -57,7 +38,11 @@ class Source:
             package = path / "__init__.py"
             file = package if package.is_file() else path.with_suffix(".py")
             self._modules[name] = (
-                Module(name, file == package, file.read_text(encoding="utf-8"))
+                Module(
+                    name,
+                    name if file == package else name.rpartition(".")[0],
+                    _bound(ast.parse(file.read_text(encoding="utf-8"))),
+                )
                 if file.is_file()
                 else None
             )
@@ -74,31 +59,18 @@ class Source:
             return found
         return self._member(found, rest)
 
-    def has_attribute(self, found: Found, name: str) -> bool:
-        """Whether a class, or one of its bases in these packages, has it or sets it on ``self``."""
-        return any(
-            name in _bound(c.node) or name in self._set_on_self(c.node)
-            for c in self._lineage(found)
-        )
-
-    def _set_on_self(self, node: ast.AST) -> frozenset[str]:
-        """The attributes that a class's methods assign to ``self``."""
-        if node not in self._on_self:
-            self._on_self[node] = frozenset(
-                n.attr
-                for n in ast.walk(node)
-                if isinstance(n, ast.Attribute)
-                and isinstance(n.ctx, ast.Store)
-                and isinstance(n.value, ast.Name)
-                and n.value.id == "self"
-            )
-        return self._on_self[node]
+    def attributes(self, found: Found) -> set[str]:
+        """What a class and its bases in these packages define, or set on ``self``."""
+        return {
+            name for c in self._lineage(found) for name in (*_bound(c.node), *_set_on_self(c.node))
+        }
 
     def _resolve(self, module: Module, name: str, depth: int = 0) -> Found | None:
         node = module.definitions.get(name)
         if isinstance(node, ast.ImportFrom) and depth < 8:
             alias = next(a for a in node.names if (a.asname or a.name) == name)
-            origin = self.module(module.absolute(node))
+            name_of = "." * node.level + (node.module or "")
+            origin = self.module(resolve_name(name_of, module.package))
             return None if origin is None else self._resolve(origin, alias.name, depth + 1)
         return None if node is None else Found(module, node)
 
@@ -122,23 +94,16 @@ class Source:
         return lineage
 
 
-def parameters(node: Function) -> list[Parameter]:
-    """In order, ``self`` or ``cls`` of a method included, what starts with a star left out."""
+def parameters(node: Function) -> tuple[list[str], list[str], set[str]]:
+    """Those that can be given by position, ``self`` and ``cls`` left out; those that are given by
+    name alone; and which of both have no default."""
     arguments = node.args
-    positional = [*arguments.posonlyargs, *arguments.args]
-    required = len(positional) - len(arguments.defaults)
-    return [
-        *(Parameter(a.arg, True, i < required) for i, a in enumerate(positional)),
-        *(
-            Parameter(a.arg, False, default is None)
-            for a, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
-        ),
-    ]
-
-
-def is_static(node: Function) -> bool:
-    decorators = getattr(node, "decorator_list", ())
-    return any(isinstance(d, ast.Name) and d.id == "staticmethod" for d in decorators)
+    positional = [a.arg for a in (*arguments.posonlyargs, *arguments.args)]
+    required = positional[: len(positional) - len(arguments.defaults)]
+    positional = positional[positional[:1] in (["self"], ["cls"]) :]
+    named = {a.arg: d for a, d in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)}
+    needed = {name for name, default in named.items() if default is None}
+    return positional, list(named), needed | (set(required) & set(positional))
 
 
 def calls(node: ast.AST) -> set[str]:
@@ -162,7 +127,20 @@ def expressions(node: ast.AST) -> set[str]:
     return {ast.unparse(n) for n in ast.walk(node) if isinstance(n, kinds)}
 
 
+def _set_on_self(node: ast.AST) -> set[str]:
+    """The attributes that a class's methods assign to ``self``."""
+    return {
+        n.attr
+        for n in ast.walk(node)
+        if isinstance(n, ast.Attribute)
+        and isinstance(n.ctx, ast.Store)
+        and isinstance(n.value, ast.Name)
+        and n.value.id == "self"
+    }
+
+
 def _bound(node: ast.AST) -> dict[str, ast.AST]:
+    """What its own statements bind, also below ``if`` and ``try``."""
     bound: dict[str, ast.AST] = {}
     for statement in ast.iter_child_nodes(node):
         if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):

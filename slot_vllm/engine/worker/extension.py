@@ -123,7 +123,7 @@ def install(worker: Any) -> None:
     model = runner.get_model()
     hidden_size = worker.vllm_config.model_config.get_hidden_size()
     linear_head = LinearHead(model, hidden_size, runner.dtype, ranks)
-    state = RunnerState(config, linear_head, runner.max_num_reqs, runner.device, ranks)
+    state = RunnerState(config, linear_head, runner.max_num_reqs, runner.device)
     cache = None
     if config.hidden_cache == "on":
         # Only here: a vLLM without HiddenStateCacheSpec cannot import it.

@@ -11,7 +11,6 @@ from slot_vllm.engine.worker.failure import Failure
 from slot_vllm.engine.worker.failures import Failures
 from slot_vllm.engine.worker.linear_head import LinearHead
 from slot_vllm.engine.worker.prompt_rows import PromptRows
-from slot_vllm.engine.worker.ranks import Ranks
 from slot_vllm.engine.worker.request import SlotRequest
 from slot_vllm.engine.worker.statistics import Statistics
 from slot_vllm.kernels.compiled import library_for
@@ -35,7 +34,7 @@ class CompletePrompt:
 
 
 def reserve_workspace(
-    config: SlotConfig, linear_head: LinearHead, device: torch.device, ranks: Ranks
+    config: SlotConfig, linear_head: LinearHead, device: torch.device
 ) -> tuple[Workspace, WorkspaceSize]:
     """Warmed up, of one size on all ranks. Raises SlotError if that is too small for the head."""
     head = linear_head.head()
@@ -43,7 +42,7 @@ def reserve_workspace(
     smallest = smallest_workspace(head, shard)
     size = choose_size(config.workspace_mb, device)
     # What is free on the devices differs.
-    size = replace(size, mb=ranks.smallest(size.mb))
+    size = replace(size, mb=linear_head.ranks.smallest(size.mb))
     if size.bytes < smallest:
         raise SlotError(
             f"slot.workspace_mb={size.mb}: too small for a head of "
@@ -61,7 +60,6 @@ class Learner:
     config: SlotConfig
     linear_head: LinearHead
     workspace: Workspace
-    ranks: Ranks
     failures: Failures
     rows: PromptRows
     statistics: Statistics
@@ -110,7 +108,7 @@ class Learner:
                     if not self._is_whole(own):
                         # Where a rank has no memory for the whole, it must say so before the ranks
                         # gather. What torch allocated once it keeps.
-                        own.new_empty(2, self.ranks.size, *own.shape)
+                        own.new_empty(2, self.linear_head.ranks.size, *own.shape)
                     read.append((request, own))
         self.failures.settle([prompt.request for prompt in group])
         prompts: list[tuple[SlotRequest, Prompt]] = []
@@ -123,7 +121,7 @@ class Learner:
 
     def _whole(self, rows: Tensor) -> Tensor:
         """(n, d) from this rank's slice of it, where the KV cache has only that."""
-        return rows if self._is_whole(rows) else self.ranks.gather_columns(rows)
+        return rows if self._is_whole(rows) else self.linear_head.ranks.gather_columns(rows)
 
     def _is_whole(self, rows: Tensor) -> bool:
         return rows.shape[1] == self.linear_head.head().hidden_size
@@ -174,10 +172,10 @@ class Learner:
             for one in learned:
                 digest.update(one.delta.cpu().numpy().tobytes())
 
-        self.ranks.together(read)
-        if not self.ranks.same(digest.digest()[:8]):
+        self.linear_head.ranks.together(read)
+        if not self.linear_head.ranks.same(digest.digest()[:8]):
             self.statistics.counters["ranks_differ"] += 1
             raise RuntimeError(
                 "check_ranks: the tensor-parallel ranks learned different deltas; "
-                f"rank {self.ranks.rank} has {digest.hexdigest()}"
+                f"rank {self.linear_head.ranks.rank} has {digest.hexdigest()}"
             )

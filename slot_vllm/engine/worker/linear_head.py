@@ -38,7 +38,8 @@ class LinearHead:
     """The head of ``model``, or this rank's part of it. Raises SlotError if it is not
     f(h W^T + bias), or not sharded over the vocabulary where there are several ranks.
 
-    vocabulary: of the whole head, without its padding. columns: those of this rank, [first, stop).
+    ranks: those that share it. vocabulary: of the whole head, without its padding. columns: those
+    of this rank, [first, stop).
     vLLM pads the vocabulary at its end and divides it evenly: the last ranks may have few columns
     or none.
     """
@@ -47,7 +48,7 @@ class LinearHead:
         self, model: Any, hidden_size: int, dtype: torch.dtype, ranks: Ranks = ALONE
     ) -> None:
         name = type(model).__name__
-        self._ranks = ranks
+        self.ranks = ranks
         owner = f"{name}.compute_logits"
         generator = torch.Generator().manual_seed(0)
         probe = torch.randn(PROBE_ROWS, hidden_size, generator=generator).to(dtype)
@@ -78,19 +79,19 @@ class LinearHead:
         check_difference(difference, weight.dtype, owner)
 
     def _own_columns(self, name: str, rows: int) -> tuple[int, int]:
-        if self._ranks.size == 1:
+        if self.ranks.size == 1:
             return 0, self.vocabulary
-        if getattr(self._lm_head, "tp_size", 1) != self._ranks.size:
+        if getattr(self._lm_head, "tp_size", 1) != self.ranks.size:
             raise SlotError(
                 f"SLOT needs a head that is sharded over the vocabulary by the "
-                f"{self._ranks.size} tensor-parallel ranks; every rank has all of {name}'s"
+                f"{self.ranks.size} tensor-parallel ranks; every rank has all of {name}'s"
             )
         if getattr(self._lm_head, "num_added_embeddings", 0):
             raise SlotError(
                 f"SLOT under tensor parallelism needs a vocabulary without added embeddings; "
                 f"{name}'s head has {self._lm_head.num_added_embeddings}"
             )
-        first = min(self._ranks.rank * rows, self.vocabulary)
+        first = min(self.ranks.rank * rows, self.vocabulary)
         return first, min(first + rows, self.vocabulary)
 
     def head(self) -> Head:
@@ -105,29 +106,29 @@ class LinearHead:
 
     def shard(self) -> Shard | None:
         """What the optimizer needs to know of the other ranks; None if there are none."""
-        if self._ranks.size == 1:
+        if self.ranks.size == 1:
             return None
         rows = self._lm_head.weight.shape[0]
         return Shard(
             self.columns[0],
             min(rows, self.vocabulary),
-            self._ranks.gather,
-            lambda flag: bool(self._ranks.largest([flag])[0]),
+            self.ranks.gather,
+            lambda flag: bool(self.ranks.largest([flag])[0]),
         )
 
     def whole(self, columns: Tensor) -> Tensor:
         """(r, V) from this rank's (r, its columns); all ranks call it."""
-        if self._ranks.size == 1:
+        if self.ranks.size == 1:
             return columns
         widest = min(self._lm_head.weight.shape[0], self.vocabulary)
         padded = columns.new_zeros(len(columns), widest)
         padded[:, : columns.shape[1]] = columns
-        return self._ranks.gather_columns(padded)[:, : self.vocabulary]
+        return self.ranks.gather_columns(padded)[:, : self.vocabulary]
 
     def describe(self) -> str:
         head = self.head()
         parts = [f"{self.vocabulary} x {head.hidden_size} {head.weight.dtype}"]
-        if self._ranks.size > 1:
+        if self.ranks.size > 1:
             parts.append(f"columns {self.columns[0]} to {self.columns[1]} on this rank")
         if head.bias is not None:
             parts.append("bias")
@@ -165,7 +166,7 @@ class LinearHead:
                 adapted = sums
             if biases is None:
                 return unchanged(adapted)
-            together = self._ranks.size > 1 and not skip_gather
+            together = self.ranks.size > 1 and not skip_gather
             # Of this rank's columns alone, if its part of W delta is added to these. A LoRA wrapper
             # of the processor adds to gathered logits and refuses to skip the gather.
             alone = together and isinstance(processor, LogitsProcessor)
@@ -183,7 +184,11 @@ class LinearHead:
                 return unchanged()
             if alone:
                 return self._gathered(found, own.dtype, additions)
-            return self._spread(found, own, additions) if together else found
+            if together:
+                # A copy, as ``own`` is kept for the rows without a delta.
+                z = own.float() + self.whole(found)
+                return _activated(self.head(), z, own, additions.rows)
+            return found
 
         def forward(*args: Any, **kwargs: Any) -> Tensor | None:
             additions = take()
@@ -212,11 +217,6 @@ class LinearHead:
         z = gathered[..., : self.vocabulary]
         # float32 carried the rows without a delta as they were.
         return _activated(self.head(), z, z.to(dtype), additions.rows)
-
-    def _spread(self, columns: Tensor, own: Tensor, additions: Additions) -> Tensor:
-        """``own``, which are all columns, with what each rank adds to its own."""
-        # A copy, as ``own`` is kept for the rows without a delta.
-        return _activated(self.head(), own.float() + self.whole(columns), own, additions.rows)
 
 
 def _activated(head: Head, z: Tensor, own: Tensor, rows: Tensor) -> Tensor:

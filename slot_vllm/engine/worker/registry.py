@@ -26,7 +26,7 @@ logger = logging.getLogger("vllm.slot_vllm")
 @dataclass(eq=False)
 class Registry:
     """requests: those that run, by vLLM's id, the newest last. kept: of those that finished, the
-    caller's id and the delta."""
+    caller's id and the delta. weights_epoch: how often the weights were changed."""
 
     config: SlotConfig
     counters: Counter[str]
@@ -39,7 +39,7 @@ class Registry:
         self.kept: MutableMapping[str, tuple[str, Learned]] = FIFOCache(self.config.keep_deltas)
         self.receipts = Receipts(self.config.receipts)
         self._warned_unresolved = False
-        self._weights_epoch = 0
+        self.weights_epoch = 0
         self._adapter_epochs: Counter[str] = Counter()
 
     def get(self, req_id: str) -> SlotRequest | None:
@@ -90,9 +90,6 @@ class Registry:
                 return learned if learned is not None and learned.finite else None
         return None
 
-    def change_weights(self) -> None:
-        self._weights_epoch += 1
-
     def change_adapter(self, name: str) -> None:
         """A LoRA adapter is loaded in place of another."""
         self._adapter_epochs[name] += 1
@@ -100,7 +97,7 @@ class Registry:
     def epoch(self, lora_request: Any) -> tuple[int, int]:
         """Of the weights, and of the adapter's."""
         adapter = 0 if lora_request is None else self._adapter_epochs[lora_request.lora_name]
-        return self._weights_epoch, adapter
+        return self.weights_epoch, adapter
 
     def _try_to_arrive(self, new: Any) -> Failure | None:
         try:

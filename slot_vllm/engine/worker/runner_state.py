@@ -15,7 +15,6 @@ from slot_vllm.engine.worker.learning import MIB, Learner, reserve_workspace
 from slot_vllm.engine.worker.linear_head import LinearHead
 from slot_vllm.engine.worker.prompt_buffers import PromptBuffers
 from slot_vllm.engine.worker.prompt_rows import PromptRows
-from slot_vllm.engine.worker.ranks import ALONE, Ranks
 from slot_vllm.engine.worker.registry import Registry
 from slot_vllm.engine.worker.sharing import Sharing
 from slot_vllm.engine.worker.statistics import Statistics
@@ -34,12 +33,11 @@ class RunnerState:
         linear_head: LinearHead,
         max_requests: int,
         device: torch.device,
-        ranks: Ranks = ALONE,
     ) -> None:
         self.linear_head = linear_head
-        self.ranks = ranks
+        ranks = linear_head.ranks
         size = linear_head.head().hidden_size
-        self.workspace, self.workspace_size = reserve_workspace(config, linear_head, device, ranks)
+        self.workspace, self.workspace_size = reserve_workspace(config, linear_head, device)
         self.table = DeltaTable(max_requests, linear_head.head())
         self.buffers = PromptBuffers(config.pending_mb * MIB, device)
         cache = DeltaCache(config.delta_cache_mb * MIB, size, device, waits=ranks.size > 1)
@@ -50,9 +48,9 @@ class RunnerState:
         self.registry = Registry(config, counters, self.failures, self.rows, self.table)
         self.sharing = Sharing(config, cache, self.registry, self.failures, self.rows, self.table)
         self.learner = Learner(
-            config, linear_head, self.workspace, ranks, self.failures, self.rows, statistics
+            config, linear_head, self.workspace, self.failures, self.rows, statistics
         )
-        filling = TableFilling(self.table, linear_head, self.registry, self.failures, ranks)
+        filling = TableFilling(self.table, linear_head, self.registry, self.failures)
         self.step = Step(
             self.registry, self.failures, self.rows, self.sharing, self.learner, filling, statistics
         )
@@ -76,7 +74,8 @@ class RunnerState:
             return None
         head = self.linear_head.head()
         shifts = torch.empty(1, head.vocabulary, device=learned.delta.device)
-        self.ranks.together(lambda: head.exact_shift(learned.delta.unsqueeze(0), out=shifts))
+        ranks = self.linear_head.ranks
+        ranks.together(lambda: head.exact_shift(learned.delta.unsqueeze(0), out=shifts))
         return self.linear_head.whole(shifts)[0]
 
     def stats(self) -> dict[str, int | float]:

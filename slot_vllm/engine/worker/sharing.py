@@ -78,7 +78,7 @@ class Sharing:
 
     def forget(self) -> None:
         """From now on no request uses a delta that was learned before: the weights changed."""
-        self.registry.change_weights()
+        self.registry.weights_epoch += 1
         self.cache.clear()
 
     def _find(self, key: bytes) -> Learned | None:

@@ -27,7 +27,8 @@ class Statistics:
         self.step_timer = StepTimer(device)
         # No sum: with values below zero it could fall, which Prometheus takes for a restart.
         self._loss_drops = Histogram(DROPS, device, total=False)
-        self._device_counts = DeviceCounts((*map(_not_finite, _OUTCOMES), "loss_rose"), device)
+        # An outcome's name counts those of it that are not finite.
+        self._device_counts = DeviceCounts((*_OUTCOMES, "loss_rose"), device)
 
     def observe_drops(self, losses: Sequence[Tensor]) -> None:
         """losses: per prompt (t,) float32, see ``Learned``. What has fewer than two says
@@ -44,20 +45,20 @@ class Statistics:
         if not learned:
             return
         self.counters[outcome] += len(learned)
-        self._device_counts.add(_not_finite(outcome), [~x.finite for x in learned])
+        self._device_counts.add(outcome, [~x.finite for x in learned])
         if outcome == "optimized" and self._final_loss:
             rose = [x.finite & (x.losses[-1] > x.losses[0]) for x in learned]
             self._device_counts.add("loss_rose", rose)
 
     def log_not_finite(self, failures: Failures) -> None:
         """Once the host knows of one."""
-        if any(self._device_counts.arrived(_not_finite(outcome)) for outcome in _OUTCOMES):
+        if any(self._device_counts.arrived(outcome) for outcome in _OUTCOMES):
             message = "a loss, hidden state or delta is not finite; its request has no delta"
             failures.log("non_finite", message)
 
     def read(self) -> dict[str, int | float]:
         """Waits for the device."""
-        not_finite = {name: self._device_counts.read(_not_finite(name)) for name in _OUTCOMES}
+        not_finite = {name: self._device_counts.read(name) for name in _OUTCOMES}
         names = (
             "one_token",
             "bypassed",
@@ -89,10 +90,6 @@ class Statistics:
             "optimize_seconds": self.step_timer.snapshot(),
             "loss_drop": self._loss_drops.snapshot(),
         }
-
-
-def _not_finite(outcome: str) -> str:
-    return f"non_finite.{outcome}"
 
 
 class DeviceCounts:

@@ -10,7 +10,6 @@ from slot_vllm.engine.worker.delta_table import DeltaTable
 from slot_vllm.engine.worker.failure import Failure
 from slot_vllm.engine.worker.failures import Failures
 from slot_vllm.engine.worker.linear_head import LinearHead
-from slot_vllm.engine.worker.ranks import Ranks
 from slot_vllm.engine.worker.registry import Registry
 from slot_vllm.engine.worker.request import SlotRequest
 
@@ -21,7 +20,6 @@ class TableFilling:
     linear_head: LinearHead
     registry: Registry
     failures: Failures
-    ranks: Ranks
 
     def fill(self, adapted: Sequence[SlotRequest]) -> None:
         """Give the step's requests with a delta their rows; those that cannot have one fail."""
@@ -43,7 +41,7 @@ class TableFilling:
             ),
         )
         if not isinstance(finite, Failure):
-            if self.ranks.size > 1:
+            if self.linear_head.ranks.size > 1:
                 finite = self._finite_everywhere([q.table_key for q, _ in deltas], finite)
             for (_, learned), ok in zip(deltas, finite, strict=True):
                 learned.finite.logical_and_(ok)
@@ -62,7 +60,7 @@ class TableFilling:
 
     def _finite_everywhere(self, keys: Sequence[str], finite: Sequence[Tensor]) -> list[Tensor]:
         """A row is zero on all ranks if its part of W delta is not finite on one."""
-        together = (self.ranks.gather(torch.stack(list(finite)).float()) > 0).all(dim=0)
+        together = (self.linear_head.ranks.gather(torch.stack(list(finite)).float()) > 0).all(dim=0)
         places = [row for row in map(self.table.row, keys) if row is not None]
         for row, ok in zip(places, together, strict=True):
             self.table.biases[row].mul_(ok)
