@@ -38,7 +38,7 @@ from slot_vllm.evaluation.lighteval_model import SlotModel
 from slot_vllm.evaluation.models.catalog import path as model_path
 from slot_vllm.evaluation.record import BASELINE
 from slot_vllm.evaluation.samples import SAMPLES, SampleFile
-from slot_vllm.hf.linear_head import find_head, last_hidden_state
+from slot_vllm.hf.linear_head import find_head
 from slot_vllm.loss_tokens import LossTokens, flags
 from slot_vllm.optim.fading import factors, limits
 from slot_vllm.optim.head import Head
@@ -142,7 +142,7 @@ class Screen:
         read = tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)
         tokens = [*read["input_ids"], tokenizer.eos_token_id]
         inputs = torch.tensor([[*prompt, *tokens]])
-        hidden = last_hidden_state(self._found.decoder(input_ids=inputs))[0]
+        hidden = self._found.decoder(input_ids=inputs)[0][0]
         rows = hidden[len(prompt) - 1 : -1]
         z = rows.float() @ self._head.weight.float().T
         places = read["offset_mapping"]

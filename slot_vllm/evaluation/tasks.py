@@ -23,6 +23,7 @@ from lighteval.tasks.registry import Registry
 from lighteval.tasks.requests import Doc, SamplingMethod
 
 from slot_vllm.evaluation import benchmarks, data, ready_files, requirements
+from slot_vllm.evaluation.benchmarks import ceval
 from slot_vllm.evaluation.columns import GROUPS, group, own_id
 from slot_vllm.evaluation.config import RunConfig, Task
 from slot_vllm.evaluation.errors import ConfigError, bad_input, one_line
@@ -108,8 +109,9 @@ def definitions(name: str, key: str, custom_tasks: str | None = None) -> list[Li
     """
     base = re.split(r"[:|@]", name)[0]
     own = [benchmarks, *([_custom(custom_tasks)] if custom_tasks else [])]
-    if name in benchmarks.WHOLE:
-        return [copy.deepcopy(benchmarks.WHOLE[name])]
+    if name == ceval.WHOLE.name:
+        # One task with one value here, and as many tasks as subsets in lighteval.
+        return [copy.deepcopy(ceval.WHOLE)]
     registry = _Registry(name, own)
     files = {} if registry.knows(base) else _task_files()
     if files:

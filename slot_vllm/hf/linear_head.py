@@ -120,7 +120,8 @@ def _watch(model: Any, module: nn.Module) -> _Watched:
         return (probes[-1], *arguments[1:])
 
     def after_decoder(decoder: nn.Module, _: Any, output: Any) -> None:
-        states.append((decoder, last_hidden_state(output)))
+        # The last hidden states come first, in a tuple as in a ModelOutput.
+        states.append((decoder, output[0]))
 
     decoders = {id(m): m for m in (model.base_model, model.get_decoder()) if m is not model}
     hooks = [module.register_forward_pre_hook(before_head)]
@@ -138,9 +139,3 @@ def _watch(model: Any, module: nn.Module) -> _Watched:
             hook.remove()
     probe = probes[0][0] if probes else torch.empty(0)
     return _Watched(hidden, probe, states, logits[0])
-
-
-def last_hidden_state(output: Any) -> Tensor:
-    """(B, n, d), of what a decoder's forward returned."""
-    state: Tensor = output[0] if isinstance(output, tuple) else output.last_hidden_state
-    return state

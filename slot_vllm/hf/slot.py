@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from slot_vllm.chat_turns import UndeterminedError
-from slot_vllm.hf.linear_head import TransformersHead, find_head, last_hidden_state
+from slot_vllm.hf.linear_head import TransformersHead, find_head
 from slot_vllm.loss_tokens import LossTokens, flags
 from slot_vllm.optim.fading import WHOLE, factors, limits
 from slot_vllm.optim.form import smallest_workspace
@@ -170,7 +170,7 @@ class Slot:
             return
         tokens, mask = call.prompts
         call.prompts = None
-        self._learn(last_hidden_state(output), tokens, mask)
+        self._learn(output[0], tokens, mask)
         if not self._params.steps:
             return
         assert self.deltas is not None

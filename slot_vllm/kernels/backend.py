@@ -1,7 +1,7 @@
 """Which implementation of a kernel a tensor gets."""
 
 from collections.abc import Callable
-from functools import cache, update_wrapper
+from functools import update_wrapper
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Generic, ParamSpec, TypeVar
@@ -12,9 +12,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-@cache
-def _triton_is_installed() -> bool:
-    return find_spec("triton") is not None
+_TRITON_IS_INSTALLED = find_spec("triton") is not None
 
 
 def uses_triton(tensor: Tensor) -> bool:
@@ -23,7 +21,7 @@ def uses_triton(tensor: Tensor) -> bool:
     Under Triton's interpreter the torch versions stay the choice for CPU tensors: they are what
     an engine on a CPU needs.
     """
-    return tensor.is_cuda and _triton_is_installed()
+    return tensor.is_cuda and _TRITON_IS_INSTALLED
 
 
 class Kernel(Generic[P, R]):

@@ -85,48 +85,35 @@ def to_exponentials(
     if bias is not None:
         at_targets = at_targets + bias[targets]
     library = library_for(logits)
-    form = _to_exponentials_torch if library is None else _to_exponentials_compiled
-    totals = form(logits, bias, scale, scratch, column_sums, margins, product)
+    if library is None:
+        totals = _to_exponentials_torch(logits, bias, scale, scratch, column_sums, margins, product)
+    else:
+        totals = torch.empty_like(margins)
+        made_of: tuple[Tensor | None, int, Tensor | None, int, int] = (None, 0, None, 0, 0)
+        offset = bias
+        if product is not None:
+            hidden, weight = product.hidden, product.weight
+            made_of = (hidden, hidden.stride(0), weight, weight.stride(0), weight.shape[1])
+            assert hidden.dtype == weight.dtype == logits.dtype and hidden.stride(1) == 1
+            if product.bias is not None:
+                offset = product.bias.float() if bias is None else product.bias + bias
+        library.slot_exponentials(
+            logits,
+            logits.dtype == torch.bfloat16,
+            *logits.shape,
+            bias,
+            scale,
+            *made_of,
+            offset,
+            SHARPENED,
+            column_sums,
+            margins,
+            totals,
+            torch.get_num_threads(),
+        )
     margins -= scale * at_targets
     torch.add(margins, totals.log(), out=losses)
     column_sums.index_add_(0, targets, torch.full_like(losses, -scale))
-
-
-def _to_exponentials_compiled(
-    logits: Tensor,
-    bias: Tensor | None,
-    scale: float,
-    scratch: Tensor,
-    column_sums: Tensor,
-    maxima: Tensor,
-    product: Product | None,
-) -> Tensor:
-    library = library_for(logits)
-    assert library is not None
-    totals = torch.empty_like(maxima)
-    made_of: tuple[Tensor | None, int, Tensor | None, int, int] = (None, 0, None, 0, 0)
-    offset = bias
-    if product is not None:
-        hidden, weight = product.hidden, product.weight
-        made_of = (hidden, hidden.stride(0), weight, weight.stride(0), weight.shape[1])
-        assert hidden.dtype == weight.dtype == logits.dtype and hidden.stride(1) == 1
-        if product.bias is not None:
-            offset = product.bias.float() if bias is None else product.bias + bias
-    library.slot_exponentials(
-        logits,
-        logits.dtype == torch.bfloat16,
-        *logits.shape,
-        bias,
-        scale,
-        *made_of,
-        offset,
-        SHARPENED,
-        column_sums,
-        maxima,
-        totals,
-        torch.get_num_threads(),
-    )
-    return totals
 
 
 def _to_exponentials_torch(

@@ -20,6 +20,7 @@ class PlainForm:
     """T passes over Z0, T exponentials of each element, and tangents where there is a soft cap."""
 
     def __init__(self, head: Head, prompts: Sequence[Prompt], workspace: Workspace) -> None:
+        """For one group of prompts, each with a row to learn from, from the emptied workspace."""
         self._head, self._prompts = head, prompts
         shape = (len(prompts), head.vocabulary)
         self._sums = workspace.take(shape, torch.float32)
@@ -33,15 +34,20 @@ class PlainForm:
 
     @staticmethod
     def vector_bytes(head: Head) -> int:
+        """What one request needs besides its rows."""
         return 2 * aligned(head.vocabulary * 4)
 
     @staticmethod
     def smallest_rows_bytes(head: Head) -> int:
+        """What a group needs besides ``vector_bytes``, with tiles of one row."""
         planes = 1 if head.soft_cap is None else 2
         row = aligned(head.vocabulary * head.weight.dtype.itemsize)
         return aligned(planes * head.vocabulary * 4) + row
 
     def sums(self, active: int, deltas: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Of the first ``active`` prompts at ``deltas`` (active, d) float32: column sums less those
+        of the targets (active, V) float32, so that W^T sums is the gradient of the summed losses;
+        and those losses (active,) float64. The first call is of all prompts at None, zero."""
         sums = self._sums[:active].zero_()
         losses = torch.zeros(active, dtype=torch.float64, device=sums.device)
         shifted = deltas is not None

@@ -82,8 +82,6 @@ class Exchange:
         self._zeros = torch.empty(0)
 
     def expect(self, shapes: Sequence[tuple[int, ...]]) -> None:
-        if self._original is None:
-            return
         # Now: a rank that fails may have no memory for them.
         self._zeros = torch.zeros(max(map(prod, shapes), default=0), device=self._device)
         self._left = list(reversed(shapes))

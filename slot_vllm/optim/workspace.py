@@ -28,18 +28,13 @@ class WorkspaceSize:
 
 
 def choose_size(workspace_mb: int | None, device: torch.device) -> WorkspaceSize:
-    """``workspace_mb``, or if that is None the default: 512 MiB on a CPU; on CUDA what
-    ``share_of`` gives of the memory that is free now."""
+    """``workspace_mb``, or if that is None the default: 512 MiB on a CPU; on CUDA 2 % of the memory
+    that is free now in whole MiB, at least 256 and at most 4096."""
     if workspace_mb is not None:
         return WorkspaceSize(workspace_mb, "as set")
     if device.type != "cuda":
         return WorkspaceSize(_CPU_MB, f"default on {device.type}")
     free, _ = torch.cuda.mem_get_info(device)
-    return share_of(free)
-
-
-def share_of(free: int) -> WorkspaceSize:
-    """2 % of ``free`` bytes in whole MiB, at least 256 and at most 4096."""
     mb = min(_MOST_MB, max(_LEAST_MB, int(free * _SHARE) // _MIB))
     return WorkspaceSize(
         mb,

@@ -6,9 +6,6 @@ from slot_vllm.evaluation.benchmarks import ceval, gsm8k, published
 
 TASKS_TABLE = [*published.TASKS_TABLE, *gsm8k.TASKS_TABLE, *ceval.TASKS_TABLE]
 
-# Groups that are one task with one value here, and as many tasks as subsets in lighteval.
-WHOLE = {ceval.WHOLE.name: ceval.WHOLE}
-
 # By the first part of a task's name: what reads its data in place of lighteval.
 SOURCES = {"ceval": ceval}
 

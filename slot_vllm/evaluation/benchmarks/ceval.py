@@ -181,12 +181,8 @@ def _task(name: str, subset: str) -> LightevalTaskConfig:
         hf_subset=subset,
         hf_avail_splits=["dev", SPLIT, "test"],
         evaluation_splits=[SPLIT],
-        few_shots_split=None,
-        few_shots_select=None,
         generation_size=4096,
         metrics=[metric("letter", lambda text, doc: letter(text) == doc.get_golds()[0])],
-        stop_sequence=[],
-        version=0,
     )
 
 

@@ -53,10 +53,7 @@ TASK = LightevalTaskConfig(
     hf_subset="main",
     hf_avail_splits=["train", "test"],
     evaluation_splits=["test"],
-    few_shots_split=None,
-    few_shots_select=None,
     generation_size=rules.MAX_NEW_TOKENS,
-    stop_sequence=[],
     metrics=[
         metric("answer", _answer),
         metric("format", _format),
@@ -64,7 +61,6 @@ TASK = LightevalTaskConfig(
         metric("answer_number", _answer_number),
         metric("answer_and_format", _answer_and_format),
     ],
-    version=0,
 )
 
 TASKS_TABLE = [TASK]

@@ -57,19 +57,12 @@ def gpqa_prompt(line: dict[str, Any], task_name: str = "") -> Doc:
 
 def _task(of: LightevalTaskConfig, name: str, prompt: Any) -> LightevalTaskConfig:
     """Both releases read the same dataset of the hub."""
-    return LightevalTaskConfig(
+    return replace(
+        of,
         name=f"published:{name}",
         prompt_function=prompt,
-        hf_repo=of.hf_repo,
-        hf_subset=of.hf_subset,
-        hf_avail_splits=of.hf_avail_splits,
-        evaluation_splits=of.evaluation_splits,
-        few_shots_split=None,
-        few_shots_select=None,
         generation_size=GENERATION_SIZE,
         metrics=[_metric(SETTINGS[name])],
-        stop_sequence=[],
-        version=of.version,
     )
 
 
