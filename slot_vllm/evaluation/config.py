@@ -25,8 +25,6 @@ from slot_vllm.removed import REMOVED, of_stored_run, removed_from_run
 from slot_vllm.setting import Integer, Number
 from slot_vllm.validation_errors import describe
 
-KEPT_LOSSES = 1024
-
 # How the file begins that a run writes of its configuration.
 AS_IT_RAN = "# The configuration of this run, defaults included.\n"
 
@@ -171,40 +169,22 @@ class RunConfig(Strict):
     select: Select | None = None
 
     @property
-    def cells(self) -> list[Arm]:
-        """The arms of the sweep, the baseline among them if it has one."""
-        return self.sweep.arms() if self.sweep else []
-
-    @property
     def all_arms(self) -> list[Arm]:
         """Those under ``arms`` and those of the sweep; a baseline of both is one arm."""
         named = {arm.name for arm in self.arms}
         own = BASELINE in named
-        return [*(c for c in self.cells if not (own and c.name == BASELINE)), *self.arms]
+        cells = self.sweep.arms() if self.sweep else []
+        return [*(c for c in cells if not (own and c.name == BASELINE)), *self.arms]
 
     @property
     def uses_slot(self) -> bool:
         return any(arm.steps for arm in self.all_arms)
 
     @property
-    def has_examples(self) -> bool:
-        """Before the question, in all arms or in some."""
-        controls = [arm.control for arm in self.all_arms if arm.control]
-        return bool(self.examples) or any(control.examples for control in controls)
-
-    @property
     def temperatures(self) -> list[float]:
         """Of all arms; the run's own if it has none."""
         of_run = self.generation.temperature
         return [arm.temperature(of_run) for arm in self.all_arms] or [of_run]
-
-    def engine_slot(self) -> dict[str, Any] | None:
-        """``additional_config["slot"]`` of the engine: SLOT is opt-in per request, losses are
-        reported. None if no arm uses SLOT: then the engine is plain vLLM."""
-        if not self.uses_slot:
-            return None
-        limits = self.slot.model_dump()
-        return {**limits, "steps": 0, "report_loss": True, "keep_deltas": KEPT_LOSSES}
 
 
 class _Loader(yaml.SafeLoader):

@@ -83,7 +83,8 @@ class RunDirectory:
             self._set_aside([*files, self._config])
         elif isinstance(here, str) or _part(config, here) != config:
             self._set_aside(findings)
-        write_whole(self._config, AS_IT_RAN + yaml.safe_dump(_plain(config), sort_keys=False))
+        values = config.model_dump(mode="json")
+        write_whole(self._config, AS_IT_RAN + yaml.safe_dump(values, sort_keys=False))
 
     @property
     def inspected(self) -> bool:
@@ -141,9 +142,9 @@ class RunDirectory:
 
 
 def _without_places(config: RunConfig) -> dict[str, Any]:
-    free = dict.fromkeys(("name", "ray", "inspect", "system_prompt_file"))
-    tasks = [{**_plain(task), "data": None} for task in config.tasks]
-    return {**_plain(config), **free, "tasks": tasks}
+    of_run = dict.fromkeys(("name", "ray", "inspect", "system_prompt_file"), True)
+    free: dict[str, Any] = {**of_run, "tasks": {"__all__": {"data"}}}
+    return config.model_dump(mode="json", exclude=free)
 
 
 def _part(now: RunConfig, here: RunConfig) -> RunConfig:
@@ -202,7 +203,3 @@ def _validated(path: Path, kind: TypeAdapter[_Model], values: Any) -> _Model:
         return kind.validate_python(values)
     except ValidationError as error:
         raise ConfigError(f"{path}: {first_fault(error)}") from None
-
-
-def _plain(config: RunConfig | Task) -> dict[str, Any]:
-    return config.model_dump(mode="json")

@@ -7,12 +7,12 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from slot_vllm.evaluation.config import KEPT_LOSSES, RESERVED_ENGINE_OPTIONS, RunConfig
+from slot_vllm.evaluation.config import RESERVED_ENGINE_OPTIONS, RunConfig
 from slot_vllm.evaluation.errors import ConfigError, RunFailed, bad_input, one_line
 from slot_vllm.evaluation.models import memory
 from slot_vllm.evaluation.models.catalog import path as model_path
@@ -24,6 +24,9 @@ _OF_TRANSFORMERS = (
     *("dtype", "max_model_len", "max_num_seqs", "revision", "tokenizer", "tokenizer_revision"),
     "trust_remote_code",
 )
+# Of so many finished requests the engine keeps the losses.
+KEPT_LOSSES = 1024
+
 # Engine options that say whether the model is compiled, and how.
 _COMPILING = {"enforce_eager", "compilation_config", "optimization_level"}
 
@@ -57,21 +60,6 @@ class Completion:
 
 # Called with a request's id and how many tokens it got since the last call: 0 when it begins.
 OnTokens = Callable[[str, int], None]
-
-
-class Engine(Protocol):
-    """What answers requests: one engine, or replicas of it."""
-
-    @property
-    def max_model_len(self) -> int: ...
-
-    def generate(
-        self, requests: Sequence[Request], on_tokens: OnTokens, with_shifts: bool = False
-    ) -> Iterator[Completion]:
-        """Yields each request's completion when it has finished, in any order. with_shifts: each
-        with W delta; then there are at most KEPT_LOSSES requests."""
-
-    def close(self) -> None: ...
 
 
 def check_option_names(config: RunConfig) -> None:
@@ -111,15 +99,16 @@ def _check_for_transformers(config: RunConfig) -> None:
 def engine_options(config: RunConfig) -> dict[str, Any]:
     """The arguments of ``vllm.LLM`` for a run. Raises ConfigError for an unknown option."""
     check_option_names(config)
-    options: dict[str, Any] = {"use_tqdm_on_load": False}
-    slot = config.engine_slot()
-    if slot is None:
-        options |= _seeded_on_cpu(config)
-    options |= {**config.engine, "model": model_path(config.model)}
-    if slot is not None:
-        options["worker_extension_cls"] = "slot_vllm.SlotWorkerExtension"
-        options["additional_config"] = {"slot": slot}
-    return options
+    if config.uses_slot:
+        # SLOT is opt-in per request.
+        always = {"steps": 0, "report_loss": True, "keep_deltas": KEPT_LOSSES}
+        own: dict[str, Any] = {
+            "worker_extension_cls": "slot_vllm.SlotWorkerExtension",
+            "additional_config": {"slot": {**config.slot.model_dump(), **always}},
+        }
+    else:
+        own = _seeded_on_cpu(config)
+    return {"use_tqdm_on_load": False, **own, **config.engine, "model": model_path(config.model)}
 
 
 def matching(regex: str) -> Any:
@@ -219,6 +208,8 @@ class VllmEngine:
     def generate(
         self, requests: Sequence[Request], on_tokens: OnTokens, with_shifts: bool = False
     ) -> Iterator[Completion]:
+        """Yields each request's completion when it has finished, in any order. with_shifts: each
+        with W delta; then there are at most KEPT_LOSSES requests."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 

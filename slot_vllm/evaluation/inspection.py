@@ -14,10 +14,9 @@ from slot_vllm.evaluation import inspection_view, tasks, unicode_text
 from slot_vllm.evaluation.config import RunConfig
 from slot_vllm.evaluation.console import say
 from slot_vllm.evaluation.errors import ConfigError, of_file
-from slot_vllm.evaluation.generation import Request, check_option_names
+from slot_vllm.evaluation.generation import check_option_names
 from slot_vllm.evaluation.inspection_record import Inspection, PromptShifts, extremes
 from slot_vllm.evaluation.lighteval_model import SlotModel
-from slot_vllm.evaluation.models.get import make_model
 from slot_vllm.evaluation.progress import Stage
 from slot_vllm.evaluation.record import Arm
 from slot_vllm.evaluation.run_settings import changed
@@ -42,7 +41,9 @@ def inspect(
     total = np.zeros(0)
     prompts: list[PromptShifts] = []
     model.start()
-    requests = [_one_token(model.request(doc, read)) for doc in docs]
+    requests = [model.request(doc, read) for doc in docs]
+    one_token = {"n": 1, "max_tokens": 1}
+    requests = [replace(r, sampling={**r.sampling, **one_token}) for r in requests]
     with Stage(f"W delta of {arm.name} · {task}") as stage:
         for start in range(0, len(docs), _TOGETHER):
             part = slice(start, start + _TOGETHER)
@@ -123,7 +124,6 @@ def _inspections(
         asked = {task.name: task.docs for task in tasks.load(config)}
     else:
         asked = {"--prompt": [Doc(prompt, [""], 0, id="prompt", task_name="--prompt")]}
-    make_model(config.model)
     model = SlotModel(ModelConfig(model_name=config.model), config)
     # Without a control, prompts are those of the problem, whatever the arm.
     for arm in {arm.name if arm.control else None: arm for arm in arms}.values():
@@ -135,15 +135,11 @@ def _inspections(
                     f"--prompt {prompt!r}: {'a single token' if read else 'no token'}, from which "
                     "nothing can be learned, so all shifts are zero; allowed: two tokens or more"
                 )
-        for docs in asked.values():
-            model.check([_one_token(model.draft(doc, _reading(arm))) for doc in docs])
+        drawn = arm.without("regex", "bias")
+        model.prepare([(doc, drawn) for docs in asked.values() for doc in docs])
     return [inspect(model, arm, name, docs, top) for arm in arms for name, docs in asked.items()]
 
 
 def _reading(arm: Arm) -> Arm:
     """The arm without what its control does after the prompt is read, which moves no delta."""
     return arm.without("temperature", "regex", "bias")
-
-
-def _one_token(request: Request) -> Request:
-    return replace(request, sampling={**request.sampling, "n": 1, "max_tokens": 1})

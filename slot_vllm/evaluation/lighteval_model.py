@@ -16,7 +16,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lighteval.models.abstract_model import LightevalModel, ModelConfig
 from lighteval.models.model_input import GenerationParameters
@@ -33,7 +33,6 @@ from slot_vllm.evaluation.errors import ConfigError, bad_input, one_line
 from slot_vllm.evaluation.frequency_bias import PromptFrequencies, frequencies
 from slot_vllm.evaluation.generation import (
     Completion,
-    Engine,
     Request,
     VllmEngine,
     check_controls,
@@ -47,6 +46,10 @@ from slot_vllm.evaluation.models.get import make_model
 from slot_vllm.evaluation.phases import Phases
 from slot_vllm.evaluation.record import Arm
 
+if TYPE_CHECKING:
+    from slot_vllm.evaluation.replicas import Replicas
+    from slot_vllm.evaluation.transformers_engine import TransformersEngine
+
 logger = logging.getLogger(__name__)
 
 
@@ -54,11 +57,12 @@ class SlotModel(LightevalModel):
     """Answers lighteval's documents on a vLLM engine, with the SLOT settings of one arm at a time.
 
     lighteval constructs it with its own model configuration alone; run, arm and engine then come
-    from ``SLOT_CONFIG``. Raises ConfigError.
+    from ``SLOT_CONFIG``. Raises ConfigError, and RunFailed for a model that cannot be made.
     """
 
     def __init__(self, config: ModelConfig, run: RunConfig | None = None) -> None:
         self.run = run or _run_from_environment(config.model_name)
+        make_model(self.run.model)
         self.arm = self.run.all_arms[0] if run else _arm_from_environment(self.run)
         self.config = config.model_copy(update=_described(self.run, self.arm))
         # lighteval's cache of samples, which would serve one arm's answers to another, is off.
@@ -71,7 +75,7 @@ class SlotModel(LightevalModel):
         self._frequencies: dict[tuple[int, ...], PromptFrequencies] = {}
 
     @functools.cached_property
-    def engine(self) -> Engine:
+    def engine(self) -> "VllmEngine | Replicas | TransformersEngine":
         """Starts when it is first needed. Raises ConfigError and RunFailed."""
         if self.run.backend == "transformers":
             from slot_vllm.evaluation.transformers_engine import TransformersEngine
@@ -137,17 +141,16 @@ class SlotModel(LightevalModel):
     def loglikelihood_rolling(self, docs: list[Doc]) -> NoReturn:
         self.loglikelihood(docs)
 
-    def check(self, requests: Sequence[Request]) -> None:
-        """Raises ConfigError for what vLLM's SamplingParams refuse. All that the other backend
-        takes, the run's file was checked for."""
-        if self.run.backend == "vllm":
-            check_sampling(requests)
-
     def prepare(self, asked: Collection[tuple[Doc, Arm]]) -> None:
         """Checks what is to be asked, and reads the prompts of arms whose control is a bias, with
         transformers. An engine that has started is then ended: the model need not fit twice.
         Raises ConfigError and RunFailed."""
-        self.check([self.draft(*pair) for pair in asked])
+        said = self.run.engine.get("max_model_len")
+        limit = said if isinstance(said, int) and said > 0 else None
+        # A control's bias is not known yet.
+        drafts = [self._request(doc, arm.without("bias"), limit) for doc, arm in asked]
+        if self.run.backend == "vllm":  # all that the other takes, the run's file was checked for
+            check_sampling(drafts)
         biased = (pair for pair in asked if pair[1].control and pair[1].control.bias)
         prompts = dict.fromkeys(tuple(self.tokens(self.prompt(*pair))) for pair in biased)
         new = [prompt for prompt in prompts if prompt not in self._frequencies]
@@ -203,13 +206,6 @@ class SlotModel(LightevalModel):
         """What the engine is asked for a document, which ``prepare`` has seen if the arm's control
         is a bias. Raises ConfigError if its prompt is too long."""
         return self._request(doc, arm, self.max_length)
-
-    def draft(self, doc: Doc, arm: Arm) -> Request:
-        """The same as far as it is known before the engine has started: without a control's bias.
-        Raises ConfigError."""
-        said = self.run.engine.get("max_model_len")
-        arm = arm.without("bias")
-        return self._request(doc, arm, said if isinstance(said, int) and said > 0 else None)
 
     def _request(self, doc: Doc, arm: Arm, limit: int | None) -> Request:
         """limit: of prompt and answer, in tokens; None where only the engine knows it."""
@@ -271,9 +267,7 @@ def _run_from_environment(model: str) -> RunConfig:
     path = os.environ.get("SLOT_CONFIG")
     if not path:
         raise ConfigError("SLOT_CONFIG: not set; it names the YAML file of a run (see configs/)")
-    run = load(Path(path)).model_copy(update={"model": model})
-    make_model(model)
-    return run
+    return load(Path(path)).model_copy(update={"model": model})
 
 
 def _arm_from_environment(run: RunConfig) -> Arm:

@@ -8,10 +8,12 @@ from lighteval.tasks.requests import Doc
 
 from slot_vllm.evaluation.config import RunConfig
 from slot_vllm.evaluation.generation import Request
-from slot_vllm.evaluation.record import BASELINE, Arm, Result, RunRecord, Sample
-from slot_vllm.evaluation.results import compared, record, result
+from slot_vllm.evaluation.record import BASELINE, SCHEMA, Arm, Result, RunRecord, Sample
+from slot_vllm.evaluation.results import compared, machine, result, versions
+from slot_vllm.evaluation.run_settings import RunSettings
 from slot_vllm.evaluation.scoring import Scores, graded, score_stored
 from slot_vllm.evaluation.sweep import Grid
+from slot_vllm.evaluation.task_definition import definition
 from slot_vllm.evaluation.tasks import EvaluationTask
 
 
@@ -114,7 +116,16 @@ class Plan:
         names = [arm.name for arm in self._arms]
         rows.sort(key=lambda row: names.index(row.name))
         sweeps = [grid.summary(_compared(self._measured, grid.task)) for grid in self._grids]
-        return record(self._config, self._tasks, rows, sweeps, self.seconds)
+        return RunRecord(
+            schema=SCHEMA,
+            arms=rows,
+            sweeps=sweeps,
+            config=RunSettings.model_validate(self._config.model_dump(mode="json")),
+            tasks={task.name: definition(task) for task in self._tasks},
+            seconds=self.seconds,
+            versions=versions(),
+            machine=machine(),
+        )
 
     def _part(self, arm: Arm, task: EvaluationTask, docs: list[Doc]) -> Part:
         stored = {doc.id: self._stored.get((arm.name, task.name, doc.id), []) for doc in docs}

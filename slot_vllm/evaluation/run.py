@@ -14,7 +14,6 @@ from slot_vllm.evaluation.directory import RunDirectory, write_results
 from slot_vllm.evaluation.errors import ConfigError
 from slot_vllm.evaluation.generation import Completion, check_option_names
 from slot_vllm.evaluation.lighteval_model import SlotModel, response
-from slot_vllm.evaluation.models.get import make_model
 from slot_vllm.evaluation.phases import Phases
 from slot_vllm.evaluation.plan import Part, Plan
 from slot_vllm.evaluation.record import RunRecord, Sample
@@ -39,7 +38,6 @@ def run(config: RunConfig, directory: RunDirectory, resume: bool) -> RunRecord:
     plan = Plan(config, loaded, stored)
     for task in {part.task.name: part.task for part in plan.parts if part.pending}.values():
         scoring.check(task)
-    make_model(config.model)
     model = SlotModel(ModelConfig(model_name=config.model), config)
     for part in plan.parts:
         _recall(part, model)

@@ -10,11 +10,11 @@ from lighteval.models.model_output import ModelResponse
 from rich.console import Console
 from rich.table import Table
 
-from slot_vllm.evaluation import data_files, ready_files, scoring, tasks, unicode_text
-from slot_vllm.evaluation.config import RunConfig, Task
+from slot_vllm.evaluation import data_files, scoring, tasks, unicode_text
+from slot_vllm.evaluation.config import RunConfig, check_paths
 from slot_vllm.evaluation.data_files import Item
 from slot_vllm.evaluation.errors import ConfigError, RunFailed, valid
-from slot_vllm.evaluation.record import Estimate, Scored
+from slot_vllm.evaluation.record import Scored
 from slot_vllm.evaluation.table import new_table
 from slot_vllm.evaluation.tasks import EvaluationTask
 
@@ -49,15 +49,12 @@ def load(
 
     answers: how many per problem; default: the task's.
     """
-    if not ready_files.find(data).exists():
-        raise ConfigError(f"--data {data}: no such path (from {Path.cwd()})")
-    if custom_tasks is not None:
-        _check_file("--custom-tasks", Path(custom_tasks))
-    with valid(Task, "--task: "):
-        named = Task(name=name, data=str(data), answers=answers)
-    values = {"name": "score", "model": "none", "tasks": [named.model_dump()]}
-    run = RunConfig.model_validate({**values, "custom_tasks": custom_tasks, "generation": _WARM})
+    task = {"name": name, "data": str(data), "answers": answers}
+    values = {"name": "score", "model": "none", "tasks": [task], "custom_tasks": custom_tasks}
     try:
+        with valid(RunConfig):
+            run = RunConfig.model_validate({**values, "generation": _WARM})
+        check_paths(run)
         each = tasks.definitions(name, "name", custom_tasks)
         if len(each) > 1:
             names = ", ".join(definition.name for definition in each)
@@ -72,7 +69,10 @@ def load(
 def read(task: EvaluationTask, path: Path) -> dict[str, list[str]]:
     """The completions by problem, in the order of the file. Raises ConfigError for a line that
     is no answer, a problem without one or with too many, and an id that is of no problem."""
-    _check_file("--answers", path)
+    if path.is_dir():
+        raise ConfigError(f"--answers {path}: it is a directory; required: one file")
+    if not path.is_file():
+        raise ConfigError(f"--answers {path}: no such file (from {Path.cwd()})")
     lines = [_answer(item) for item in data_files.read(path, of="answers")]
     problems = _problems(task, [(place, name) for place, name, _ in lines])
     completions: dict[str, list[str]] = defaultdict(list)
@@ -98,19 +98,12 @@ def score(task: EvaluationTask, completions: Mapping[str, Sequence[str]]) -> Sco
         scoring.score(task, doc, ModelResponse(input="", text=list(completions[doc.id])))
         for doc in task.docs
     ]
-    metrics = {
-        name: Estimate(value=found.value, interval=found.interval)
-        for name, found in scoring.aggregate(task, scores).items()
-    }
-    unscored = sum(not of_problem for of_problem in scores)
-    return Scored(task=task.name, samples=len(scores), unscored=unscored, metrics=metrics)
-
-
-def _check_file(option: str, path: Path) -> None:
-    if path.is_dir():
-        raise ConfigError(f"{option} {path}: it is a directory; required: one file")
-    if not path.is_file():
-        raise ConfigError(f"{option} {path}: no such file (from {Path.cwd()})")
+    return Scored(
+        task=task.name,
+        samples=len(scores),
+        unscored=sum(not of_problem for of_problem in scores),
+        metrics=scoring.aggregate(task, scores),
+    )
 
 
 def _answer(item: Item) -> tuple[str, str, str]:

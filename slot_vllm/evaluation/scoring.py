@@ -111,7 +111,11 @@ def aggregate(task: EvaluationTask, scores: Sequence[Scores]) -> dict[str, Metri
     """The task's metrics over the problems that could be scored, in the order of the task's
     definition."""
     scored = [of_problem for of_problem in scores if of_problem]
-    lower = task.lower_is_better
+    lower = {}
+    for metric in task.task.metrics:
+        better = metric.higher_is_better
+        for name in metric.get_corpus_aggregations():
+            lower[name] = not (better.get(name, True) if isinstance(better, dict) else better)
     if not scored:
         return {name: Metric(value=None, lower_is_better=less) for name, less in lower.items()}
     metrics, task_name = MetricsLogger(), task.task.full_name

@@ -45,16 +45,15 @@ class StoredPart:
         named = dict.fromkeys(metric for sample in self.samples for metric in sample.scores)
         return [metric for metric in named if metric not in CONDUCT]
 
-    @property
-    def scores(self) -> dict[str, float]:
-        """By problem, in the task's first metric."""
-        return _known({problem: sample.score for problem, sample in self.problems.items()})
-
-    def scores_in(self, metric: str) -> dict[str, float]:
-        """By problem, in one of the metrics or of CONDUCT."""
+    def scores_in(self, metric: str | None = None) -> dict[str, float]:
+        """By problem, in one of the metrics or of CONDUCT; default: the task's first metric."""
         if metric in CONDUCT:
             return {i: conduct(answers)[metric] for i, answers in self.answers.items()}
-        return _known({i: sample.scores.get(metric) for i, sample in self.problems.items()})
+        scores = {
+            i: sample.score if metric is None else sample.scores.get(metric)
+            for i, sample in self.problems.items()
+        }
+        return {i: score for i, score in scores.items() if score is not None}
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,3 @@ def _samples(path: Path, results: RunRecord) -> list[Sample]:
 
         return with_texts(results, samples, path)
     return samples
-
-
-def _known(scores: dict[str, float | None]) -> dict[str, float]:
-    return {problem: score for problem, score in scores.items() if score is not None}

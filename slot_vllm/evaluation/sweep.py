@@ -21,7 +21,7 @@ class Grid:
     def __init__(self, config: RunConfig, task: EvaluationTask) -> None:
         assert config.sweep is not None
         self.task = task
-        self.cells = [cell.name for cell in config.cells]
+        self.cells = [cell.name for cell in config.sweep.arms()]
         self.docs = self.reported = task.docs
         self._sweep = config.sweep
         self._split = config.select.split if config.select else None

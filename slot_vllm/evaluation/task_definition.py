@@ -10,7 +10,7 @@ from lighteval.tasks.requests import Doc
 
 from slot_vllm.evaluation.record import TaskDefinition
 from slot_vllm.evaluation.run_settings import text_hash
-from slot_vllm.evaluation.tasks import EvaluationTask, metric_names
+from slot_vllm.evaluation.tasks import EvaluationTask
 
 _DIGITS = 12
 # What a scorer is made of is followed so far, and no further than into code that scores.
@@ -34,7 +34,9 @@ def definition(task: EvaluationTask) -> TaskDefinition:
 def prompt_and_scorers(prompt: Any, metrics: Iterable[Any]) -> tuple[str, dict[str, str]]:
     """Of a task's prompt function and metrics, as a TaskDefinition says them."""
     return _named(prompt), {
-        name: _scorer(metric.sample_level_fn) for metric in metrics for name in metric_names(metric)
+        name: _scorer(metric.sample_level_fn)
+        for metric in metrics
+        for name in metric.get_corpus_aggregations()
     }
 
 

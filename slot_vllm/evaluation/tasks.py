@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import lighteval.tasks
 import numpy as np
@@ -48,22 +47,6 @@ class EvaluationTask:
     docs: list[Doc]
     groups: dict[str, dict[str, str]]
     own_ids: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def lower_is_better(self) -> dict[str, bool]:
-        """By metric, in the order of the task's definition."""
-        lower = {}
-        for metric in self.task.metrics:
-            better = metric.higher_is_better
-            for name in metric_names(metric):
-                lower[name] = not (better.get(name, True) if isinstance(better, dict) else better)
-        return lower
-
-
-def metric_names(metric: Any) -> list[str]:
-    """Of one of lighteval's metrics; some give several values."""
-    names = metric.metric_name
-    return [names] if isinstance(names, str) else list(names)
 
 
 def load(config: RunConfig) -> list[EvaluationTask]:
@@ -243,7 +226,9 @@ def _check(key: str, name: str, task: LightevalTask, config: RunConfig) -> None:
             f"{whose}.temperature=0: {name} draws {max(task.num_samples)} answers per problem; "
             "allowed: a temperature above 0"
         )
-    if task.dataset_config.num_fewshots and config.has_examples:
+    controls = [arm.control for arm in config.all_arms if arm.control]
+    examples = config.examples or any(control.examples for control in controls)
+    if task.dataset_config.num_fewshots and examples:
         raise ConfigError(
             f"{key}.name={name!r}: its prompts have examples of its own, and the run or an arm "
             "says `examples`; allowed: one of the two"

@@ -112,7 +112,7 @@ def test_an_engine_option_that_vllm_lacks(
     def early(_config: Any) -> Any:
         raise AssertionError("the engine's options were not looked at")
 
-    monkeypatch.setattr("slot_vllm.evaluation.run.make_model", early)
+    monkeypatch.setattr("slot_vllm.evaluation.lighteval_model.make_model", early)
     monkeypatch.setattr("slot_vllm.evaluation.run.tasks.load", early)
     said = refused(engine={"max-model-length": 1024})
     assert "engine.max-model-length: unknown key; near names: max_model_len" in said

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from slot_vllm.evaluation import stored_run
 from slot_vllm.evaluation.errors import ConfigError, writing
-from slot_vllm.evaluation.report import figures, sample_browser
+from slot_vllm.evaluation.report import figures, sample_browser, svg
 from slot_vllm.evaluation.report.across_runs import compare_runs
 from slot_vllm.evaluation.report.sections import section
 from slot_vllm.evaluation.samples import write_whole
@@ -55,20 +55,22 @@ def render(runs: Sequence[StoredRun]) -> str:
     # The page allows no other script than this one, whatever a completion holds.
     script = (_HERE / "sample_browser.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("report.html.jinja").render(
-        runs=runs,
-        sections=[section(run, task) for run in runs for task in run.tasks],
-        comparisons=[compare_runs(runs[0], other) for other in runs[1:]],
-        inspections=[
-            (run, inspection, figures.logit_shifts(inspection))
-            for run in runs
-            for inspection in run.inspections
-        ],
-        browser=sample_browser.content(runs),
-        problems_shown=sample_browser.PROBLEMS,
-        answers_shown=sample_browser.ANSWERS,
-        prompts_shown=_PROMPTS,
-        style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_digest=digest,
-    )
+    with svg.style():
+        return environment.get_template("report.html.jinja").render(
+            runs=runs,
+            figures=figures,
+            sections=[section(run, task) for run in runs for task in run.tasks],
+            comparisons=[compare_runs(runs[0], other) for other in runs[1:]],
+            inspections=[
+                (run, inspection, figures.logit_shifts(inspection))
+                for run in runs
+                for inspection in run.inspections
+            ],
+            browser=sample_browser.content(runs),
+            problems_shown=sample_browser.PROBLEMS,
+            answers_shown=sample_browser.ANSWERS,
+            prompts_shown=_PROMPTS,
+            style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
+            script=Markup(script),
+            script_digest=digest,
+        )

@@ -32,25 +32,24 @@ _COLUMNS = (0.48, 0.63, 0.74, 1.0)
 
 def differences(arms: Mapping[str, Compared]) -> Markup:
     """A forest plot: each arm's difference, with its interval and p."""
-    with svg.style():
-        figure, axes = svg.rows(len(arms), row=0.6)
-        axes.axvline(0, color=MUTED, linewidth=1)
-        for row, found in enumerate(arms.values()):
-            difference, interval = found.difference or 0.0, found.difference_interval
-            told = found.p_value_holm is not None and found.p_value_holm <= ALPHA
-            colour = INK if not told else MORE if difference > 0 else LESS
-            text = f"{difference:+.4f}"
-            place = row + 0.28
-            if interval is not None:
-                axes.plot(interval, [place, place], color=colour, linewidth=2)
-                text += f" [{interval[0]:+.4f}, {interval[1]:+.4f}]"
-            if found.p_value_holm is not None:
-                text += f", p = {found.p_value_holm:.2g}"
-            axes.plot([difference], [place], "o", color=colour, markersize=5)
-            _write(axes, row - 0.02, text)
-        _name_rows(axes, arms, -0.3, 44)
-        axes.set_xlabel("difference in score")
-        return svg.inline(figure, "Differences with their intervals")
+    figure, axes = svg.rows(len(arms), row=0.6)
+    axes.axvline(0, color=MUTED, linewidth=1)
+    for row, found in enumerate(arms.values()):
+        difference, interval = found.difference or 0.0, found.difference_interval
+        told = found.p_value_holm is not None and found.p_value_holm <= ALPHA
+        colour = INK if not told else MORE if difference > 0 else LESS
+        text = f"{difference:+.4f}"
+        place = row + 0.28
+        if interval is not None:
+            axes.plot(interval, [place, place], color=colour, linewidth=2)
+            text += f" [{interval[0]:+.4f}, {interval[1]:+.4f}]"
+        if found.p_value_holm is not None:
+            text += f", p = {found.p_value_holm:.2g}"
+        axes.plot([difference], [place], "o", color=colour, markersize=5)
+        _write(axes, row - 0.02, text)
+    _name_rows(axes, arms, -0.3, 44)
+    axes.set_xlabel("difference in score")
+    return svg.inline(figure, "Differences with their intervals")
 
 
 def gained_and_lost(pairs: Mapping[str, Pair]) -> Markup:
@@ -61,51 +60,49 @@ def gained_and_lost(pairs: Mapping[str, Pair]) -> Markup:
         "lost": (0, 1, LESS),
         "both wrong": (0, 0, NEITHER),
     }
-    with svg.style():
-        figure, axes = svg.rows(len(pairs), row=0.42)
-        place = axes.get_yaxis_transform()
-        for right, (kind, (_, _, colour)) in zip(_COLUMNS, kinds.items(), strict=True):
-            _write(axes, -1.1, kind, right)
-            ends = ([right - 0.09, right], [-0.75] * 2)
-            axes.plot(*ends, color=colour, lw=4, transform=place, clip_on=False)
-        for row, (arm, baseline) in enumerate(pairs.values()):
-            start = 0
-            for right, (here, there, colour) in zip(_COLUMNS, kinds.values(), strict=True):
-                count = int(((arm == here) & (baseline == there)).sum())
-                axes.barh(row + 0.2, count, left=start, height=0.4, color=colour)
-                _write(axes, row - 0.22, str(count), right)
-                start += count
-        axes.set_xlim(0, max(len(arm) for arm, _ in pairs.values()))
-        axes.grid(visible=False)
-        _name_rows(axes, pairs, -0.22, 18)
-        axes.set_xlabel("problems")
-        return svg.inline(figure, "Problems gained and lost against the baseline")
+    figure, axes = svg.rows(len(pairs), row=0.42)
+    place = axes.get_yaxis_transform()
+    for right, (kind, (_, _, colour)) in zip(_COLUMNS, kinds.items(), strict=True):
+        _write(axes, -1.1, kind, right)
+        ends = ([right - 0.09, right], [-0.75] * 2)
+        axes.plot(*ends, color=colour, lw=4, transform=place, clip_on=False)
+    for row, (arm, baseline) in enumerate(pairs.values()):
+        start = 0
+        for right, (here, there, colour) in zip(_COLUMNS, kinds.values(), strict=True):
+            count = int(((arm == here) & (baseline == there)).sum())
+            axes.barh(row + 0.2, count, left=start, height=0.4, color=colour)
+            _write(axes, row - 0.22, str(count), right)
+            start += count
+    axes.set_xlim(0, max(len(arm) for arm, _ in pairs.values()))
+    axes.grid(visible=False)
+    _name_rows(axes, pairs, -0.22, 18)
+    axes.set_xlabel("problems")
+    return svg.inline(figure, "Problems gained and lost against the baseline")
 
 
 def sorted_differences(pairs: Mapping[str, Pair]) -> Markup:
     """Per arm a panel: the problems' differences to the baseline, from the largest down."""
     lines = -(-len(pairs) // _PANELS_PER_ROW)
     columns = min(len(pairs), _PANELS_PER_ROW)
-    with svg.style():
-        figure = Figure(figsize=(svg.WIDTH / 2 * columns, 1.5 * lines), layout="constrained")
-        grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
-        panels = list(grid.flat)
-        for panel in panels[len(pairs) :]:
-            panel.set_visible(False)
-        for panel in panels[len(pairs) - columns : len(pairs)]:
-            panel.tick_params(labelbottom=True)
-        for panel, (name, (arm, baseline)) in zip(panels, pairs.items(), strict=False):
-            gains = np.sort(arm - baseline)[::-1]
-            edges = np.arange(len(gains) + 1)
-            steps = np.append(gains, gains[-1:])
-            for side, colour in ((np.maximum, MORE), (np.minimum, LESS)):
-                panel.fill_between(edges, side(steps, 0), step="post", color=colour, linewidth=0)
-            panel.axhline(0, color=MUTED, linewidth=1)
-            moved = f"{(gains > 0).sum()} up, {(gains < 0).sum()} down"
-            panel.set_title(f"{svg.shortened(name, 18)}\n{moved}")
-        figure.supxlabel("problems, sorted", fontsize="medium")
-        figure.supylabel("difference in score", fontsize="medium")
-        return svg.inline(figure, "Differences to the baseline, problem by problem")
+    figure = Figure(figsize=(svg.WIDTH / 2 * columns, 1.5 * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+    panels = list(grid.flat)
+    for panel in panels[len(pairs) :]:
+        panel.set_visible(False)
+    for panel in panels[len(pairs) - columns : len(pairs)]:
+        panel.tick_params(labelbottom=True)
+    for panel, (name, (arm, baseline)) in zip(panels, pairs.items(), strict=False):
+        gains = np.sort(arm - baseline)[::-1]
+        edges = np.arange(len(gains) + 1)
+        steps = np.append(gains, gains[-1:])
+        for side, colour in ((np.maximum, MORE), (np.minimum, LESS)):
+            panel.fill_between(edges, side(steps, 0), step="post", color=colour, linewidth=0)
+        panel.axhline(0, color=MUTED, linewidth=1)
+        moved = f"{(gains > 0).sum()} up, {(gains < 0).sum()} down"
+        panel.set_title(f"{svg.shortened(name, 18)}\n{moved}")
+    figure.supxlabel("problems, sorted", fontsize="medium")
+    figure.supylabel("difference in score", fontsize="medium")
+    return svg.inline(figure, "Differences to the baseline, problem by problem")
 
 
 def heat_map(sweep: Sweep) -> Markup:
@@ -119,84 +116,80 @@ def heat_map(sweep: Sweep) -> Markup:
     else:
         reach = max(abs(value - baseline) for value in values) or 1e-3
         scale, colours = Normalize(baseline - reach, baseline + reach), colormaps["RdBu"]
-    with svg.style():
-        figure = Figure(figsize=(0.68 * len(rates) + 1.0, 0.62 * len(steps) + 0.6))
-        axes = figure.add_axes((0.0, 0.0, 0.85, 1.0))
-        for cell, value in zip(sweep.scored, values, strict=True):
-            column, row = rates.index(cell.lr or 0.0), steps.index(cell.steps)
-            colour = colours(scale(value))
-            dark = np.dot((0.2126, 0.7152, 0.0722), colour[:3]) < 0.45  # its luminance
-            best = cell.arm == sweep.best
-            axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, color=colour, ec=PAPER, lw=1))
-            if best:
-                frame = Rectangle((column - 0.45, row - 0.45), 0.9, 0.9, fill=False, lw=2.5)
-                frame.set_edgecolor("white" if dark else "black")
-                axes.add_patch(frame)
-            axes.text(
-                column,
-                row,
-                _cell_text(cell, best),
-                ha="center",
-                va="center",
-                fontsize=8,
-                color="white" if dark else "black",
-            )
-        axes.set_xlim(-0.5, len(rates) - 0.5)
-        axes.set_ylim(len(steps) - 0.5, -0.5)
-        axes.set_xticks(range(len(rates)), [f"{lr:g}" for lr in rates])
-        axes.set_yticks(range(len(steps)), [str(count) for count in steps])
-        axes.tick_params(length=0)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-        axes.set_xlabel("learning rate")
-        axes.set_ylabel("steps")
-        # Few enough colours that they are drawn as shapes, not as a picture in the picture.
-        shades = ScalarMappable(scale, colours.resampled(_SHADES))
-        bar = figure.colorbar(shades, cax=figure.add_axes((0.89, 0.0, 0.03, 1.0)))
-        bar.outline.set_visible(False)
-        if bar.solids is not None:
-            bar.solids.set_edgecolor("face")
-        if baseline is not None:
-            bar.ax.axhline(baseline, color="black", linewidth=1.5)
-        bar.set_label(sweep.metric + ("" if baseline is None else "\nline: baseline"))
-        return svg.inline(figure, f"{sweep.task}: {sweep.metric} over steps and learning rate")
+    figure = Figure(figsize=(0.68 * len(rates) + 1.0, 0.62 * len(steps) + 0.6))
+    axes = figure.add_axes((0.0, 0.0, 0.85, 1.0))
+    for cell, value in zip(sweep.scored, values, strict=True):
+        column, row = rates.index(cell.lr or 0.0), steps.index(cell.steps)
+        colour = colours(scale(value))
+        dark = np.dot((0.2126, 0.7152, 0.0722), colour[:3]) < 0.45  # its luminance
+        best = cell.arm == sweep.best
+        axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, color=colour, ec=PAPER, lw=1))
+        if best:
+            frame = Rectangle((column - 0.45, row - 0.45), 0.9, 0.9, fill=False, lw=2.5)
+            frame.set_edgecolor("white" if dark else "black")
+            axes.add_patch(frame)
+        axes.text(
+            column,
+            row,
+            _cell_text(cell, best),
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if dark else "black",
+        )
+    axes.set_xlim(-0.5, len(rates) - 0.5)
+    axes.set_ylim(len(steps) - 0.5, -0.5)
+    axes.set_xticks(range(len(rates)), [f"{lr:g}" for lr in rates])
+    axes.set_yticks(range(len(steps)), [str(count) for count in steps])
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("steps")
+    # Few enough colours that they are drawn as shapes, not as a picture in the picture.
+    shades = ScalarMappable(scale, colours.resampled(_SHADES))
+    bar = figure.colorbar(shades, cax=figure.add_axes((0.89, 0.0, 0.03, 1.0)))
+    bar.outline.set_visible(False)
+    if bar.solids is not None:
+        bar.solids.set_edgecolor("face")
+    if baseline is not None:
+        bar.ax.axhline(baseline, color="black", linewidth=1.5)
+    bar.set_label(sweep.metric + ("" if baseline is None else "\nline: baseline"))
+    return svg.inline(figure, f"{sweep.task}: {sweep.metric} over steps and learning rate")
 
 
 def prompt_loss(arms: Mapping[str, Pair]) -> Markup:
     """Per arm, how the problems' first losses and their last losses spread."""
-    with svg.style():
-        figure, axes = svg.rows(len(arms), row=0.5)
-        for row, (first, last) in enumerate(arms.values()):
-            _spread(axes, row + 0.02, first, BOTH)
-            _spread(axes, row + 0.3, last, MORE)
-            _write(axes, row - 0.28, f"{first.mean():.3f} → {last.mean():.3f}")
-        _name_rows(axes, arms, -0.28)
-        axes.set_xlabel("prompt loss, nats per token")
-        return svg.inline(figure, "Prompt loss before and after SLOT")
+    figure, axes = svg.rows(len(arms), row=0.5)
+    for row, (first, last) in enumerate(arms.values()):
+        _spread(axes, row + 0.02, first, BOTH)
+        _spread(axes, row + 0.3, last, MORE)
+        _write(axes, row - 0.28, f"{first.mean():.3f} → {last.mean():.3f}")
+    _name_rows(axes, arms, -0.28)
+    axes.set_xlabel("prompt loss, nats per token")
+    return svg.inline(figure, "Prompt loss before and after SLOT")
 
 
 def completion_length(arms: Mapping[str, Numbers], truncated: Mapping[str, float]) -> Markup:
     """Per arm, how the answers' lengths spread, and the share that was cut off."""
-    with svg.style():
-        figure, axes = svg.rows(len(arms), row=0.42)
-        for row, (name, lengths) in enumerate(arms.items()):
-            _spread(axes, row + 0.2, lengths, MORE, height=0.35)
-            median = np.median(lengths)
-            _write(axes, row - 0.22, f"median {median:.0f}, cut off {100 * truncated[name]:.0f} %")
-        axes.set_xlim(left=0)
-        _name_rows(axes, arms, -0.22)
-        axes.set_xlabel("tokens per answer")
-        return svg.inline(figure, "Completion length")
+    figure, axes = svg.rows(len(arms), row=0.42)
+    for row, (name, lengths) in enumerate(arms.items()):
+        _spread(axes, row + 0.2, lengths, MORE, height=0.35)
+        median = np.median(lengths)
+        _write(axes, row - 0.22, f"median {median:.0f}, cut off {100 * truncated[name]:.0f} %")
+    axes.set_xlim(left=0)
+    _name_rows(axes, arms, -0.22)
+    axes.set_xlabel("tokens per answer")
+    return svg.inline(figure, "Completion length")
 
 
 def logit_shifts(inspection: Inspection) -> Markup:
     """The tokens that delta raises most and lowers most, by the mean shift of their logits, less
     what is common to all tokens."""
     shifts = [*inspection.raised, *inspection.lowered]
-    with svg.style():
-        figure, axes = svg.rows(len(shifts), row=0.2, width=1.6)
-        _draw_shifts(axes, inspection, shifts)
-        return svg.inline(figure, f"Logit shifts, {inspection.arm}, {inspection.task}")
+    figure, axes = svg.rows(len(shifts), row=0.2, width=1.6)
+    _draw_shifts(axes, inspection, shifts)
+    return svg.inline(figure, f"Logit shifts, {inspection.arm}, {inspection.task}")
 
 
 def shifts_chart(inspections: Sequence[Inspection]) -> Figure:

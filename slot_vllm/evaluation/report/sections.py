@@ -1,13 +1,12 @@
 """What the page says about one task of one run."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from markupsafe import Markup
 
 from slot_vllm.evaluation import statistics
 from slot_vllm.evaluation.comparison import paired
-from slot_vllm.evaluation.conduct import conduct
 from slot_vllm.evaluation.record import BASELINE, CUT_OFF, Group, Result, Sweep
 from slot_vllm.evaluation.report import figures
 from slot_vllm.evaluation.report.figures import Pair
@@ -29,28 +28,16 @@ class Answers:
     truncated_interval: Interval | None
 
     @property
-    def generated_tokens(self) -> int:
-        return int(self.tokens.sum())
-
-    @property
     def percentiles(self) -> list[float]:
         """The 5th, 25th, 50th, 75th and 95th."""
         return [float(value) for value in np.percentile(self.tokens, [5, 25, 50, 75, 95])]
 
 
 @dataclass(frozen=True)
-class SweepSection:
-    """rest: the best setting's result on problems that had no part in the selection."""
-
-    sweep: Sweep
-    heat_map: Markup
-    rest: Result | None
-
-
-@dataclass(frozen=True)
 class TaskSection:
     """pairs: each arm's scores and the baseline's, on the problems that both answered. losses: each
-    arm's prompt losses before and after SLOT, one per problem."""
+    arm's prompt losses before and after SLOT, one per problem. sweeps: each with the best setting's
+    result on problems that had no part in the selection, if there are such."""
 
     run: StoredRun
     task: str
@@ -58,7 +45,7 @@ class TaskSection:
     pairs: dict[str, Pair]
     losses: dict[str, Pair]
     answers: list[Answers]
-    sweeps: list[SweepSection] = field(default_factory=list)
+    sweeps: list[tuple[Sweep, Result | None]]
 
     @property
     def compared(self) -> list[Result]:
@@ -120,10 +107,6 @@ class TaskSection:
         return draw(self.pairs)
 
     @property
-    def loss_figure(self) -> Markup | None:
-        return figures.prompt_loss(self.losses) if self.losses else None
-
-    @property
     def length_figure(self) -> Markup:
         return figures.completion_length(
             {answers.arm: answers.tokens for answers in self.answers},
@@ -135,7 +118,8 @@ def section(run: StoredRun, task: str) -> TaskSection:
     """Of the run's results and samples."""
     parts, baseline = run.of_task(task), run.baseline(task)
     others = [part for part in parts if part.arm != BASELINE]
-    pairs = {part.arm: paired(part.scores, baseline.scores) for part in others if baseline}
+    own = baseline.scores_in() if baseline else {}
+    pairs = {part.arm: paired(part.scores_in(), own) for part in others}
     losses = {part.arm: _losses(part) for part in others}
     entries: dict[str | None, Result] = {part.arm: part.entry for part in parts if part.entry}
     return TaskSection(
@@ -146,11 +130,7 @@ def section(run: StoredRun, task: str) -> TaskSection:
         losses={arm: pair for arm, pair in losses.items() if len(pair[0])},
         answers=[_answers(part) for part in parts],
         sweeps=[
-            SweepSection(
-                sweep,
-                figures.heat_map(sweep),
-                None if sweep.on_test_data else entries.get(sweep.best),
-            )
+            (sweep, None if sweep.on_test_data else entries.get(sweep.best))
             for sweep in run.results.sweeps
             if sweep.task == task and sweep.scored
         ],
@@ -168,7 +148,7 @@ def _losses(part: StoredPart) -> Pair:
 
 
 def _answers(part: StoredPart) -> Answers:
-    shares = [conduct(answers)[CUT_OFF] for answers in part.answers.values()]
+    shares = list(part.scores_in(CUT_OFF).values())
     return Answers(
         arm=part.arm,
         tokens=np.array([sample.generated_tokens for sample in part.samples], float),
