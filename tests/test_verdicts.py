@@ -171,19 +171,22 @@ def test_worked_examples_leave_nothing_to_do() -> None:
     )
     assert [count(one, "answer_and_format") for one in counts] == [101, 30, 56]
     stands(STUDY, "With the examples no setting changes form or right numbers by as much as 200")
-    stands(STUDY, "and each of the six has fewer right numbers than no SLOT,")
+    stands(STUDY, "But each of the six has fewer right numbers than no SLOT,")
+    stands(README, "Three worked examples in the prompt give it nearly always, too,")
     stands(README, "six settings of SLOT beside them change nothing that can be told.")
     assert len(arms(run)) == 7
     for row in with_slot(run):
-        assert all(
-            told(row.metrics[metric]) == 0 for metric in ("format", "answer", "answer_and_format")
-        )
+        for metric in ("format", "answer", "answer_and_format", CUT_OFF, LOOPS):
+            assert told(row.metrics[metric]) == 0, (row.name, metric)
         assert (row.metrics["answer"].difference or 0) < 0
-    stands(STUDY, "those that learn from the examples' answers no more than the others.")
+    stands(STUDY, "the interval of `steps5-assistant-window4`, which is not corrected, lies below")
+    below = [row.name for row in with_slot(run) if bounds(row.metrics["answer"])[1] < 0]
+    assert below == ["steps5-assistant-window4"]
+    stands(STUDY, "alone have 93 right numbers each, fewer than the best of the others (99).")
     right = {name: count(found, "answer") for name, found in examples.items()}
-    answers = {name for name in right if "assistant" in name}
-    others = set(right) - answers - {BASELINE}
-    assert max(right[name] for name in answers) <= max(right[name] for name in others)
+    answers = {"steps5-assistant", "steps5-assistant-window4"}
+    assert [right[name] for name in answers] == [93, 93]
+    assert max(right[name] for name in right.keys() - answers - {BASELINE}) == 99
 
 
 def test_the_claim_by_loops_fails() -> None:

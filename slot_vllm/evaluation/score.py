@@ -10,8 +10,8 @@ from lighteval.models.model_output import ModelResponse
 from rich.console import Console
 from rich.table import Table
 
-from slot_vllm.evaluation import data_files, scoring, tasks, unicode_text
-from slot_vllm.evaluation.config import RunConfig, check_paths
+from slot_vllm.evaluation import data_files, ready_files, scoring, tasks, unicode_text
+from slot_vllm.evaluation.config import RunConfig
 from slot_vllm.evaluation.data_files import Item
 from slot_vllm.evaluation.errors import ConfigError, RunFailed, valid
 from slot_vllm.evaluation.record import Scored
@@ -49,12 +49,15 @@ def load(
 
     answers: how many per problem; default: the task's.
     """
+    if not ready_files.find(data).exists():
+        raise ConfigError(f"--data {data}: no such path (from {Path.cwd()})")
+    if custom_tasks is not None:
+        _check_file("--custom-tasks", Path(custom_tasks))
     task = {"name": name, "data": str(data), "answers": answers}
     values = {"name": "score", "model": "none", "tasks": [task], "custom_tasks": custom_tasks}
     try:
         with valid(RunConfig):
             run = RunConfig.model_validate({**values, "generation": _WARM})
-        check_paths(run)
         each = tasks.definitions(name, "name", custom_tasks)
         if len(each) > 1:
             names = ", ".join(definition.name for definition in each)
@@ -69,10 +72,7 @@ def load(
 def read(task: EvaluationTask, path: Path) -> dict[str, list[str]]:
     """The completions by problem, in the order of the file. Raises ConfigError for a line that
     is no answer, a problem without one or with too many, and an id that is of no problem."""
-    if path.is_dir():
-        raise ConfigError(f"--answers {path}: it is a directory; required: one file")
-    if not path.is_file():
-        raise ConfigError(f"--answers {path}: no such file (from {Path.cwd()})")
+    _check_file("--answers", path)
     lines = [_answer(item) for item in data_files.read(path, of="answers")]
     problems = _problems(task, [(place, name) for place, name, _ in lines])
     completions: dict[str, list[str]] = defaultdict(list)
@@ -104,6 +104,13 @@ def score(task: EvaluationTask, completions: Mapping[str, Sequence[str]]) -> Sco
         unscored=sum(not of_problem for of_problem in scores),
         metrics=scoring.aggregate(task, scores),
     )
+
+
+def _check_file(option: str, path: Path) -> None:
+    if path.is_dir():
+        raise ConfigError(f"{option} {path}: it is a directory; required: one file")
+    if not path.is_file():
+        raise ConfigError(f"{option} {path}: no such file (from {Path.cwd()})")
 
 
 def _answer(item: Item) -> tuple[str, str, str]:

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from slot_vllm.kernels.backend import Kernel
 
+_TILE = 64
+
 
 @Kernel
 def add_bias_rows(
@@ -25,7 +27,14 @@ def add_bias_rows(
     logits: (r, V) float32. table: (1 + capacity, V) float32. rows: (r,) int64. factors: (r,)
     float32; None: all are 1. Rows of logits without a delta keep every bit.
     """
-    each = [1.0] * len(rows) if factors is None else factors.tolist()
-    for i, (row, factor) in enumerate(zip(rows.tolist(), each, strict=True)):
-        if row:
-            logits[i].add_(table[row], alpha=factor)
+    if logits.device.type == "cpu":
+        each = [1.0] * len(rows) if factors is None else factors.tolist()
+        for i, (row, factor) in enumerate(zip(rows.tolist(), each, strict=True)):
+            if row:
+                logits[i].add_(table[row], alpha=factor)
+    else:
+        # No wait for the device, and no more extra memory than a tile.
+        for start in range(0, len(rows), _TILE):
+            part = slice(start, start + _TILE)
+            added = table[rows[part]]
+            logits[part].add_(added if factors is None else added * factors[part].unsqueeze(1))

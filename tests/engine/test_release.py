@@ -116,6 +116,8 @@ REPLACEMENTS: list[tuple[Any, str | None, str | None]] = [
     (partial(print, "x"), None, r"replaced .* by functools.partial"),
     (Replacing(), None, r"replaced .* by tests.engine.test_release.Replacing"),
     (lambda self, request: request.assign(), None, None),
+    (lambda processor, request: request.assign(), None, None),
+    (lambda request: request.assign(), "takes () instead of (request)", None),
     (lambda self, prompt: prompt.assign(), "takes (prompt) instead of (request)", None),
     (lambda self, request: request, "does not call assign", None),
     ((lambda self: 1, lambda self, request: 2)[0], None, "replaced .* by tests.*<lambda>"),

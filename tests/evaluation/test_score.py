@@ -150,6 +150,23 @@ def test_the_data_is_checked_first(data: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize(
+    ("option", "path", "said"),
+    [
+        ("--data", "no.jsonl", "--data no.jsonl: no such path (from "),
+        ("--custom-tasks", ".", "--custom-tasks .: it is a directory; required: one file"),
+        ("--custom-tasks", "no.py", "--custom-tasks no.py: no such file (from "),
+        ("--answers", "no.jsonl", "--answers no.jsonl: no such file (from "),
+    ],
+)
+def test_files_that_are_not_there(
+    data: Path, capsys: pytest.CaptureFixture[str], option: str, path: str, said: str
+) -> None:
+    answers = _lines(data.with_name("answers.jsonl"), _answers())
+    assert _score(data, answers, option, path) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"task": "published:aime42"}, "near names: published:aime"),

@@ -64,6 +64,16 @@ def _prepare(vllm_config: Any, usage_context: Any, rust: bool) -> None:
         from slot_vllm.engine.frontend.scheduler import limit_completions
 
         limit_completions(vllm_config)
+    lacking = release.missing("metrics") if serves else []
+    if lacking:
+        logger.warning("SLOT shows nothing on /metrics: %s", release.describe(lacking))
+    unknown = release.missing("scoring") if serves else []
+    if unknown:
+        logger.warning(
+            "SLOT does not find some endpoints that score texts; if this release has them "
+            "elsewhere, SLOT learns from the texts that they score: %s",
+            release.describe(unknown),
+        )
     traces = vllm_config.observability_config.otlp_traces_endpoint is not None
     if traces:
         release.require("tracing")
@@ -73,17 +83,9 @@ def _prepare(vllm_config: Any, usage_context: Any, rust: bool) -> None:
     admission.install()
     beam_search.install()
     server.install()
+    if serves and not lacking:
+        metrics.install()
     if serves:
-        if lacking := release.missing("metrics"):
-            logger.warning("SLOT shows nothing on /metrics: %s", release.describe(lacking))
-        else:
-            metrics.install()
-        if unknown := release.missing("scoring"):
-            logger.warning(
-                "SLOT does not find some endpoints that score texts; if this release has them "
-                "elsewhere, SLOT learns from the texts that they score: %s",
-                release.describe(unknown),
-            )
         scoring.install({contact.path for contact, _ in unknown})
     if traces:
         tracing.install()

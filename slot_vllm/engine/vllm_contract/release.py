@@ -197,7 +197,7 @@ def _problem(contact: Contact, node: ast.AST, attributes: Container[str] = ()) -
             [name for name in text.removesuffix("...").split(", ") if name]
             for text in contact.takes.partition("*, ")[::2]
         )
-        positional, named, required = source.parameters(node)
+        positional, named, required = source.parameters(node, "." in contact.name)
         names = [*positional, *named]
         unknown = set() if contact.takes.endswith("...") else required - {*first, *others}
         if positional[: len(first)] != first or set(others) - set(names) or unknown:

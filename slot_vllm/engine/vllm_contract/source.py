@@ -94,16 +94,18 @@ class Source:
         return lineage
 
 
-def parameters(node: Function) -> tuple[list[str], list[str], set[str]]:
-    """Those that can be given by position, ``self`` and ``cls`` left out; those that are given by
+def parameters(node: Function, of_class: bool) -> tuple[list[str], list[str], set[str]]:
+    """Those that can be given by position, a method's first one left out; those that are given by
     name alone; and which of both have no default."""
     arguments = node.args
     positional = [a.arg for a in (*arguments.posonlyargs, *arguments.args)]
     required = positional[: len(positional) - len(arguments.defaults)]
-    positional = positional[positional[:1] in (["self"], ["cls"]) :]
+    decorators = getattr(node, "decorator_list", ())
+    static = any(isinstance(d, ast.Name) and d.id == "staticmethod" for d in decorators)
+    bound = of_class and not static
     named = {a.arg: d for a, d in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)}
-    needed = {name for name, default in named.items() if default is None}
-    return positional, list(named), needed | (set(required) & set(positional))
+    needed = {*required[bound:], *(name for name, default in named.items() if default is None)}
+    return positional[bound:], list(named), needed
 
 
 def calls(node: ast.AST) -> set[str]:

@@ -57,12 +57,16 @@ def gpqa_prompt(line: dict[str, Any], task_name: str = "") -> Doc:
 
 def _task(of: LightevalTaskConfig, name: str, prompt: Any) -> LightevalTaskConfig:
     """Both releases read the same dataset of the hub."""
-    return replace(
-        of,
+    return LightevalTaskConfig(
         name=f"published:{name}",
         prompt_function=prompt,
+        hf_repo=of.hf_repo,
+        hf_subset=of.hf_subset,
+        hf_avail_splits=of.hf_avail_splits,
+        evaluation_splits=of.evaluation_splits,
         generation_size=GENERATION_SIZE,
         metrics=[_metric(SETTINGS[name])],
+        version=of.version,
     )
 
 

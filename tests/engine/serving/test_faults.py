@@ -198,6 +198,7 @@ def test_a_second_server_that_is_told_to_stop(
                 return list(choice.token_ids)
             if choice.finish_reason == "abort":
                 return []
+            assert choice.finish_reason == "length", choice.finish_reason
 
     async def stop_while_they_run(second: Server) -> list[Any]:
         async with second.asynchronous() as client:
