@@ -23,6 +23,9 @@ SMALL: dict[str, Any] = {
 ROOMY = {"num_gpu_blocks_override": 200}
 # For all requests, so that those that name nothing are tested too.
 SLOT = {"steps": 5, "workspace_mb": 8, "keep_deltas": 64, "report_loss": True}
+# Engines with processes of their own that a process of tests keeps: with all of them, of a process
+# for each worker that nothing was forked from, 24 GiB do not suffice.
+MOST_WITH_PROCESSES = 4
 # Of ``slot_stats``, what does not only grow.
 GAUGES = {
     "requests",
@@ -37,7 +40,8 @@ GAUGES = {
 
 class Engines:
     """One per model and settings, until the process ends: a first engine costs some ten seconds,
-    a further one about one; and to end one, vLLM ends what all in the process share."""
+    a further one about one; and to end one, vLLM ends what all in the process share. Of those with
+    processes of their own the last ``MOST_WITH_PROCESSES`` that were asked for stay."""
 
     def __init__(self) -> None:
         self._engines: dict[str, Any] = {}
@@ -60,7 +64,12 @@ class Engines:
             llm = self._engines[key] = LLM(model, **{**SMALL, **options, **extra})
             keep_groups(llm)
             llm.own_methods = _methods(llm)
-        return self._engines[key]
+        # The last one that was asked for is the last.
+        llm = self._engines[key] = self._engines.pop(key)
+        own = [key for key, one in self._engines.items() if _worker(one) is None]
+        for key in own[:-MOST_WITH_PROCESSES]:
+            self._engines.pop(key).llm_engine.engine_core.shutdown()
+        return llm
 
     def check(self, llm: Any) -> None:
         """Raises AssertionError for what a test left in it, and gives it to no further test."""

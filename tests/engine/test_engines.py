@@ -1,6 +1,7 @@
 """Tests that share an engine do not meet one another in it."""
 
 import inspect
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -56,6 +57,29 @@ def test_no_further_test_gets_an_engine_in_which_something_is_left(tiny_model: s
         engines.check(llm)
     assert engines.get(tiny_model, {}, seed=2) is not llm
     assert engines.get(tiny_model, seed=2) is other
+
+
+def test_of_engines_with_processes_the_last_ones_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+
+    def make(model: str, **options: Any) -> Any:
+        inner = SimpleNamespace(model_executor=SimpleNamespace(), scheduler=SimpleNamespace())
+        core = SimpleNamespace(engine_core=inner, shutdown=lambda: ended.append(model))
+        return SimpleNamespace(llm_engine=SimpleNamespace(engine_core=core))
+
+    monkeypatch.setattr("vllm.LLM", make)
+    engines = Engines()
+    for name in "abcd":
+        engines.get(name)
+    assert not ended
+    kept = engines.get("a")
+    engines.get("e")
+    assert ended == ["b"]
+    assert engines.get("a") is kept
+    engines.get("b")
+    assert ended == ["b", "c"]
+    engines.shut_down()
+    assert sorted(ended[2:]) == ["a", "b", "d", "e"]
 
 
 def _left_is_an_error(llm: Any, what: str) -> None:
