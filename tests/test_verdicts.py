@@ -131,6 +131,26 @@ def test_loops_on_ifeval() -> None:
             assert -0.05 < bounds(row.metrics[metric])[0] < bounds(row.metrics[metric])[1] < 0.05
 
 
+def test_ifeval_on_the_larger_model() -> None:
+    found = {row.name: row for row in with_slot("study/ifeval_1.5b")}
+    assert [(row.steps, row.lr) for row in found.values()] == [(5, 0.1), (5, 0.01), (1, 0.1)]
+    stands(
+        STUDY,
+        "**No setting raises adherence by as much as these prompts can tell, and with lr 0.1 more",
+    )
+    stands(README, "no setting that was run raises adherence by as much as can be told")
+    for run in ("study/ifeval_135m", "study/ifeval_1.5b", "search/ifeval_135m"):
+        for row in with_slot(run):
+            assert told(row.metrics[STRICT]) < 1, (run, row.name)
+            assert LOOSE not in row.metrics or told(row.metrics[LOOSE]) < 1, (run, row.name)
+    stands(README, "on the larger model those of lr 0.1 make more answers loop.")
+    stands(STUDY, "on IFEval [it makes more answers of the 1.5B model loop](#ifeval), too.")
+    loops = {name: told(row.metrics[LOOPS]) for name, row in found.items()}
+    assert loops == {"steps5-lr0.1": 1, "steps5-lr0.01": 0, "steps1-lr0.1": 1}
+    stands(STUDY, "With each of the three settings more answers run into the limit.")
+    assert all(told(row.metrics[CUT_OFF]) == 1 for row in found.values())
+
+
 def test_the_first_look_at_loops() -> None:
     found = arms("search/ifeval_135m")
     loops = {row.name: row.metrics[LOOPS] for row in with_slot("search/ifeval_135m")}
@@ -224,9 +244,13 @@ def test_the_claim_by_form_does_not_succeed() -> None:
     stands(STUDY, "333 of the 500 answers are the same with SLOT and without.")
     one, other = (completions("claim/gsm8k")[name] for name in names[1:])
     assert sum(one[problem] == other[problem] for problem in one) == 333
-    stands(STUDY, "[six settings of a smaller model](#ifeval) do not raise strict adherence.")
-    ifeval = [row.metrics[STRICT] for row in with_slot("study/ifeval_135m")]
-    assert len(ifeval) == 6 and all(told(metric) < 1 for metric in ifeval)
+    stands(
+        STUDY,
+        "[six settings of a smaller model and three of this one](#ifeval) do not raise strict",
+    )
+    for run, settings in ("study/ifeval_135m", 6), ("study/ifeval_1.5b", 3):
+        ifeval = [row.metrics[STRICT] for row in with_slot(run)]
+        assert len(ifeval) == settings and all(told(metric) < 1 for metric in ifeval)
 
 
 def test_where_the_form_is_lost() -> None:
