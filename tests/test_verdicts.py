@@ -329,11 +329,7 @@ def test_the_quickstart() -> None:
     assert signs == {"paper": [0, 0, 1, 1], "steps1": [0, 0, -1, 0]}
     assert (one_step.metrics[STRICT].difference or 0) < 0
     stands(README, "many of the answers that follow their instruction then [repeat themselves]")
-    right = [
-        sample
-        for sample in SampleFile(REFERENCE / "quickstart" / SAMPLES).read()
-        if sample.arm == "paper" and sample.scores[STRICT]
-    ]
+    right = [one for one in samples("quickstart")["paper"].values() if one.scores[STRICT]]
     assert 3 * sum(is_repetition(sample.completion) for sample in right) > len(right)
 
 

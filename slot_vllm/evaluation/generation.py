@@ -24,6 +24,7 @@ _OF_TRANSFORMERS = (
     *("dtype", "max_model_len", "max_num_seqs", "revision", "tokenizer", "tokenizer_revision"),
     "trust_remote_code",
 )
+
 # Of so many finished requests the engine keeps the losses.
 KEPT_LOSSES = 1024
 

@@ -135,8 +135,9 @@ def _inspections(
                     f"--prompt {prompt!r}: {'a single token' if read else 'no token'}, from which "
                     "nothing can be learned, so all shifts are zero; allowed: two tokens or more"
                 )
-        drawn = arm.without("regex", "bias")
-        model.prepare([(doc, drawn) for docs in asked.values() for doc in docs])
+        # At the temperature at which the arm draws as many answers as the task asks for.
+        checked = arm.without("regex", "bias")
+        model.prepare([(doc, checked) for docs in asked.values() for doc in docs])
     return [inspect(model, arm, name, docs, top) for arm in arms for name, docs in asked.items()]
 
 

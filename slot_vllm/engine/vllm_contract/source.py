@@ -69,8 +69,8 @@ class Source:
         node = module.definitions.get(name)
         if isinstance(node, ast.ImportFrom) and depth < 8:
             alias = next(a for a in node.names if (a.asname or a.name) == name)
-            name_of = "." * node.level + (node.module or "")
-            origin = self.module(resolve_name(name_of, module.package))
+            written = "." * node.level + (node.module or "")
+            origin = self.module(resolve_name(written, module.package))
             return None if origin is None else self._resolve(origin, alias.name, depth + 1)
         return None if node is None else Found(module, node)
 

@@ -39,9 +39,8 @@ class LinearHead:
     f(h W^T + bias), or not sharded over the vocabulary where there are several ranks.
 
     ranks: those that share it. vocabulary: of the whole head, without its padding. columns: those
-    of this rank, [first, stop).
-    vLLM pads the vocabulary at its end and divides it evenly: the last ranks may have few columns
-    or none.
+    of this rank, [first, stop). vLLM pads the vocabulary at its end and divides it evenly: the last
+    ranks may have few columns or none.
     """
 
     def __init__(
